@@ -1,0 +1,51 @@
+"""Latent reasoning and layer-wise supervision for any Hugging Face causal LM, on stock transformers and TRL.
+
+Importing the package registers its model types with transformers' Auto classes; everything else is loaded on first use.
+"""
+
+import importlib
+
+from .registration import register_models
+from .version import __version__
+
+
+_EXPORTS = {
+    "models.auto_thinking": ["load_thinking_model"],
+    "models.hub": ["hub_code"],
+    "models.thinking.generation_thinking": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
+    "models.thinking.modeling_thinking_llama": [
+        "ThinkingLlamaConfig",
+        "ThinkingLlamaForCausalLM",
+        "ThinkingLlamaModel",
+    ],
+    "models.thinking.modeling_thinking_qwen2": [
+        "ThinkingQwen2Config",
+        "ThinkingQwen2ForCausalLM",
+        "ThinkingQwen2Model",
+    ],
+    "models.thinking.modeling_thinking_qwen3": [
+        "ThinkingQwen3Config",
+        "ThinkingQwen3ForCausalLM",
+        "ThinkingQwen3Model",
+    ],
+    "trainers.hrpo_config": ["HRPOConfig"],
+    "trainers.hrpo_trainer": ["HRPOTrainer"],
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", "register_models", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))
+
+
+register_models()

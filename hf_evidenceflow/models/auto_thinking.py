@@ -1,0 +1,85 @@
+"""Loads the thinking variant of a checkpoint, whatever its family."""
+
+import json
+import os
+
+from transformers import AutoConfig
+
+from .thinking.modeling_thinking_llama import ThinkingLlamaForCausalLM
+from .thinking.modeling_thinking_qwen2 import ThinkingQwen2ForCausalLM
+from .thinking.modeling_thinking_qwen3 import ThinkingQwen3ForCausalLM
+
+
+THINKING_CLASSES = {
+    "llama": ThinkingLlamaForCausalLM,
+    "qwen2": ThinkingQwen2ForCausalLM,
+    "qwen3": ThinkingQwen3ForCausalLM,
+}
+
+# Keyword arguments that say where a file is, as opposed to how the model is built
+_LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def thinking_class(path_or_id: str, **kwargs):
+    """
+    The thinking class for a checkpoint of a supported family, plain or thinking.
+
+    Args:
+        path_or_id (`str`):
+            Hub name or local folder.
+        kwargs:
+            Where the files are (`revision`, `token`, ...); all else is ignored.
+
+    Raises:
+        `ValueError`: if the checkpoint's type has no thinking variant.
+    """
+    location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
+    model_type = AutoConfig.from_pretrained(path_or_id, **location).model_type
+    try:
+        return THINKING_CLASSES[model_type.removeprefix("thinking_")]
+    except KeyError:
+        raise ValueError(
+            f"{path_or_id!r} is a checkpoint of type `{model_type}`, which has no thinking variant. Supported types: "
+            f"{', '.join(sorted(THINKING_CLASSES))}, and these with the prefix `thinking_`."
+        ) from None
+
+
+def load_thinking_model(path_or_id: str, **kwargs):
+    """
+    Load a checkpoint as a thinking model: base weights plus its thinking modules, fresh ones where it has none.
+
+    Args:
+        path_or_id (`str`):
+            Hub name or local folder of a plain or a thinking checkpoint, or a local folder with an adapter saved by
+            [`HRPOTrainer`].
+        kwargs:
+            Passed to `from_pretrained`: `dtype`, `device_map`, ... and fields of the config such as `thinking_mode`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`], or for an adapter folder a [`~peft.PeftModel`] around it.
+
+    Raises:
+        `ValueError`: if the checkpoint's type has no thinking variant.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow import load_thinking_model
+
+    >>> model = load_thinking_model("Qwen/Qwen2.5-0.5B-Instruct", thinking_mode="projection")
+    ```
+    """
+    adapter = os.path.join(path_or_id, "adapter_config.json")
+    if not os.path.isfile(adapter):
+        return thinking_class(path_or_id, **kwargs).from_pretrained(path_or_id, **kwargs)
+
+    from peft import PeftModel
+
+    with open(adapter, encoding="utf-8") as file:
+        base = json.load(file)["base_model_name_or_path"]
+    # The trainer saves the thinking config beside the adapter; the base checkpoint may be a plain one
+    cls = thinking_class(path_or_id if os.path.isfile(os.path.join(path_or_id, "config.json")) else base, **kwargs)
+    config, model_kwargs = cls.config_class.from_pretrained(path_or_id, return_unused_kwargs=True, **kwargs)
+    model = cls.from_pretrained(base, config=config, **model_kwargs)
+    model.config._name_or_path = path_or_id  # where the tokenizer is
+    return PeftModel.from_pretrained(model, path_or_id)

@@ -1,0 +1,100 @@
+"""The fields that turn the config of a causal LM into that of its thinking variant."""
+
+import difflib
+from dataclasses import dataclass, fields
+
+
+_CHOICES = {
+    "thinking_mode": ("projection", "embedding", "none"),
+    "thinking_projection_layers": (1, 2),
+    "thinking_projection_norm": ("l2", "layernorm", "embedding_rms"),
+}
+
+
+@dataclass
+class ThinkingConfigMixin:
+    r"""
+    Fields of hybrid latent reasoning (arXiv 2505.18454), to be put before a transformers config in the list of bases.
+
+    Args:
+        thinking_mode (`str`, *optional*, defaults to `"projection"`):
+            The thinking state `s` of a completion token: `"projection"`, a learned projection of the last hidden state at the position
+            before; `"embedding"` (the paper), the embedding averaged by the distribution the token was drawn from; `"none"`, no
+            state: the model is exactly its base model. A runtime switch: no mode drops or re-initialises weights.
+        thinking_residual_r_min, thinking_residual_r_max (`float`, *optional*, default to `0.99` and `0.999`):
+            Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialisation. The closer to 1,
+            the closer a fresh model is to its base.
+        thinking_residual_c (`float`, *optional*, defaults to `8`):
+            The constant `c > 0` of `a = exp(-c * softplus(-Lambda) * r)`.
+        thinking_projection_layers (`int`, *optional*, defaults to `1`):
+            Linear layers of the projection, 1 or 2 (with SiLU between them).
+        thinking_projection_norm (`str`, *optional*, defaults to `"l2"`):
+            Normalisation of the projected state: `"l2"`, `"layernorm"` or `"embedding_rms"`.
+        thinking_projection_dropout (`float`, *optional*, defaults to `0`):
+            Dropout in [0, 1) on the normalised state, active in training where gradients flow, never in a rollout.
+        thinking_projection_init_std (`float`, *optional*):
+            Standard deviation > 0 of the projection's initial weights; `None` is `1 / sqrt(hidden_size)`. It does not change the
+            forward pass under `"l2"`, but the projection's gradient grows as 1/std: at 0.001 it is 2 to 20 times that of the rest.
+        thinking_answer_start (`str`, *optional*, defaults to `"####"`):
+            Text that ends the thinking phase of a completion; `None`: the whole completion thinks.
+    """
+
+    thinking_mode: str = "projection"
+    thinking_residual_r_min: float = 0.99
+    thinking_residual_r_max: float = 0.999
+    thinking_residual_c: float | int = 8
+    thinking_projection_layers: int = 1
+    thinking_projection_norm: str = "l2"
+    thinking_projection_dropout: float | int = 0.0
+    thinking_projection_init_std: float | None = None
+    thinking_answer_start: str | None = "####"
+
+    def __post_init__(self, **kwargs):
+        names = [field.name for field in fields(ThinkingConfigMixin)]
+        for key in kwargs:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+            if near or key.startswith("thinking_"):
+                hint = (near or difflib.get_close_matches(key, names, n=1, cutoff=0.0))[0]
+                raise ValueError(f"`{key}` is no field of {type(self).__name__}; did you mean `{hint}`?")
+        super().__post_init__(**kwargs)
+        self.check_thinking()
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        model_type = config_dict.get("model_type", cls.model_type)
+        plain = cls.model_type.removeprefix("thinking_")
+        if model_type not in (plain, cls.model_type):
+            raise ValueError(
+                f"{cls.__name__} reads checkpoints of type `{plain}` or `{cls.model_type}`, got one of type `{model_type}`."
+            )
+        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        # A plain checkpoint of the family becomes one of the thinking type
+        if config_dict.get("model_type") == cls.model_type.removeprefix("thinking_"):
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+    def check_thinking(self):
+        """Raise a `ValueError` for a thinking field out of its range; called again by the model, since fields can be assigned."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}.")
+        r_min, r_max = self.thinking_residual_r_min, self.thinking_residual_r_max
+        if not 0 < r_min < r_max < 1:
+            raise ValueError(
+                "`thinking_residual_r_min` and `thinking_residual_r_max` must satisfy 0 < r_min < r_max < 1, "
+                f"got {r_min} and {r_max}."
+            )
+        if not self.thinking_residual_c > 0:
+            raise ValueError(f"`thinking_residual_c` must be positive, got {self.thinking_residual_c}.")
+        if not 0 <= self.thinking_projection_dropout < 1:
+            raise ValueError(f"`thinking_projection_dropout` must be in [0, 1), got {self.thinking_projection_dropout}.")
+        if self.thinking_projection_init_std is not None and not self.thinking_projection_init_std > 0:
+            raise ValueError(
+                f"`thinking_projection_init_std` must be positive or None, got {self.thinking_projection_init_std}."
+            )
+        if self.thinking_answer_start == "":
+            raise ValueError("`thinking_answer_start` must not be empty; use None to think over the whole completion.")

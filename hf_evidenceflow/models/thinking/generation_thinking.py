@@ -1,0 +1,354 @@
+"""Hybrid generation through the stock `generate()`: the decoding loop stays transformers' own.
+
+`_sample` is wrapped, not copied: one [`ThinkingSession`] a call rides along in the model's keyword arguments, sees the processed scores as
+the last logits processor and the chosen tokens through the stopping criteria, and hands the states of the next forward pass to
+`prepare_inputs_for_generation`. Nothing is stored on the model, so concurrent calls do not meet.
+
+Shapes: B rows, P prompt tokens, C completion tokens, H hidden size, V vocabulary.
+"""
+
+import functools
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoTokenizer
+from transformers.generation import (
+    GenerateDecoderOnlyOutput,
+    GenerationMode,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+
+from .answer_marker import MarkerAutomaton
+from .thinking_residual import embedding_state
+
+
+@dataclass
+class ThinkingRollout:
+    """
+    What one call of `generate()` recorded for its completions.
+
+    Args:
+        states (`torch.Tensor` of shape `(B, C, H)`):
+            State attached to each completion token, in the model's dtype: the last hidden state before the projection in mode
+            `projection`, the weighted embedding in mode `embedding`.
+        mask (`torch.Tensor` of shape `(B, C)`):
+            Boolean, `True` where the token's input is fused with its state.
+        embeds_ratio (`torch.Tensor` of shape `(B, C)`):
+            Mean over H of the weight `a` of the token embedding; 1 where a token was not fused or not fed (the last one).
+        gate, hidden_ratio (`torch.Tensor` of shape `(B, C)`):
+            Means over H of the gate `r` and of `sqrt(1 - a^2)`; 0 where a token was not fused or not fed.
+        logps (`torch.Tensor` of shape `(B, C)`, *optional*):
+            Log-probabilities of the chosen tokens at `logps_temperature`, before all other processors.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor
+    embeds_ratio: torch.Tensor
+    gate: torch.Tensor
+    hidden_ratio: torch.Tensor
+    logps: torch.Tensor | None = None
+
+
+@dataclass
+class GenerateThinkingOutput(GenerateDecoderOnlyOutput):
+    """
+    [`~transformers.generation.GenerateDecoderOnlyOutput`] with what the call recorded: see [`ThinkingRollout`].
+
+    Args:
+        thinking_states (`torch.Tensor` of shape `(B, C, H)`), thinking_mask (`(B, C)`), embeds_ratio (`(B, C)`)
+    """
+
+    thinking_states: torch.Tensor | None = None
+    thinking_mask: torch.Tensor | None = None
+    embeds_ratio: torch.Tensor | None = None
+
+
+@dataclass
+class _Collector:
+    tokenizer: object
+    logps_temperature: float | None
+    rollouts: list
+
+
+_collector: ContextVar[_Collector | None] = ContextVar("thinking_collector", default=None)
+
+
+@contextmanager
+def collect_thinking(tokenizer=None, logps_temperature: float | None = None):
+    """
+    Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes the call.
+
+    For callers that cannot pass `tokenizer=` and `return_dict_in_generate=True` themselves, such as a trainer's rollout.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Used by calls that bring no tokenizer.
+        logps_temperature (`float`, *optional*):
+            If given, log-probabilities of the chosen tokens are recorded at this temperature.
+
+    Yields:
+        `list[ThinkingRollout]`: one item a call, in the order of the calls.
+    """
+    collector = _Collector(tokenizer, logps_temperature, [])
+    token = _collector.set(collector)
+    try:
+        yield collector.rollouts
+    finally:
+        _collector.reset(token)
+
+
+class ThinkingRecorder:
+    """Carries tensors out of a forward pass: `hidden` `[B, H]` at the last position and `stats` `[B, 3]` (a, r, sqrt(1 - a^2)) or `None`."""
+
+    hidden: torch.Tensor | None = None
+    stats: torch.Tensor | None = None
+
+
+# Below this probability a token is cut from the weighted embedding; what the cut leaves out is bounded by `_MAX_TAIL`
+_TOKEN_CUT = 1e-4
+_MAX_TAIL = 0.01
+
+
+def sparse_embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """
+    [`embedding_state`] from the likely tokens only, where they hold at least 99 % of the probability; else the exact product.
+
+    Rows whose cut tokens (p < 1e-4) sum to more than 0.01 are computed exactly. In the other rows the numerator is off by at most
+    0.01 times the longest embedding. For CPUs: the choice reads values on the host, and on an accelerator the product is cheap.
+
+    Args:
+        probs (`torch.Tensor` of shape `(B, V)`), embedding (`torch.Tensor` of shape `(V, H)`): as in [`embedding_state`].
+    """
+    likely = probs >= _TOKEN_CUT
+    flat = (probs * likely).sum(-1) < 1 - _MAX_TAIL
+    if flat.all():
+        return embedding_state(probs, embedding)
+    likely &= ~flat[:, None]
+    rows, tokens = likely.nonzero(as_tuple=True)
+    offsets = torch.searchsorted(rows, torch.arange(len(probs)))
+    kept = probs[rows, tokens]
+    state = torch.nn.functional.embedding_bag(
+        tokens, embedding, offsets, mode="sum", per_sample_weights=kept.to(embedding.dtype)
+    )
+    norm = torch.zeros(len(probs)).index_add_(0, rows, kept * kept).sqrt()
+    state = state / norm[:, None].to(embedding.dtype)
+    if flat.any():
+        state[flat] = embedding_state(probs[flat], embedding)
+    return state
+
+
+class ThinkingSession:
+    """
+    The state of one `generate()` call: the phase of each row, the state of the next token and what is recorded.
+
+    Args:
+        mode (`str`): `"projection"` or `"embedding"`.
+        embedding (`torch.Tensor` of shape `(V, H)`): input embedding matrix.
+        automaton ([`MarkerAutomaton`], *optional*): finds the end of the thinking phase; `None`: the whole completion thinks.
+        batch_size (`int`): rows.
+        device (`torch.device`): device of the token ids.
+        keep (`bool`): whether all states are kept, or only the last.
+        logps_temperature (`float`, *optional*): if given, log-probabilities are recorded.
+    """
+
+    def __init__(self, mode, embedding, automaton, batch_size, device, keep, logps_temperature=None):
+        self.mode = mode
+        self.embedding = embedding
+        self.automaton = automaton
+        self.keep = keep
+        self.logps_temperature = logps_temperature
+        self.recorder = ThinkingRecorder()
+        self.marker_state = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.thinking = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self.unfinished = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self.states, self.masks, self.stats, self.logps = [], [], [], []
+        self.raw_scores = None
+
+    def observe_logits(self, input_ids, scores):
+        """First logits processor: keeps the raw scores for the log-probability of the token."""
+        self.raw_scores = scores
+        return scores
+
+    def observe_scores(self, input_ids, scores):
+        """Last logits processor: what it sees is the distribution the next token is drawn from."""
+        if self.mode == "projection":
+            self._push(self.states, self.recorder.hidden)
+            return scores
+        if scores.device.type != "cpu":
+            self._push(self.states, embedding_state(scores.softmax(-1), self.embedding))
+            return scores
+        # A row that has stopped thinking needs no state
+        rows = (self.unfinished & self.thinking).nonzero().squeeze(1)
+        state = self.embedding.new_zeros(len(scores), self.embedding.shape[1])
+        if len(rows):
+            state[rows] = sparse_embedding_state(scores[rows].softmax(-1), self.embedding)
+        self._push(self.states, state)
+        return scores
+
+    def observe_tokens(self, input_ids, done):
+        """Called by the stopping criteria with the new token appended, [B, P + t], and the rows that it finishes, [B]."""
+        tokens = input_ids[:, -1]
+        if self.automaton is not None:
+            self.marker_state = self.automaton.step(self.marker_state, tokens)
+            self.thinking = self.marker_state != self.automaton.found
+        self._push(self.masks, self.unfinished & self.thinking)
+        if self.logps_temperature is not None:
+            logps = (self.raw_scores / self.logps_temperature).log_softmax(-1)
+            self.logps.append(logps.gather(1, tokens[:, None]).squeeze(1))
+        self.unfinished = self.unfinished & ~done
+
+    def _push(self, items, item):
+        if not self.keep:
+            items.clear()
+        items.append(item)
+
+    def model_inputs(self, length: int) -> dict:
+        """Keyword arguments of the next forward pass over the last `length` tokens."""
+        inputs = {"thinking_recorder": self.recorder}
+        if self.masks:
+            if self.keep and len(self.masks) > 1:
+                self.stats.append(self.recorder.stats)
+            inputs["thinking_states"] = torch.stack(self.states[-length:], dim=1)
+            inputs["thinking_mask"] = torch.stack(self.masks[-length:], dim=1)
+        return inputs
+
+    def rollout(self, length: int) -> ThinkingRollout:
+        """What was recorded for the first `length` completion tokens."""
+        if length == 0:
+            raise ValueError("Nothing was generated, so there are no thinking states to return. Raise `max_new_tokens`.")
+        mask = torch.stack(self.masks[:length], dim=1)
+        states = torch.stack(self.states[:length], dim=1)
+        # The last token was never fed
+        stats = [*self.stats[: length - 1]]
+        if length > 1 and len(stats) < length - 1:
+            stats.append(self.recorder.stats)
+        unfused = torch.tensor([1.0, 0.0, 0.0], device=mask.device).expand(len(mask), 3)
+        stats = torch.stack([unfused.to(states.device) if s is None else s for s in [*stats, unfused]], dim=1)
+        stats = torch.where(mask[..., None].to(stats.device), stats, unfused.to(stats.device)[:, None])
+        logps = torch.stack(self.logps[:length], dim=1) if self.logps else None
+        a, gate, hidden_ratio = stats.unbind(-1)
+        return ThinkingRollout(states, mask, a, gate, hidden_ratio, logps)
+
+
+class _ObservedStoppingCriteria(StoppingCriteriaList):
+    def __init__(self, criteria, session):
+        super().__init__(criteria)
+        self.session = session
+
+    def __call__(self, input_ids, scores, **kwargs):
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.session.observe_tokens(input_ids, done)
+        return done
+
+
+@functools.lru_cache(maxsize=8)
+def _saved_tokenizer(path):
+    return AutoTokenizer.from_pretrained(path)
+
+
+class ThinkingGenerationMixin:
+    """Hybrid generation for a causal LM whose base model is a [`ThinkingModelMixin`]; put before the transformers class."""
+
+    @property
+    def _supported_generation_modes(self):
+        if self.config.thinking_mode == "none":
+            return None
+        return [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
+
+    def _refuse_paged(self):
+        if self.config.thinking_mode != "none":
+            raise ValueError(
+                f"Continuous batching (`generate_batch`) does not support `thinking_mode={self.config.thinking_mode!r}`: its paged "
+                "engine has no place for thinking states. Use `generate`, or set `config.thinking_mode = 'none'`."
+            )
+
+    def init_continuous_batching(self, *args, **kwargs):
+        self._refuse_paged()
+        return super().init_continuous_batching(*args, **kwargs)
+
+    def generate_batch(self, *args, **kwargs):
+        self._refuse_paged()
+        return super().generate_batch(*args, **kwargs)
+
+    def _automaton(self, tokenizer, device):
+        marker = self.config.thinking_answer_start
+        if marker is None:
+            return None
+        collector = _collector.get()
+        if tokenizer is None and collector is not None:
+            tokenizer = collector.tokenizer
+        if tokenizer is None:
+            path = self.config._name_or_path
+            try:
+                if not path:
+                    raise OSError("the model was not loaded from a folder or the Hub")
+                tokenizer = _saved_tokenizer(path)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"`thinking_answer_start={marker!r}` needs a tokenizer to be found in the generated tokens, and none could be "
+                    f"loaded from beside the model ({path!r}: {error}). Pass `tokenizer=` to `generate`, or set "
+                    "`config.thinking_answer_start = None` to think over the whole completion."
+                ) from error
+        # A processor holds its tokenizer
+        return MarkerAutomaton.for_tokenizer(getattr(tokenizer, "tokenizer", tokenizer), marker, device)
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, thinking_session=None, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        if thinking_session is not None:
+            tokens = model_inputs["input_ids"]
+            model_inputs.update(thinking_session.model_inputs(1 if tokens is None else tokens.shape[1]))
+        return model_inputs
+
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        tokenizer=None,
+        **model_kwargs,
+    ):
+        """Differs from GenerationMixin._sample in nothing but the observers that it adds."""
+        call = functools.partial(
+            super()._sample, input_ids, generation_config=generation_config, synced_gpus=synced_gpus, streamer=streamer
+        )
+        self.config.check_thinking()
+        if self.config.thinking_mode == "none":
+            return call(logits_processor=logits_processor, stopping_criteria=stopping_criteria, **model_kwargs)
+
+        collector = _collector.get()
+        returned = generation_config.return_dict_in_generate
+        session = ThinkingSession(
+            self.config.thinking_mode,
+            self.get_input_embeddings().weight,
+            self._automaton(tokenizer, input_ids.device),
+            batch_size=input_ids.shape[0],
+            device=input_ids.device,
+            keep=returned or collector is not None or not generation_config.use_cache,
+            logps_temperature=None if collector is None else collector.logps_temperature,
+        )
+        processors = [*logits_processor, session.observe_scores]
+        if session.logps_temperature is not None:
+            processors = [session.observe_logits, *processors]
+        output = call(
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=_ObservedStoppingCriteria(stopping_criteria, session),
+            thinking_session=session,
+            **model_kwargs,
+        )
+        if not returned and collector is None:
+            return output
+        sequences = output.sequences if returned else output
+        rollout = session.rollout(sequences.shape[1] - input_ids.shape[1])
+        if collector is not None:
+            collector.rollouts.append(rollout)
+        if not returned:
+            return output
+        return GenerateThinkingOutput(
+            **output, thinking_states=rollout.states, thinking_mask=rollout.mask, embeds_ratio=rollout.embeds_ratio
+        )

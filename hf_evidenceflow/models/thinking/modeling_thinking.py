@@ -1,0 +1,149 @@
+"""Hybrid latent reasoning on top of a transformers base model: the forward pass with fused inputs, and initialisation.
+
+Source: Yue et al. 2025 (arXiv 2505.18454); the learnable projection is this project's own variant of the paper's state.
+
+Shapes: B rows, T tokens, C completion tokens, H hidden size.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .thinking_residual import (
+    THINKING_MODULES,
+    ThinkingGate,
+    ThinkingLambda,
+    ThinkingProjection,
+    mix_thinking_state,
+    normalise_state,
+)
+
+
+class ThinkingModelMixin:
+    """
+    Adds the thinking modules and the fusion of thinking states to a decoder; put before the transformers base model.
+
+    Neutral setting: with `thinking_mode="none"`, or without a `thinking_mask`, the output is bit-equal to the base model's.
+    """
+
+    _keep_in_fp32_modules_strict = list(THINKING_MODULES)  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        size = config.hidden_size
+        self.thinking_residual_gate_r = ThinkingGate(size)
+        self.thinking_residual_gate_i = ThinkingGate(size)
+        self.thinking_residual_Lambda = ThinkingLambda(size, config.thinking_residual_c)
+        self.thinking_projection = ThinkingProjection(size, config.thinking_projection_layers)
+        self.post_init()
+
+    def _init_weights(self, module):
+        if isinstance(module, (ThinkingGate, ThinkingLambda, ThinkingProjection)):
+            module.init_weights(self.config)
+        else:
+            super()._init_weights(module)
+
+    def thinking_state(self, states: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        """
+        The state `s` that is mixed in, from the recorded states.
+
+        Args:
+            states (`torch.Tensor` of shape `(B, C, H)`): recorded states, see [`ThinkingRollout`].
+            embeds (`torch.Tensor` of shape `(B, C, H)`): token embeddings, fp32 (or fp64).
+
+        Returns:
+            `torch.Tensor` of shape `(B, C, H)`, in the dtype of `embeds`.
+        """
+        states = states.to(embeds)
+        if self.config.thinking_mode == "embedding":
+            return states
+        state = normalise_state(self.thinking_projection(states), embeds, self.config.thinking_projection_norm)
+        # In a rollout there are no gradients: it stays exact under dropout
+        return F.dropout(
+            state, self.config.thinking_projection_dropout, training=self.training and torch.is_grad_enabled()
+        )
+
+    def fuse(self, embeds: torch.Tensor, states: torch.Tensor, mask: torch.Tensor):
+        """
+        Fuse thinking states into the last C token embeddings where the mask is set; computed in at least fp32, autocast or not.
+
+        Args:
+            embeds (`torch.Tensor` of shape `(B, T, H)`): token embeddings.
+            states (`torch.Tensor` of shape `(B, C, H)`): recorded states, right-aligned to the sequence.
+            mask (`torch.Tensor` of shape `(B, C)`): boolean.
+
+        Returns:
+            `tuple`: fused embeddings `[B, T, H]` in the dtype of `embeds`, and the tensors `a`, `r` of shape `[B, C, H]`.
+        """
+        if mask.shape != states.shape[:2] or mask.shape[0] != embeds.shape[0] or mask.shape[1] > embeds.shape[1]:
+            raise ValueError(
+                f"`thinking_states` must be [B, C, *] and `thinking_mask` [B, C] with C at most the sequence length, got "
+                f"{tuple(states.shape)} and {tuple(mask.shape)} for embeddings of shape {tuple(embeds.shape)}."
+            )
+        count = mask.shape[1]
+        with torch.autocast(device_type=embeds.device.type, enabled=False):
+            tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32))  # [B, C, H]
+            r = self.thinking_residual_gate_r(tail)
+            i = self.thinking_residual_gate_i(tail)
+            fused, a = mix_thinking_state(tail, self.thinking_state(states, tail), r, i, self.thinking_residual_Lambda())
+        fused = torch.where(mask.to(embeds.device, torch.bool)[..., None], fused.to(embeds.dtype), embeds[:, -count:])
+        if count < embeds.shape[1]:
+            fused = torch.cat([embeds[:, :-count], fused], dim=1)
+        return fused, a, r
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        thinking_states=None,
+        thinking_mask=None,
+        thinking_recorder=None,
+        **kwargs,
+    ):
+        r"""
+        Args:
+            thinking_states (`torch.Tensor` of shape `(B, C, H)`, *optional*):
+                Recorded states of the last C tokens (right-aligned); needed where `thinking_mask` is given.
+            thinking_mask (`torch.Tensor` of shape `(B, C)`, *optional*):
+                `True` (or 1) where a token's input is fused with its state. Without it nothing is fused.
+            thinking_recorder ([`ThinkingRecorder`], *optional*):
+                Receives the last hidden state, for generation.
+        """
+        stats = None
+        if thinking_mask is not None and self.config.thinking_mode != "none":
+            self.config.check_thinking()
+            if thinking_states is None:
+                raise ValueError("`thinking_mask` needs `thinking_states` of shape [B, C, H]; got None.")
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+            inputs_embeds, a, r = self.fuse(inputs_embeds, thinking_states, thinking_mask)
+            if thinking_recorder is not None:
+                a, r = a[:, -1], r[:, -1]
+                stats = torch.stack([a.mean(-1), r.mean(-1), (1 - a * a).clamp(min=0).sqrt().mean(-1)], dim=-1)
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if thinking_recorder is not None:
+            thinking_recorder.hidden = outputs[0][:, -1]
+            thinking_recorder.stats = stats
+        return outputs
+
+
+class ThinkingCausalLMMixin:
+    """Puts a thinking base model (class attribute `thinking_model_class`) into a transformers causal LM."""
+
+    thinking_model_class = None
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = self.thinking_model_class(config)
+        self.post_init()

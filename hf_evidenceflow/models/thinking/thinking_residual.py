@@ -1,0 +1,159 @@
+"""The thinking residual: how a latent state is mixed into the embedding of a completion token.
+
+Source: Yue et al. 2025, Hybrid Latent Reasoning via Reinforcement Learning (arXiv 2505.18454), section 3. Deviation: besides the
+paper's probability-weighted embedding, the state may be a learned projection of the last hidden state.
+
+Shapes: B rows, C completion tokens, H hidden size, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+
+THINKING_MODULES = (
+    "thinking_residual_gate_r",
+    "thinking_residual_gate_i",
+    "thinking_residual_Lambda",
+    "thinking_projection",
+)
+
+
+def thinking_modules_in_use(thinking_mode: str) -> tuple[str, ...]:
+    """
+    Names of the thinking modules that a mode computes with, and that therefore can be trained in it.
+
+    Args:
+        thinking_mode (`str`):
+            `"projection"`, `"embedding"` or `"none"`.
+    """
+    if thinking_mode == "none":
+        return ()
+    return THINKING_MODULES if thinking_mode == "projection" else THINKING_MODULES[:3]
+
+
+def mix_thinking_state(
+    embeds: torch.Tensor, state: torch.Tensor, r: torch.Tensor, i: torch.Tensor, log_a_max: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mix a thinking state into token embeddings: `a * e + sqrt(1 - a^2 + 1e-8) * (i * s)` with `a = exp(log_a_max * r)`.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(..., H)`):
+            Token embeddings `e`, fp32.
+        state (`torch.Tensor` of shape `(..., H)`):
+            Thinking states `s`, fp32.
+        r, i (`torch.Tensor` of shape `(..., H)`):
+            Recurrence and input gates in (0, 1).
+        log_a_max (`torch.Tensor` of shape `(H,)`):
+            `-c * softplus(-Lambda)`, negative.
+
+    Returns:
+        `tuple`: the mixed embeddings and `a`, both of shape `(..., H)`.
+    """
+    a = torch.exp(log_a_max * r)
+    return a * embeds + torch.sqrt(1 - a * a + 1e-8) * (i * state), a
+
+
+def embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """
+    The paper's thinking state `sum_v p_v E[v] / sqrt(sum_v p_v^2)`.
+
+    Args:
+        probs (`torch.Tensor` of shape `(B, V)`):
+            The distribution a token was drawn from, fp32.
+        embedding (`torch.Tensor` of shape `(V, H)`):
+            Input embedding matrix.
+
+    Returns:
+        `torch.Tensor` of shape `(B, H)`, in the dtype of `embedding`.
+    """
+    # An embedding matrix may be longer than the head (padded vocabulary)
+    weighted = probs.to(embedding.dtype) @ embedding[: probs.shape[-1]]
+    return weighted / probs.norm(dim=-1, keepdim=True).to(embedding.dtype)
+
+
+class _Float32Module(nn.Module):
+    """Parameters that stay fp32 under `.to(bf16)` and `.half()`: with bf16's 8 bits, steps at a rate of 1e-3 are rounded away."""
+
+    def _apply(self, fn, recurse=True):
+        def moved(tensor):
+            out = fn(tensor)
+            if out.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(device=out.device, dtype=torch.float32)
+            return out
+
+        return super()._apply(moved, recurse)
+
+
+class ThinkingGate(_Float32Module, nn.Linear):
+    """`sigmoid(W e + b)`, [..., H] -> [..., H], fp32."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, hidden_size, dtype=torch.float32)
+
+    def forward(self, embeds):
+        return torch.sigmoid(super().forward(embeds))
+
+    def init_weights(self, config):
+        init.normal_(self.weight, mean=0.0, std=getattr(config, "initializer_range", 0.02))
+        init.zeros_(self.bias)
+
+
+class ThinkingLambda(_Float32Module):
+    """The decay `-c * softplus(-Lambda)`, [H], fp32: the logarithm of the largest weight that keeps the token embedding."""
+
+    def __init__(self, hidden_size: int, c: float):
+        super().__init__()
+        self.c = c
+        self.Lambda = nn.Parameter(torch.empty(hidden_size, dtype=torch.float32))
+
+    def forward(self):
+        return -self.c * F.softplus(-self.Lambda)
+
+    def init_weights(self, config):
+        # a at an open gate is uniform in [r_min, r_max]
+        init.uniform_(self.Lambda, config.thinking_residual_r_min, config.thinking_residual_r_max)
+        init.copy_(self.Lambda, -torch.log(torch.expm1(-torch.log(self.Lambda) / self.c)))
+
+
+class ThinkingProjection(_Float32Module, nn.Linear):
+    """Last hidden state -> thinking state before normalisation, [..., H] -> [..., H], fp32, one or two layers, without bias."""
+
+    def __init__(self, hidden_size: int, num_layers: int = 1):
+        super().__init__(hidden_size, hidden_size, bias=False, dtype=torch.float32)
+        self.hidden = nn.Linear(hidden_size, hidden_size, bias=False, dtype=torch.float32) if num_layers == 2 else None
+
+    def forward(self, hidden_states):
+        if self.hidden is not None:
+            hidden_states = F.silu(self.hidden(hidden_states))
+        return super().forward(hidden_states)
+
+    def init_weights(self, config):
+        # Under a norm the scale has no effect on the output, but the gradient grows as 1/std (docstring of the config)
+        std = config.thinking_projection_init_std
+        std = 1 / math.sqrt(self.in_features) if std is None else std
+        for weight in (self.weight,) if self.hidden is None else (self.weight, self.hidden.weight):
+            init.normal_(weight, mean=0.0, std=std)
+
+
+def normalise_state(projected: torch.Tensor, embeds: torch.Tensor, norm: str) -> torch.Tensor:
+    """
+    Bring projected states to the scale of embeddings.
+
+    Args:
+        projected, embeds (`torch.Tensor` of shape `(..., H)`):
+            Projected hidden states and the token embeddings they will be mixed with.
+        norm (`str`):
+            `"l2"`: unit length. `"layernorm"`: zero mean and unit variance over H, no parameters. `"embedding_rms"`: the root mean
+            square of the token embedding at the same position.
+    """
+    if norm == "l2":
+        return F.normalize(projected, dim=-1)
+    if norm == "layernorm":
+        return F.layer_norm(projected, projected.shape[-1:])
+    rms = embeds.detach().square().mean(-1, keepdim=True).sqrt()
+    return F.rms_norm(projected, projected.shape[-1:]) * rms

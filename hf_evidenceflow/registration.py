@@ -1,0 +1,29 @@
+"""Registers the package's models with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .models.auto_thinking import THINKING_CLASSES
+
+
+def register_models() -> None:
+    """
+    Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the package's model types. Calling it again changes nothing.
+
+    Raises:
+        `ValueError`: if a foreign class owns one of the model types.
+    """
+    for causal_lm in THINKING_CLASSES.values():
+        model = causal_lm.thinking_model_class
+        config = causal_lm.config_class
+        if config.model_type in CONFIG_MAPPING:
+            owner = CONFIG_MAPPING[config.model_type]
+            if owner is config:
+                continue
+            raise ValueError(
+                f"The model type `{config.model_type}` of {config.__module__}.{config.__qualname__} is already registered by "
+                f"{owner.__module__}.{owner.__qualname__}. Remove that registration, or import only one of the two."
+            )
+        AutoConfig.register(config.model_type, config)
+        AutoModel.register(config, model)
+        AutoModelForCausalLM.register(config, causal_lm)

@@ -1,0 +1,84 @@
+"""Arguments of [`HRPOTrainer`]: the fields that GRPO does not have, and the paper's defaults (arXiv 2505.18454)."""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+
+@dataclass
+class HRPOConfig(GRPOConfig):
+    r"""
+    Configuration of [`HRPOTrainer`]. Differs from [`~trl.GRPOConfig`] in the fields below; the others keep their meaning.
+
+    Parameters:
+        lr_thinking_residual_gate, lr_thinking_residual_Lambda, lr_thinking_projection (`float`, *optional*, default to `1e-4`, `1e-3`, `1e-4`):
+            Learning rates of the thinking modules; the scheduler scales them like `learning_rate`. `None` leaves a module at
+            `learning_rate`. Modules that the model's `thinking_mode` does not use are frozen.
+        weight_decay_thinking_residual_Lambda (`float`, *optional*, defaults to `0.0`):
+            Weight decay of `Lambda`: decay would pull it to 0, that is `a` away from 1.
+        max_prompt_length (`int`, *optional*, defaults to `1024`):
+            Training prompts with more tokens are dropped when the dataset is loaded and counted, never cut. `None`: no limit.
+        parity_check_steps (`int`, *optional*, defaults to `50`):
+            Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of the training
+            forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
+        parity_tolerance (`float`, *optional*):
+            Gap beyond which a parity check stops the run. `None`: 1e-3 (largest gap) in fp32, 2e-2 (mean gap) in half precision.
+        save_hub_code (`bool`, *optional*, defaults to `False`):
+            Save the model's code with it, so that it loads with `trust_remote_code=True` where this package is not installed.
+    """
+
+    # Defaults of the paper
+    learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate of all but the thinking modules."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "Beta2 of AdamW."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    max_grad_norm: float = field(default=0.1, metadata={"help": "Gradient norm to clip to."})
+    beta: float = field(default=0.005, metadata={"help": "Coefficient of the KL term to the reference model."})
+    num_generations: int | None = field(default=4, metadata={"help": "Completions a prompt (the group size)."})
+    temperature: float = field(default=0.5, metadata={"help": "Sampling temperature."})
+    max_completion_length: int | None = field(default=1024, metadata={"help": "Limit of completion tokens."})
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Switch dropout off: the recorded states belong to one set of units, not to another."},
+    )
+
+    # Fields of HRPO
+    max_prompt_length: int | None = field(
+        default=1024, metadata={"help": "Longer training prompts are dropped and counted, never cut."}
+    )
+    lr_thinking_residual_gate: float | None = field(
+        default=1e-4, metadata={"help": "Learning rate of the two gates of the thinking residual."}
+    )
+    lr_thinking_residual_Lambda: float | None = field(  # noqa: N815
+        default=1e-3, metadata={"help": "Learning rate of Lambda, the decay of the thinking residual."}
+    )
+    lr_thinking_projection: float | None = field(
+        default=1e-4, metadata={"help": "Learning rate of the thinking projection."}
+    )
+    weight_decay_thinking_residual_Lambda: float = field(  # noqa: N815
+        default=0.0, metadata={"help": "Weight decay of Lambda."}
+    )
+    parity_check_steps: int = field(
+        default=50, metadata={"help": "Optimizer steps between two parity checks; 0 switches them off."}
+    )
+    parity_tolerance: float | None = field(
+        default=None,
+        metadata={"help": "Parity gap that stops the run; by default 1e-3 (max) in fp32, 2e-2 (mean) in half precision."},
+    )
+    save_hub_code: bool = field(
+        default=False, metadata={"help": "Save the model's code beside its weights for `trust_remote_code=True`."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection"):
+            rate = getattr(self, name)
+            if rate is not None and rate < 0:
+                raise ValueError(f"`{name}` must be at least 0 or None, got {rate}.")
+        if self.parity_check_steps < 0:
+            raise ValueError(f"`parity_check_steps` must be at least 0, got {self.parity_check_steps}.")
+        if self.parity_tolerance is not None and self.parity_tolerance <= 0:
+            raise ValueError(f"`parity_tolerance` must be positive or None, got {self.parity_tolerance}.")
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise ValueError(f"`max_prompt_length` must be at least 1 or None, got {self.max_prompt_length}.")

@@ -1,0 +1,407 @@
+"""HRPO, hybrid latent reasoning by reinforcement learning (arXiv 2505.18454), on TRL's GRPO.
+
+What differs from GRPO: the rollout records the thinking states, they ride with the batch, and each policy log-probability is computed
+with the same fused inputs that the rollout had. The reference log-probabilities use plain tokens.
+
+Shapes: B rows, C completion tokens, H hidden size.
+"""
+
+import copy
+import functools
+import os
+import textwrap
+import time
+from types import SimpleNamespace
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from ..data.prompts import filter_long_prompts
+from ..models.auto_thinking import load_thinking_model, thinking_class
+from ..models.hub import hub_code
+from ..models.thinking.answer_marker import MarkerAutomaton
+from ..models.thinking.generation_thinking import ThinkingGenerationMixin, collect_thinking
+from ..models.thinking.thinking_residual import THINKING_MODULES, thinking_modules_in_use
+from .atomic_checkpoint import AtomicCheckpointMixin
+from .hrpo_config import HRPOConfig
+from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
+from .thinking_groups import thinking_group_specs
+from .thinking_metrics import ProjectionMetrics, parity_gap, rollout_metrics
+
+
+logger = get_logger(__name__)
+
+_ROLLOUTS_NAME = "rollouts_{rank}.pt"
+_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
+    """
+    Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow import HRPOConfig, HRPOTrainer
+    >>> from hf_evidenceflow.data import load_gsm8k
+    >>> from hf_evidenceflow.rewards import gsm8k_reward
+
+    >>> trainer = HRPOTrainer(
+    ...     model="Qwen/Qwen2.5-1.5B-Instruct",
+    ...     reward_funcs=gsm8k_reward,
+    ...     args=HRPOConfig("qwen-hrpo"),
+    ...     train_dataset=load_gsm8k(),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Hub name or folder of a plain or thinking checkpoint, a thinking model, or a PEFT model around one.
+        args ([`HRPOConfig`], *optional*):
+            Arguments.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            The thinking modules are added to its `modules_to_save`, and the paper's layers to its `target_modules` if it has none.
+        kwargs:
+            As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
+    """
+
+    _tag_names = ["trl", "hrpo", "hf_evidenceflow"]  # noqa: RUF012
+    _name = "HRPO"
+    _paper = {  # noqa: RUF012
+        "title": "Hybrid Latent Reasoning via Reinforcement Learning",
+        "id": "2505.18454",
+        "citation": textwrap.dedent("""\
+            @article{yue2025hybrid,
+                title        = {{Hybrid Latent Reasoning via Reinforcement Learning}},
+                author       = {Zhenrui Yue and Bowen Jin and Huimin Zeng and Honglei Zhuang and Zhen Qin and Jinsung Yoon and Lanyu Shang and Jiawei Han and Dong Wang},
+                year         = 2025,
+                eprint       = {arXiv:2505.18454},
+            }"""),
+    }
+
+    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, peft_config=None, **kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = HRPOConfig(f"{name.split('/')[-1]}-HRPO")
+        self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
+        self._expected_logps = None
+        self._last_parity_step = None
+        self.model_card_notes = None
+
+        config = self._thinking_config(model, args)
+        self.thinking_mode = config.thinking_mode
+        has_reference = isinstance(model, str) or config._name_or_path or peft_config is not None or is_peft_model(model)
+        if args.beta != 0 and not has_reference:
+            raise ValueError(
+                f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the model came "
+                "from, and this model has none. Save it with `save_pretrained` and load it from there, or set `beta=0`."
+            )
+        self._refuse(args, config, kwargs)
+        if peft_config is not None:
+            peft_config = with_thinking_modules(peft_config, self.thinking_mode)
+        model_init_kwargs = args.model_init_kwargs
+        if isinstance(model, str):
+            # TRL's loader takes the class to load with; the arguments get it back afterwards, since they are saved as JSON
+            loader = SimpleNamespace(from_pretrained=load_thinking_model)
+            args.model_init_kwargs = {**(model_init_kwargs or {}), "architecture": loader}
+        try:
+            super().__init__(
+                model, reward_funcs, args=args, train_dataset=train_dataset, peft_config=peft_config, **kwargs
+            )
+        finally:
+            args.model_init_kwargs = model_init_kwargs
+
+        self._prepare_thinking_parameters()
+        if config.thinking_answer_start is not None and self.thinking_mode != "none":
+            # Fails now, not in the first rollout
+            MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
+        if args.max_prompt_length is not None and isinstance(self.train_dataset, Dataset):
+            self.train_dataset, dropped = filter_long_prompts(
+                self.train_dataset, self._tokenizer, args.max_prompt_length, self.chat_template_kwargs
+            )
+            if dropped:
+                logger.warning(
+                    f"Dropped {dropped} of {dropped + len(self.train_dataset)} training prompts with more than "
+                    f"`max_prompt_length={args.max_prompt_length}` tokens."
+                )
+        self.parameter_specs = thinking_group_specs(
+            self.thinking_mode,
+            lr_gate=args.lr_thinking_residual_gate,
+            lr_Lambda=args.lr_thinking_residual_Lambda,
+            lr_projection=args.lr_thinking_projection,
+            weight_decay_Lambda=args.weight_decay_thinking_residual_Lambda,
+        )
+        if self.parameter_specs:
+            self.add_callback(ParameterGroupWatch())
+        self._projection_metrics = None
+        if self.thinking_mode == "projection":
+            self._projection_metrics = ProjectionMetrics(self.model)
+
+    @staticmethod
+    def _thinking_config(model, args):
+        if isinstance(model, str):
+            kwargs = {k: v for k, v in (args.model_init_kwargs or {}).items() if k not in ("dtype", "device_map")}
+            return thinking_class(model, **kwargs).config_class.from_pretrained(model, **kwargs)
+        base = model.get_base_model() if is_peft_model(model) else model
+        if not isinstance(base, ThinkingGenerationMixin):
+            raise ValueError(
+                f"HRPOTrainer needs a thinking model, got {type(base).__name__}. Load the checkpoint with "
+                "`hf_evidenceflow.load_thinking_model(path_or_id)`, or pass its path as a string."
+            )
+        return base.config
+
+    @staticmethod
+    def _refuse(args, config, kwargs):
+        if config.thinking_mode == "none":
+            return
+        engines = {
+            "use_vllm": "vLLM",
+            "use_transformers_continuous_batching": "continuous batching",
+            "use_transformers_paged": "continuous batching",
+        }
+        for name, engine in engines.items():
+            if getattr(args, name):
+                raise ValueError(
+                    f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking states. "
+                    f"Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
+                )
+        for name in ("tools", "environment_factory", "rollout_func"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"`{name}` with `thinking_mode={config.thinking_mode!r}` is not supported: only single-turn rollouts of the "
+                    "model itself record thinking states. Set the model's `thinking_mode` to 'none'."
+                )
+        if args.parity_check_steps and getattr(config, "attention_dropout", 0):
+            raise ValueError(
+                f"`attention_dropout={config.attention_dropout}` is random in rollouts too, so that no parity check can hold. "
+                "Load the model with `attention_dropout=0.0`, or set `parity_check_steps=0`."
+            )
+
+    def _prepare_thinking_parameters(self):
+        in_use = thinking_modules_in_use(self.thinking_mode)
+        trained = set()
+        for name, parameter in self.model.named_parameters():
+            module = next((module for module in THINKING_MODULES if module in name), None)
+            if module is None:
+                continue
+            if module not in in_use:
+                parameter.requires_grad_(False)
+            elif parameter.requires_grad:
+                trained.add(module)
+                parameter.data = parameter.data.float()  # TRL casts what a quantised base trains to bf16
+        if missing := [module for module in in_use if module not in trained]:
+            raise ValueError(
+                f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in `modules_to_save`, or "
+                "pass `peft_config` to HRPOTrainer, which does so."
+            )
+
+    def create_optimizer(self, model=None):
+        """Differs from GRPOTrainer in the learning rates of the thinking modules."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if new and self.parameter_specs:
+            apply_parameter_groups(
+                optimizer, (self.model if model is None else model).named_parameters(), self.parameter_specs
+            )
+        return optimizer
+
+    # Rollout
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        """Differs from GRPOTrainer in recording the thinking states of the rollout."""
+        every = self.args.parity_check_steps
+        check = every and self.model.training
+        if check and self._last_parity_step is not None:
+            check = self.state.global_step - self._last_parity_step >= every
+        start = time.perf_counter()
+        with collect_thinking(self._tokenizer, self.temperature if check else None) as rollouts:
+            completion_ids, logps = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, **kwargs
+            )
+        tokens = sum(map(len, completion_ids))
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["rollout/tokens_per_second"].append(tokens / (time.perf_counter() - start))
+        if rollouts:
+            rollout = rollouts[0]
+            if check:
+                self._last_parity_step = self.state.global_step
+            self._expected_logps = rollout.logps
+            self._thinking = rollout.states, rollout.mask
+            metrics = rollout_metrics(rollout, tokens, self.accelerator)
+            if self._projection_metrics is not None:
+                base = self.accelerator.unwrap_model(self.model)
+                metrics |= self._projection_metrics.measure(base, rollout, self.temperature)
+            for name, value in metrics.items():
+                self._metrics[mode][f"thinking/{name}"].append(value)
+        return completion_ids, logps
+
+    def _generate_and_score_completions(self, inputs):
+        """Differs from GRPOTrainer in what rides with the batch: `thinking_states`, `thinking_mask`, and for a check `rollout_logps`."""
+        self._thinking = self._expected_logps = None
+        output = super()._generate_and_score_completions(inputs)
+        if self._thinking is not None:
+            count = output["completion_ids"].shape[1]
+            states, mask = self._thinking
+            output["thinking_states"] = _fit(states, count)
+            output["thinking_mask"] = _fit(mask, count)
+            if self._expected_logps is not None:
+                output["rollout_logps"] = _fit(self._expected_logps, count)
+                # Rows of one batch, so that it survives splitting
+                output["rollout_step"] = torch.full((len(states),), self.state.global_step)
+        self._thinking = self._expected_logps = None
+        return output
+
+    # Log-probabilities
+
+    def _is_reference(self, model):
+        if model is self.ref_model:
+            return True
+        model = self.accelerator.unwrap_model(model)
+        if not is_peft_model(model):
+            return False
+        layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
+        return layer.disable_adapters or "ref" in layer.active_adapters
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
+        """Differs from GRPOTrainer in the inputs of the policy: completion tokens are fused with the states of the rollout."""
+        compute = super()._get_per_token_logps_and_entropies
+        if self._thinking is None or self._is_reference(model):
+            return compute(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs)
+        states, mask = (_fit(tensor, logits_to_keep) for tensor in self._thinking)
+        batch_size = batch_size or len(input_ids)
+        chunks = []
+        for start in range(0, len(input_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            thinking_model = functools.partial(model, thinking_states=states[rows], thinking_mask=mask[rows])
+            chunks.append(compute(thinking_model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
+        logps, entropies, aux_losses = zip(*chunks)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        )
+
+    def _compute_loss(self, model, inputs):
+        """Differs from GRPOTrainer in handing the batch's thinking states on, and in the parity check."""
+        if "thinking_states" not in inputs:
+            return super()._compute_loss(model, inputs)
+        self._thinking = inputs["thinking_states"], inputs["thinking_mask"]
+        try:
+            if "rollout_logps" in inputs and int(inputs["rollout_step"][0]) == self.state.global_step:
+                self._check_parity(model, inputs)
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._thinking = None
+
+    def _check_parity(self, model, inputs):
+        with torch.no_grad():
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].shape[1],
+            )
+        mean, largest = parity_gap(logps, inputs["rollout_logps"], inputs["completion_mask"], self.accelerator)
+        self._metrics["train"]["thinking/parity_gap"].append(largest)
+        self._metrics["train"]["thinking/parity_gap_mean"].append(mean)
+        half = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
+        kind, gap, tolerance = ("mean", mean, 2e-2) if half else ("largest", largest, 1e-3)
+        tolerance = tolerance if self.args.parity_tolerance is None else self.args.parity_tolerance
+        if not gap <= tolerance:
+            raise RuntimeError(
+                f"Parity check failed at step {self.state.global_step}: the {kind} gap between the log-probabilities of the rollout "
+                f"and of the training forward is {gap:.3g}, beyond {tolerance:.3g} ({self.accelerator.mixed_precision=}, model in "
+                f"{self.model.dtype}). The policy gradient would be wrong. Something changes the model or its inputs between the "
+                "two passes (dropout, a forward hook, another attention kernel); or raise `parity_tolerance` if the gap is rounding."
+            )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Differs from GRPOTrainer in measuring the projection's gradient, before clipping."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._projection_metrics is not None and self.accelerator.sync_gradients:
+            for name, value in self._projection_metrics.measure_training().items():
+                self._metrics["train"][f"thinking/{name}"].append(value)
+        return loss
+
+    # Checkpoints
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Differs from GRPOTrainer in the config beside an adapter, without which its thinking mode would be lost, and the code."""
+        output_dir = output_dir or self.args.output_dir
+        base = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(base):
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                base.get_base_model().config.save_pretrained(output_dir)
+        elif self.args.save_hub_code:
+            with hub_code(base):
+                super()._save(output_dir, state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _save_rng_state(self, output_dir):
+        """Differs from Trainer in keeping the rollouts that are not used up, so that a resumed run continues with the same ones."""
+        super()._save_rng_state(output_dir)
+        if self._buffered_inputs is not None and self._step % (self.args.steps_per_generation * self.num_iterations):
+            os.makedirs(output_dir, exist_ok=True)
+            path = os.path.join(output_dir, _ROLLOUTS_NAME.format(rank=self.args.process_index))
+            torch.save({"step": self._step, "batches": self._buffered_inputs}, path)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Differs from GRPOTrainer in restoring the rollouts that were not used up."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, _ROLLOUTS_NAME.format(rank=self.args.process_index))
+        if os.path.exists(path):
+            saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self._step, self._buffered_inputs = saved["step"], saved["batches"]
+
+    def create_model_card(self, *args, **kwargs):
+        """Differs from GRPOTrainer in appending `model_card_notes` (Markdown)."""
+        super().create_model_card(*args, **kwargs)
+        if self.model_card_notes and self.is_world_process_zero():
+            with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as file:
+                file.write(f"\n\n{self.model_card_notes.strip()}\n")
+
+
+def _fit(tensor, count):
+    """Cut or pad (with 0 or `False`) the columns of a tensor `[B, C, ...]` to `count`: TRL pads completions on the right."""
+    missing = count - tensor.shape[1]
+    if missing <= 0:
+        return tensor[:, :count]
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)
+
+
+def with_thinking_modules(peft_config, thinking_mode):
+    """
+    A copy of a PEFT config that also trains the thinking modules, in full.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]):
+            Config of an adapter. The thinking modules are added to `modules_to_save` and kept out of `target_modules`.
+        thinking_mode (`str`):
+            Mode of the model: modules that it does not use are left out.
+    """
+    peft_config = copy.deepcopy(peft_config)
+    if not hasattr(peft_config, "modules_to_save"):
+        raise ValueError(
+            f"{type(peft_config).__name__} cannot train the thinking modules, since it has no `modules_to_save`. Use `LoraConfig`, "
+            "or a model without `peft_config`."
+        )
+    in_use = thinking_modules_in_use(thinking_mode)
+    saved = list(peft_config.modules_to_save or [])
+    peft_config.modules_to_save = [*saved, *(module for module in in_use if module not in saved)] or None
+    if getattr(peft_config, "target_modules", None) is None:
+        peft_config.target_modules = set(_LORA_TARGETS)
+    if not isinstance(peft_config.exclude_modules, str):
+        peft_config.exclude_modules = sorted({*(peft_config.exclude_modules or []), *THINKING_MODULES})
+    return peft_config

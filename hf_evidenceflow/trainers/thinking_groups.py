@@ -1,0 +1,33 @@
+"""The parameter groups of the thinking modules, shared by HRPOTrainer and the optimizer patch."""
+
+from ..models.thinking.thinking_residual import thinking_modules_in_use
+from .parameter_groups import ParameterGroupSpec
+
+
+def thinking_group_specs(
+    thinking_mode: str,
+    lr_gate: float | None,
+    lr_Lambda: float | None,  # noqa: N803
+    lr_projection: float | None,
+    weight_decay_Lambda: float | None,  # noqa: N803
+) -> list[ParameterGroupSpec]:
+    """
+    Groups of the thinking modules that a mode uses.
+
+    Args:
+        thinking_mode (`str`):
+            `"projection"`, `"embedding"` or `"none"`.
+        lr_gate, lr_Lambda, lr_projection (`float` or `None`):
+            Peak learning rates of the two gates, of Lambda and of the projection; `None` skips a group.
+        weight_decay_Lambda (`float` or `None`):
+            Weight decay of Lambda.
+    """
+    specs = [
+        ParameterGroupSpec("thinking_residual_gate", lr_gate),
+        ParameterGroupSpec("thinking_residual_Lambda", lr_Lambda, weight_decay_Lambda),
+        ParameterGroupSpec("thinking_projection", lr_projection),
+    ]
+    in_use = thinking_modules_in_use(thinking_mode)
+    return [
+        spec for spec in specs if spec.lr is not None and any(module.startswith(spec.pattern) for module in in_use)
+    ]

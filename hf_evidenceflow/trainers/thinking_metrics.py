@@ -1,0 +1,96 @@
+"""What is logged of the thinking residual in training; each is averaged or summed over processes.
+
+Shapes: B rows, C completion tokens, H hidden size, V vocabulary, N sampled tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import is_peft_model
+
+from ..models.thinking.thinking_residual import embedding_state
+
+
+# The cosine to the weighted embedding needs an N x V x H product
+_COSINE_TOKENS = 16
+
+
+def parity_gap(logps, expected, mask, accelerator) -> tuple[float, float]:
+    """
+    Mean and largest absolute gap between two sets of log-probabilities, over all processes.
+
+    Args:
+        logps, expected (`torch.Tensor` of shape `(B, C)`): log-probabilities.
+        mask (`torch.Tensor` of shape `(B, C)`): nonzero where a token counts.
+        accelerator ([`~accelerate.Accelerator`]): of the run.
+    """
+    gaps = ((logps - expected).abs() * mask).float()
+    total = accelerator.reduce(torch.stack([gaps.sum(), mask.sum().float()]), reduction="sum")
+    largest = accelerator.gather(gaps.max()).max()
+    return (total[0] / total[1].clamp(min=1)).item(), largest.item()
+
+
+def rollout_metrics(rollout, completion_tokens: int, accelerator) -> dict[str, float]:
+    """
+    Mean gate, mean hidden ratio `sqrt(1 - a^2)` over fused tokens, and the share of completion tokens that think.
+
+    Args:
+        rollout ([`ThinkingRollout`]): of this process.
+        completion_tokens (`int`): completion tokens of this process up to the end of each row.
+        accelerator ([`~accelerate.Accelerator`]): of the run.
+    """
+    fed = rollout.mask.clone()
+    fed[:, -1] = False
+    sums = [rollout.gate[fed].sum(), rollout.hidden_ratio[fed].sum(), fed.sum(), rollout.mask.sum()]
+    sums = torch.stack([*(value.float() for value in sums), fed.new_tensor(completion_tokens, dtype=torch.float32)])
+    gate, hidden_ratio, fused, thinking, tokens = accelerator.reduce(sums, reduction="sum").tolist()
+    return {
+        "gate_mean": gate / max(fused, 1),
+        "hidden_ratio": hidden_ratio / max(fused, 1),
+        "token_share": thinking / max(tokens, 1),
+    }
+
+
+def _decoder(model):
+    return (model.get_base_model() if is_peft_model(model) else model).base_model
+
+
+class ProjectionMetrics:
+    """
+    Follows the thinking projection: weight norm, change since the start, gradient norm, and how far its states are from the paper's.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): model in mode `projection`, at the start of training.
+    """
+
+    def __init__(self, model):
+        self.weights = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if "thinking_projection" in name and parameter.requires_grad
+        ]
+        self.initial = [weight.detach().clone() for weight in self.weights]
+
+    def measure_training(self) -> dict[str, float]:
+        """Norms of the weights, of their change and of their gradient (0 where there is none)."""
+        # Other devices than the initial copies' after `accelerator.prepare`
+        self.initial = [start.to(weight.device) for start, weight in zip(self.initial, self.weights)]
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norms = {
+            "projection_norm": [weight.detach() for weight in self.weights],
+            "projection_change": [weight.detach() - start for weight, start in zip(self.weights, self.initial)],
+            "projection_grad_norm": gradients,
+        }
+        return {name: torch.nn.utils.get_total_norm(tensors).item() for name, tensors in norms.items()}
+
+    @torch.no_grad()
+    def measure(self, model, rollout, temperature: float) -> dict[str, float]:
+        """Mean cosine between projected states and probability-weighted embeddings, at the first thinking tokens of this process."""
+        hidden = rollout.states[rollout.mask][:_COSINE_TOKENS]  # [N, H]
+        if not len(hidden):
+            return {}
+        decoder = _decoder(model)
+        embedding = decoder.get_input_embeddings().weight
+        probs = (model.get_output_embeddings()(hidden).float() / temperature).softmax(-1)  # [N, V]
+        projected = decoder.thinking_projection(hidden.float())
+        cosine = F.cosine_similarity(projected, embedding_state(probs, embedding).float(), dim=-1)
+        return {"state_cosine": cosine.mean().item()}

@@ -1,0 +1,54 @@
+"""Tiny models and tokenizers, built from a seed; nothing is downloaded."""
+
+import os
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# Sizes that all differ, so that swapped axes fail
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Byte-level tokenizer of 92 tokens (fewer than the tiny models have), where `####` is the two tokens `##` `##`."""
+    letters = [chr(i) for i in range(ord("a"), ord("z") + 1)] + [chr(i) for i in range(ord("A"), ord("Z") + 1)]
+    tokens = ["<pad>", "</s>", "<s>", *letters, *"0123456789+-=.,:?$%()/!'", "Ġ", "Ċ", "#", "##", "Ġ#"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("#", "#"), ("Ġ", "#")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", bos_token="<s>", padding_side="left"
+    )
+    assert len(tokenizer) < TINY["vocab_size"]
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(tmp_path_factory, tokenizer):
+    """Folder with a plain tiny Qwen2 and the tokenizer."""
+    path = tmp_path_factory.mktemp("plain-qwen2")
+    torch.manual_seed(0)
+    # A wide initialisation gives peaked distributions, in which a wrong state shows
+    model = Qwen2ForCausalLM(Qwen2Config(**TINY, tie_word_embeddings=True, initializer_range=0.2))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
