@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# At these sizes a second thread only waits for the first
+torch.set_num_threads(1)
 
 # Sizes that all differ, so that swapped axes fail
 TINY = {

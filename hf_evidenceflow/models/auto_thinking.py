@@ -79,7 +79,8 @@ def load_thinking_model(path_or_id: str, **kwargs):
         base = json.load(file)["base_model_name_or_path"]
     # The trainer saves the thinking config beside the adapter; the base checkpoint may be a plain one
     cls = thinking_class(path_or_id if os.path.isfile(os.path.join(path_or_id, "config.json")) else base, **kwargs)
-    config, model_kwargs = cls.config_class.from_pretrained(path_or_id, return_unused_kwargs=True, **kwargs)
-    model = cls.from_pretrained(base, config=config, **model_kwargs)
+    fields = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__ and key != "dtype"}
+    config = cls.config_class.from_pretrained(path_or_id, **fields)
+    model = cls.from_pretrained(base, config=config, **kwargs)
     model.config._name_or_path = path_or_id  # where the tokenizer is
     return PeftModel.from_pretrained(model, path_or_id)

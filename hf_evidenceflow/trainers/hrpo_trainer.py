@@ -323,6 +323,12 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 "two passes (dropout, a forward hook, another attention kernel); or raise `parity_tolerance` if the gap is rounding."
             )
 
+    @property
+    def last_samples(self) -> dict[str, list]:
+        """Prompts, completions and rewards (one list a reward function) of the last rollout, all processes together."""
+        rewards = {name: list(values) for name, values in self._logs["rewards"].items()}
+        return {"prompts": list(self._logs["prompt"]), "completions": list(self._logs["completion"]), "rewards": rewards}
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Differs from GRPOTrainer in measuring the projection's gradient, before clipping."""
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -67,7 +67,10 @@ class ThinkingConfigMixin:
             raise ValueError(
                 f"{cls.__name__} reads checkpoints of type `{plain}` or `{cls.model_type}`, got one of type `{model_type}`."
             )
-        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
+        result = super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
+        # Fields in `kwargs` are assigned after the construction
+        (result[0] if isinstance(result, tuple) else result).check_thinking()
+        return result
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

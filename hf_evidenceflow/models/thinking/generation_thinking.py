@@ -107,9 +107,9 @@ class ThinkingRecorder:
     stats: torch.Tensor | None = None
 
 
-# Below this probability a token is cut from the weighted embedding; what the cut leaves out is bounded by `_MAX_TAIL`
-_TOKEN_CUT = 1e-4
-_MAX_TAIL = 0.01
+# Below this probability a token is cut from the weighted embedding; what the cut leaves out is bounded by `MAX_TAIL`
+TOKEN_CUT = 1e-4
+MAX_TAIL = 0.01
 
 
 def sparse_embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -122,8 +122,8 @@ def sparse_embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torc
     Args:
         probs (`torch.Tensor` of shape `(B, V)`), embedding (`torch.Tensor` of shape `(V, H)`): as in [`embedding_state`].
     """
-    likely = probs >= _TOKEN_CUT
-    flat = (probs * likely).sum(-1) < 1 - _MAX_TAIL
+    likely = probs >= TOKEN_CUT
+    flat = (probs * likely).sum(-1) < 1 - MAX_TAIL
     if flat.all():
         return embedding_state(probs, embedding)
     likely &= ~flat[:, None]

@@ -1,0 +1,217 @@
+"""Training curves of one or several runs as a picture."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+# Logged key -> (title of the panel, label of the y axis with its unit).
+KNOWN_CURVES = {
+    "reward": ("Reward", "mean per completion"),
+    "loss": ("Loss", "per update"),
+    "completions/mean_length": ("Completion length", "tokens"),
+    "entropy": ("Entropy of the next token", "nats"),
+    "kl": ("KL to the reference model", "nats per token"),
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "rollout/tokens_per_second": ("Speed of the rollout", "tokens per second"),
+    "thinking/gate_mean": ("Thinking: gate", "mean of r"),
+    "thinking/hidden_ratio": ("Thinking: hidden ratio", "mean of sqrt(1 - a²)"),
+    "thinking/token_share": ("Thinking: tokens", "share of the completion"),
+    "thinking/parity_gap": ("Thinking: parity gap", "largest difference, nats"),
+    "thinking/parity_gap_mean": ("Thinking: mean parity gap", "nats"),
+    "thinking/projection_norm": ("Thinking: projection", "norm of the weights"),
+    "thinking/projection_change": ("Thinking: change of the projection", "norm since the start"),
+    "thinking/projection_grad_norm": ("Thinking: gradient of the projection", "norm"),
+    "thinking/state_cosine": ("Thinking: projected and weighted state", "cosine"),
+}
+# What is drawn unless asked otherwise; `thinking/...` keys are added to it.
+DEFAULT_KEYS = ("reward", "loss", "completions/mean_length", "entropy")
+THINKING_PREFIX = "thinking/"
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; line styles carry the same in grey print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def load_log_history(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """
+    Read the log of a finished or running training.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A `trainer_state.json`, a checkpoint folder, or an output folder (then the newest checkpoint's).
+
+    Returns:
+        `list[dict]`: What `trainer.state.log_history` held.
+
+    Raises:
+        FileNotFoundError: If there is no `trainer_state.json`.
+    """
+    path = Path(path)
+    file = path / "trainer_state.json" if path.is_dir() else path
+    if not file.exists() and path.is_dir():
+        file = max(path.glob("checkpoint-*/trainer_state.json"), key=_step_of, default=file)
+    if not file.exists():
+        raise FileNotFoundError(f"There is no `{file}`. Pass a trainer_state.json, a checkpoint or an output folder.")
+    return json.loads(file.read_text(encoding="utf-8"))["log_history"]
+
+
+def plot_training_curves(
+    log_histories: Mapping[str, Sequence[Mapping[str, Any]] | str | os.PathLike],
+    path: str | os.PathLike,
+    keys: Sequence[str] | None = None,
+    smooth: int | None = None,
+    title: str | None = None,
+) -> Path:
+    """
+    Draw the curves of one or several runs into a PNG, one panel per quantity, the runs laid over each other.
+
+    Args:
+        log_histories (`Mapping[str, Sequence[Mapping] | str | os.PathLike]`):
+            `trainer.state.log_history` by the name of the run, or a path for [`load_log_history`].
+        path (`str` or `os.PathLike`):
+            PNG to write. Missing parent folders are made.
+        keys (`Sequence[str]`, *optional*):
+            Logged keys to draw. If `None`, reward, loss, completion length, entropy and all `thinking/...` keys that
+            some run has logged.
+        smooth (`int`, *optional*):
+            Steps of the log that the bold line averages over, centred; the raw values stay visible as a faint line. If
+            `None`, a tenth of the longest curve. `1` draws the raw values only.
+        title (`str`, *optional*):
+            Title of the picture.
+
+    Returns:
+        `Path`: The path written.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw, or a key in `keys` is in no log.
+
+    Example:
+
+    ```python
+    >>> plot_training_curves({"GRPO": grpo.state.log_history, "HRPO": "outputs/hrpo"}, "curves.png")
+    ```
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise ImportError("Training curves need matplotlib: pip install 'hf-evidenceflow[plots]'.") from error
+    if smooth is not None and smooth < 1:
+        raise ValueError(f"`smooth` must be at least 1 (no smoothing), got {smooth}.")
+
+    runs = {
+        name: load_log_history(history) if isinstance(history, (str, os.PathLike)) else history
+        for name, history in log_histories.items()
+    }
+    keys = _choose_keys(runs, keys)
+    if smooth is None:
+        smooth = max(1, max(len(curve(history, key)[0]) for history in runs.values() for key in keys) // 10)
+    columns = min(len(keys), 2 if len(keys) in (2, 4) else 3)
+    rows = math.ceil(len(keys) / columns)
+
+    # The object-oriented interface: pyplot would keep the figure, and pick a backend for the whole process.
+    figure = Figure(figsize=(4.6 * columns + 0.4, 3.1 * rows + 0.8), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, key in zip(panels, keys):
+        for index, history in enumerate(runs.values()):
+            colour = _COLOURS[index % len(_COLOURS)]
+            style = _LINE_STYLES[index % len(_LINE_STYLES)]
+            _draw_curve(panel, *curve(history, key), colour, style, smooth)
+        heading, unit = KNOWN_CURVES.get(key, (_heading(key), "value"))
+        panel.set_title(heading, fontsize=11, loc="left", fontweight="bold")
+        panel.set_ylabel(unit, fontsize=9)
+        panel.set_xlabel("optimizer step", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(keys) :]:
+        panel.set_visible(False)
+    handles = [
+        panels[0].plot([], [], color=_COLOURS[i % len(_COLOURS)], linestyle=_LINE_STYLES[i % len(_LINE_STYLES)])[0]
+        for i in range(len(runs))
+    ]
+    labels = list(runs)
+    if smooth != 1:
+        handles.append(panels[0].plot([], [], color="0.6", alpha=0.6, linewidth=0.9)[0])
+        labels.append("as logged (bold: running mean)")
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
+    if title is not None:
+        figure.suptitle(title, fontsize=13)
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def curve(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """
+    Take one curve out of a log.
+
+    Args:
+        log_history (`Sequence[Mapping]`):
+            `trainer.state.log_history`.
+        key (`str`):
+            Logged key.
+
+    Returns:
+        `tuple[list[int], list[float]]`: Steps and values, in the order of the steps. A step that was logged twice, as
+        around a resume, counts once, with its last value; values that are no finite numbers are left out.
+    """
+    points = {}
+    for entry in log_history:
+        value = entry.get(key)
+        if "step" in entry and isinstance(value, (int, float)) and math.isfinite(value):
+            points[int(entry["step"])] = float(value)
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+def _choose_keys(runs: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str] | None) -> list[str]:
+    logged = {key for history in runs.values() for key in set().union(*history) if curve(history, key)[0]}
+    if keys is not None:
+        if missing := [key for key in keys if key not in logged]:
+            raise ValueError(f"No log has {missing}. Logged keys: {sorted(logged - {'step', 'epoch'})}.")
+        chosen = list(keys)
+    else:
+        chosen = [key for key in DEFAULT_KEYS if key in logged]
+        chosen += sorted(key for key in logged if key.startswith(THINKING_PREFIX))
+    if not chosen:
+        raise ValueError(
+            f"There is nothing to draw for the runs {list(runs)}: their logs hold "
+            f"{sorted(logged - {'step', 'epoch'})}. Name keys with `keys`, or lower `logging_steps`."
+        )
+    return chosen
+
+
+def _draw_curve(panel, steps, values, colour, style, smooth):
+    marker = "o" if len(values) == 1 else None
+    if smooth == 1:
+        panel.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=marker)
+        return
+    panel.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)
+    panel.plot(steps, _centred_mean(values, smooth), color=colour, linestyle=style, linewidth=2.0, marker=marker)
+
+
+def _centred_mean(values: Sequence[float], width: int) -> list[float]:
+    before, after = (width - 1) // 2, width // 2
+    windows = [values[max(0, i - before) : i + after + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _heading(key: str) -> str:
+    words = key.removeprefix(THINKING_PREFIX).replace("_", " ").replace("/", ", ")
+    return f"Thinking: {words}" if key.startswith(THINKING_PREFIX) else words.capitalize()
+
+
+def _step_of(state_file: Path) -> int:
+    step = state_file.parent.name.rpartition("-")[2]
+    return int(step) if step.isdigit() else -1

@@ -1,0 +1,50 @@
+"""What all rewards share: one score for each completion of a batch, and the log of what could not be read."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .text import completion_text
+
+
+def score_batch(
+    completions: list,
+    golds: list,
+    extract: Callable[[str], str | None],
+    is_right: Callable[[str, Any], bool],
+    log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+) -> list[float]:
+    """
+    Scores each completion 1.0 or 0.0 against its gold. What cannot be read scores 0.0 and is counted as `unparsable`.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`):
+            Completions as TRL hands them to a reward function.
+        golds (`list`):
+            One gold for each completion.
+        extract (`Callable[[str], str | None]`):
+            Takes the answer out of a completion's text; `None` if there is none to read.
+        is_right (`Callable[[str, Any], bool]`):
+            Compares the answer with the gold.
+        log_extra (`Callable`, *optional*):
+            TRL's logger of columns of the completions table; gets `extracted_answer`.
+        log_metric (`Callable`, *optional*):
+            TRL's logger of metrics; gets `unparsable`, the share of completions without an answer that can be read.
+
+    Returns:
+        `list[float]`: one score for each completion.
+
+    Raises:
+        `ValueError`: if there is not one gold for each completion.
+    """
+    if len(completions) != len(golds):
+        raise ValueError(
+            f"There must be one gold answer for each completion, got {len(completions)} completions and {len(golds)} "
+            "answers. Pass the dataset's `answer` column, repeated as the prompts are."
+        )
+    answers = [extract(completion_text(completion)) for completion in completions]
+    if log_extra is not None:
+        log_extra("extracted_answer", [answer if answer is not None else "[unparsable]" for answer in answers])
+    if log_metric is not None and answers:
+        log_metric("unparsable", answers.count(None) / len(answers))
+    return [float(answer is not None and is_right(answer, gold)) for answer, gold in zip(answers, golds)]

@@ -1,0 +1,187 @@
+"""
+GSM8K: reads and grades the final number of a completion.
+
+Published results differ by the reader of the answer as much as by the method, so the readers can be compared on the
+same completions:
+
+| grader | reads | needs exactly one marker |
+| --- | --- | --- |
+| `strict` | the one number after the marker `####` | yes |
+| `flexible` | the last number of the text | no |
+| `hrpo_legacy` | what the public HRPO code reads, which takes `70,000` for 0 | yes |
+| `math_verify` | what math-verify finds after the marker | yes |
+
+After the marker `strict` takes words as units (`18 dollars`), but a second number there leaves the answer open and
+scores 0, also where a person would see which one is meant: `18 or 20`, `18 = 18.00`, `5 (since 2+3=5)`. The prompt
+asks for the answer alone, and a rule without judgement leaves nothing to exploit.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from .batch import score_batch
+from .hrpo_legacy import legacy_number
+from .math_verification import equal_expressions, readable_expression, require_math_verify
+from .numbers import format_number, last_number, parse_number
+from .text import after_only_marker, completion_text, gold_text
+
+
+def extract_answer(text: str | list[dict], grader: str = "strict") -> str | None:
+    """
+    The final answer of a completion, as a grader reads it.
+
+    Args:
+        text (`str` or `list[dict]`):
+            Completion: plain text or TRL chat messages.
+        grader (`str`, *optional*, defaults to `"strict"`):
+            One of `strict`, `flexible`, `hrpo_legacy`, `math_verify`; see the table of this module.
+
+    Returns:
+        `str | None`: the number in plain writing, the same for equal numbers (`70000`, `-0.5`, `1/3`), and for
+        `math_verify` the text after the marker. `None` if the grader finds no answer that it can read.
+
+    Raises:
+        `ValueError`: if there is no such grader.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.rewards.gsm8k import extract_answer
+
+    >>> extract_answer("35,000 * 2 = 70,000\\n#### $70,000")
+    '70000'
+    ```
+    """
+    if grader not in GRADERS:
+        raise ValueError(f"`grader` must be one of {', '.join(GRADERS)}, got {grader!r}.")
+    text = completion_text(text)
+    answer = text if grader == "flexible" else after_only_marker(text)
+    return None if answer is None else _READERS[grader](answer)
+
+
+def is_parsable(completion: str | list[dict], grader: str = "strict") -> bool:
+    """
+    Whether a completion has an answer that a grader can read, right or wrong.
+
+    Args:
+        completion (`str` or `list[dict]`):
+            Plain text or TRL chat messages.
+        grader (`str`, *optional*, defaults to `"strict"`):
+            One of `strict`, `flexible`, `hrpo_legacy`, `math_verify`.
+
+    Returns:
+        `bool`: `False` for a completion that scores 0 because nothing could be read.
+
+    Raises:
+        `ValueError`: if there is no such grader.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.rewards.gsm8k import is_parsable
+
+    >>> is_parsable("#### 5"), is_parsable("The answer is 5")
+    (True, False)
+    ```
+    """
+    return extract_answer(completion, grader) is not None
+
+
+def grade(completion: str | list[dict], gold: str | int | float, grader: str = "strict") -> float:
+    """
+    Grades a completion against the gold answer. Whatever the completion holds, it is graded: what cannot be read
+    scores 0.
+
+    Args:
+        completion (`str` or `list[dict]`):
+            Plain text or TRL chat messages.
+        gold (`str`, `int` or `float`):
+            The final answer, or the whole GSM8K solution, whose answer stands after its last marker.
+        grader (`str`, *optional*, defaults to `"strict"`):
+            One of `strict`, `flexible`, `hrpo_legacy`, `math_verify`; see the table of this module.
+
+    Returns:
+        `float`: 1.0 if the answer equals the gold, else 0.0.
+
+    Raises:
+        `ValueError`: if there is no such grader.
+        `ImportError`: if the grader is `math_verify` and the package is not installed.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.rewards.gsm8k import grade
+
+    >>> grade("#### $70,000", "70000"), grade("#### $70,000", "70000", grader="hrpo_legacy")
+    (1.0, 0.0)
+    ```
+    """
+    if grader == "math_verify":
+        require_math_verify()
+    answer = extract_answer(completion, grader)
+    return float(answer is not None and _is_right(answer, gold, grader))
+
+
+def gsm8k_reward(
+    completions: list[str] | list[list[dict]],
+    answer: list[str],
+    log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs,
+) -> list[float]:
+    """
+    Reward function for TRL's trainers: 1.0 for the right number after exactly one marker `####`, by the `strict`
+    grader.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`):
+            Completions: plain texts or chat messages.
+        answer (`list[str]`):
+            Gold for each completion: the final answer, or the whole GSM8K solution.
+        log_extra (`Callable`, *optional*):
+            Given by the trainer; gets the column `extracted_answer`.
+        log_metric (`Callable`, *optional*):
+            Given by the trainer; gets `unparsable`, the share of completions without an answer that can be read.
+        **kwargs:
+            The other columns that a trainer passes; not used.
+
+    Returns:
+        `list[float]`: 1.0 or 0.0 for each completion.
+
+    Raises:
+        `ValueError`: if there is not one gold for each completion.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.rewards import gsm8k_reward
+
+    >>> gsm8k_reward(completions=["2 + 3 = 5 #### 5", "#### 3 #### 3"], answer=["5", "3"])
+    [1.0, 0.0]
+    ```
+    """
+    return score_batch(completions, answer, extract_answer, _is_right, log_extra, log_metric)
+
+
+def _is_right(answer: str, gold: str | int | float, grader: str = "strict") -> bool:
+    gold = gold_text(gold)
+    if grader == "math_verify":
+        return equal_expressions(gold, answer)
+    return answer == _READERS["hrpo_legacy" if grader == "hrpo_legacy" else "strict"](gold)
+
+
+def _plain(number: Fraction | None) -> str | None:
+    return None if number is None else format_number(number)
+
+
+def _plain_float(number: float | None) -> str | None:
+    return None if number is None else repr(number + 0.0).removesuffix(".0")  # "+ 0.0" makes -0.0 equal to 0.0
+
+
+_READERS = {
+    "strict": lambda text: _plain(parse_number(text)),
+    "flexible": lambda text: _plain(last_number(text)),
+    "hrpo_legacy": lambda text: _plain_float(legacy_number(text)),
+    "math_verify": readable_expression,
+}
+GRADERS = tuple(_READERS)

@@ -1,0 +1,24 @@
+"""Patches for objects that other people made, see README.md. Importing this package patches nothing."""
+
+import importlib
+
+
+_MODULE_OF = {
+    "ParameterGroupPatch": "optimizer",
+    "patch_parameter_group_lrs": "optimizer",
+    "patch_trainer_optimizer": "optimizer",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))

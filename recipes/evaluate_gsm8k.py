@@ -1,0 +1,284 @@
+"""
+Evaluate a causal language model on GSM8K: a plain checkpoint, a thinking model or an adapter folder.
+
+```bash
+python recipes/evaluate_gsm8k.py \
+    --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct \
+    --output_dir outputs/evaluate/qwen2.5-1.5b \
+    --batch_size 64 --num_samples 8 --temperature 0.5
+```
+
+`--dataset_name_or_path path/to/gsm8k/test.jsonl` reads a local file, `--config settings.yaml` takes the arguments from
+a file. The same command run again goes on after the last whole batch; when all is done it prints the report anew.
+
+Hardware: a GPU that holds the model, or a CPU for a small one. Time: 9 minutes for the greedy completions of all 1,319
+test problems with a model of 0.1M parameters, 64 new tokens, prompts of 900 byte-level tokens, on 2 busy CPU cores.
+
+Outputs, in `output_dir`:
+- `greedy.jsonl`, `sampled.jsonl`: one row per completion, with its prompt, text, token counts and scores;
+- `metrics.json`: accuracy per grader with its 95 % interval, pass@1 and pass@k, unparsable share, lengths, tokens/s;
+- `settings.json`: what the completions depend on; `run.json`: the run record.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, PeftConfig
+from rich.console import Console
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, set_seed
+from trl import TrlParser
+
+from hf_evidenceflow import load_thinking_model
+from hf_evidenceflow.data.gsm8k import load_gsm8k
+from hf_evidenceflow.evidence.accuracy import accuracy_table, summarise_completions
+from hf_evidenceflow.evidence.completion_log import CompletionLog, claim_folder
+from hf_evidenceflow.evidence.evaluation import (
+    generate_completions,
+    plan_batches,
+    render_prompts,
+    weights_fingerprint,
+)
+from hf_evidenceflow.evidence.samples import print_samples
+from hf_evidenceflow.reporting import atomic_write_json, run_record
+from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, grade
+from hf_evidenceflow.trainers.checkpoints import broken_weights
+
+
+# These change what is reported, not what is generated.
+REPORT_SETTINGS = ("output_dir", "graders", "shown_samples")
+
+
+@dataclass
+class EvaluateArguments:
+    """
+    Arguments of the evaluation.
+
+    Args:
+        model_name_or_path (`str`):
+            Hub name or local folder: a plain or thinking checkpoint, or the folder of an adapter.
+        output_dir (`str`):
+            Folder of this evaluation.
+        revision (`str`, *optional*):
+            Revision of the model on the Hub.
+        dtype (`str`, *optional*):
+            Dtype of the weights, such as `"bfloat16"`. If not given, the checkpoint's.
+        device (`str`, *optional*):
+            Device, such as `"cuda:0"`. If not given, the GPU where there is one.
+        attn_implementation (`str`, *optional*):
+            Attention implementation, such as `"sdpa"`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code that the model's repository brings.
+        thinking_mode (`str`, *optional*):
+            Mode of a thinking model (`"projection"`, `"embedding"`, `"none"`). If not given, the checkpoint's.
+        dataset_name_or_path (`str`, *optional*, defaults to `"openai/gsm8k"`):
+            Hub name, jsonl or parquet file, or folder.
+        split (`str`, *optional*, defaults to `"test"`):
+            Split of the data set.
+        max_samples (`int`, *optional*):
+            Number of problems, from the first. If not given, all.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Completions generated at once.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Longest completion, in tokens.
+        num_samples (`int`, *optional*, defaults to `0`):
+            Sampled completions per problem, besides the greedy one.
+        temperature (`float`, *optional*, defaults to `0.5`):
+            Temperature of the sampled completions.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass sampled from.
+        top_k (`int`, *optional*, defaults to `0`):
+            Number of tokens sampled from; `0` for all.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Penalty of repeated tokens; `1.0` is none, whatever the checkpoint's generation config says.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling and of the intervals.
+        graders (`list[str]`, *optional*, defaults to all):
+            Graders to report side by side. Others in a rerun grade the saved completions again.
+        shown_samples (`int`, *optional*, defaults to `3`):
+            Completions shown at the end.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    thinking_mode: str | None = None
+    dataset_name_or_path: str = "openai/gsm8k"
+    split: str = "test"
+    max_samples: int | None = None
+    batch_size: int = 32
+    max_new_tokens: int = 1024
+    num_samples: int = 0
+    temperature: float = 0.5
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    graders: list[str] = field(default_factory=lambda: list(GRADERS))
+    shown_samples: int = 3
+
+    def __post_init__(self):
+        self.graders = [self.graders] if isinstance(self.graders, str) else list(self.graders)
+        if not self.graders or not set(self.graders) <= set(GRADERS):
+            raise ValueError(f"`graders` must be one or several of {', '.join(GRADERS)}, got {self.graders}.")
+        lowest = {"batch_size": 1, "max_new_tokens": 1, "num_samples": 0, "top_k": 0, "seed": 0, "shown_samples": 0}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(
+                f"`max_samples` must be at least 1, got {self.max_samples}; leave it out for all problems."
+            )
+        if self.num_samples and not self.temperature > 0:
+            raise ValueError(f"`temperature` must be above 0 to sample, got {self.temperature}.")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    (args,) = TrlParser(EvaluateArguments).parse_args_and_config(argv)
+    set_seed(args.seed)
+    settings = {name: value for name, value in asdict(args).items() if name not in REPORT_SETTINGS}
+    claim_folder(args.output_dir, settings)
+    with run_record(args.output_dir, evaluate=args) as record:
+        for grader in args.graders:
+            grade("#### 1", "1", grader)  # a missing extra shows now rather than after the last batch
+        model, tokenizer = load_model(args)
+        problems = load_gsm8k(
+            args.dataset_name_or_path,
+            split=args.split,
+            conversational=tokenizer.chat_template is not None,
+            max_samples=args.max_samples,
+        )
+        claim_folder(
+            args.output_dir, settings | {"weights": weights_fingerprint(model), "data": fingerprint(problems)}
+        )
+
+        rows = {"greedy": evaluate(model, tokenizer, problems, args, "greedy")}
+        if args.num_samples:
+            rows["sampled"] = evaluate(model, tokenizer, problems, args, "sampled")
+
+        metrics = {"problems": len(problems)}
+        for decoding in rows:
+            greedy = decoding == "greedy"
+            metrics[decoding] = summarise_completions(rows[decoding], args.graders, greedy=greedy, seed=args.seed)
+        atomic_write_json(Path(args.output_dir) / "metrics.json", metrics)
+        record.add(metrics=metrics)
+    print_report(metrics, rows["greedy"], args)
+    return metrics
+
+
+def load_model(args: EvaluateArguments):
+    """Load a plain checkpoint as such, and an adapter of `HRPOTrainer` (known by the config beside it) as thinking."""
+    path, tokenizer_path = args.model_name_or_path, args.model_name_or_path
+    if path.startswith((".", "/", "~")) and not os.path.isdir(path):
+        raise FileNotFoundError(f"There is no folder `{path}`. Check `model_name_or_path`.")
+    if problem := broken_weights(path):
+        raise ValueError(f"The weights in `{path}` are damaged: {problem}. Copy or download the checkpoint again.")
+
+    kwargs = {"dtype": args.dtype, "revision": args.revision, "attn_implementation": args.attn_implementation}
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    if args.trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    load = AutoModelForCausalLM.from_pretrained
+    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+        beside = PreTrainedConfig.get_config_dict(path)[0] if os.path.isfile(os.path.join(path, "config.json")) else {}
+        ours = beside.get("model_type", "").startswith("thinking_")
+        load = load_thinking_model if ours else AutoPeftModelForCausalLM.from_pretrained
+        if not os.path.isfile(os.path.join(path, "tokenizer_config.json")):
+            tokenizer_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    model = load(path, **kwargs)
+
+    if args.thinking_mode is not None:
+        if not model.config.model_type.startswith("thinking_"):
+            raise ValueError(
+                f"`thinking_mode={args.thinking_mode!r}` was given, but `{path}` is a `{model.config.model_type}` "
+                "model, which does not think. Leave `thinking_mode` out."
+            )
+        model.config.thinking_mode = args.thinking_mode
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_path, revision=args.revision, trust_remote_code=args.trust_remote_code
+    )
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def fingerprint(problems: Dataset) -> str:
+    text = json.dumps([problems["prompt"][:], problems["answer"][:]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def evaluate(model, tokenizer, problems: Dataset, args: EvaluateArguments, decoding: str) -> list[dict]:
+    """Generate and grade what is not yet in `<decoding>.jsonl`; return all of its rows."""
+    num_samples = args.num_samples if decoding == "sampled" else 1
+    prompts, golds = problems["prompt"][:], problems["answer"][:]
+    lengths = [len(ids) for ids in render_prompts(tokenizer, prompts)[1]]
+    plan = plan_batches(lengths, args.batch_size, num_samples)
+    log = CompletionLog(Path(args.output_dir) / f"{decoding}.jsonl", plan)
+    if any(set(row["scores"]) != set(args.graders) for row in log.rows):
+        log.rewrite(row | grades(row["completion"], row["gold"], args.graders) for row in log.rows)
+
+    sampling = {}
+    if decoding == "sampled":
+        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    batches = generate_completions(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        num_samples=num_samples,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        start_batch=log.batches_done,
+        **sampling,
+    )
+    with tqdm(total=sum(map(len, plan)), initial=len(log.rows), desc=decoding, unit="completion") as bar:
+        for batch in batches:
+            log.append(to_row(completion, golds[completion.index], args.graders) for completion in batch)
+            bar.update(len(batch))
+    return log.rows
+
+
+def to_row(completion, gold: str, graders: list[str]) -> dict:
+    row = asdict(completion)
+    return {"id": row.pop("index"), "completion": row.pop("text"), "gold": gold, **row} | grades(
+        completion.text, gold, graders
+    )
+
+
+def grades(text: str, gold: str, graders: list[str]) -> dict:
+    return {
+        "extracted": {grader: extract_answer(text, grader) for grader in graders},
+        "scores": {grader: grade(text, gold, grader) for grader in graders},
+    }
+
+
+def print_report(metrics: dict, greedy_rows: list[dict], args: EvaluateArguments) -> None:
+    console, shown, grader = Console(), greedy_rows[: args.shown_samples], args.graders[0]
+    decodings = {name: metrics[name] for name in ("greedy", "sampled") if name in metrics}
+    console.print(accuracy_table(decodings, f"{args.model_name_or_path}, {metrics['problems']} problems"))
+    if shown:
+        print_samples(
+            [row["prompt"] for row in shown],
+            [row["completion"] for row in shown],
+            golds=[row["gold"] for row in shown],
+            extracted=[row["extracted"][grader] for row in shown],
+            rewards=[row["scores"][grader] for row in shown],
+            title=f"Greedy completions, grader {grader}",
+            console=console,
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted. Finished batches are saved: run the same command again to go on.") from None

@@ -1,0 +1,218 @@
+"""
+Train hybrid latent reasoning (HRPO) on GSM8K, from a plain or thinking Qwen2, Llama or Qwen3 checkpoint.
+
+```bash
+accelerate launch recipes/hrpo_gsm8k.py --config recipes/configs/hrpo_gsm8k/paper.yaml
+```
+
+`paper.yaml` holds the published settings (a 1.5B model on one 80 GB GPU, hours); `smoke.yaml` runs in minutes on two CPU cores, from a
+local checkpoint:
+
+```bash
+python recipes/train_from_scratch.py --config recipes/configs/train_from_scratch/smoke.yaml
+accelerate launch recipes/hrpo_gsm8k.py --config recipes/configs/hrpo_gsm8k/smoke.yaml
+```
+
+Command-line options override the file. `--only_grpo true` is the control: the same trainer without thinking, which is GRPO.
+`--task` takes the other published tasks. An interrupted run goes on with `--resume_from_checkpoint true`.
+
+Outputs, in `output_dir`: the model with tokenizer and model card, `checkpoint-*`, `run.json` (the run record), `curves.png`.
+"""
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, set_seed
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from hf_evidenceflow import HRPOConfig, HRPOTrainer
+from hf_evidenceflow.data import load_arc_challenge, load_gsm8k, load_math, load_mmlu_stem, load_open_qa
+from hf_evidenceflow.evidence.curves import plot_training_curves
+from hf_evidenceflow.evidence.samples import print_samples
+from hf_evidenceflow.reporting import package_versions, run_record
+from hf_evidenceflow.rewards import gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
+from hf_evidenceflow.trainers.checkpoints import last_whole_checkpoint, resolve_output_dir
+
+
+TASKS = {
+    "gsm8k": (load_gsm8k, gsm8k_reward, "openai/gsm8k"),
+    "math": (load_math, math_reward, "EleutherAI/hendrycks_math"),
+    "mmlu_stem": (load_mmlu_stem, multiple_choice_reward, "cais/mmlu"),
+    "arc_challenge": (load_arc_challenge, multiple_choice_reward, "allenai/ai2_arc"),
+    "open_qa": (load_open_qa, open_qa_reward, None),
+}
+
+
+@dataclass
+class ScriptArguments:
+    """
+    Data and thinking residual.
+
+    Args:
+        task (`str`, *optional*, defaults to `"gsm8k"`):
+            `gsm8k`, `math`, `mmlu_stem`, `arc_challenge` or `open_qa`: the data set's format and the reward.
+        dataset_name_or_path (`str`, *optional*):
+            Hub name, jsonl or parquet file, or folder. If not given, the task's data set on the Hub.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        max_samples (`int`, *optional*):
+            Number of problems, drawn with `seed`. If not given, all.
+        only_grpo (`bool`, *optional*, defaults to `False`):
+            The control: no thinking, that is GRPO.
+        thinking_mode, thinking_residual_r_min, thinking_residual_r_max, thinking_residual_c, thinking_projection_layers,
+        thinking_projection_norm, thinking_projection_dropout, thinking_projection_init_std, thinking_answer_start (*optional*):
+            Fields of the model's config. What is not given stays as in the checkpoint. `thinking_answer_start=none` thinks over the whole
+            completion.
+        plot (`bool`, *optional*, defaults to `True`):
+            Whether to draw `curves.png` at the end.
+        shown_samples (`int`, *optional*, defaults to `4`):
+            Completions of the last rollout shown at the end.
+    """
+
+    task: str = field(default="gsm8k", metadata={"choices": list(TASKS)})
+    dataset_name_or_path: str | None = None
+    dataset_split: str = "train"
+    max_samples: int | None = None
+    only_grpo: bool = False
+    thinking_mode: str | None = None
+    thinking_residual_r_min: float | None = None
+    thinking_residual_r_max: float | None = None
+    thinking_residual_c: float | None = None
+    thinking_projection_layers: int | None = None
+    thinking_projection_norm: str | None = None
+    thinking_projection_dropout: float | None = None
+    thinking_projection_init_std: float | None = None
+    thinking_answer_start: str | None = None
+    plot: bool = True
+    shown_samples: int = 4
+
+    def thinking_fields(self) -> dict:
+        """Fields of the model's config that were given."""
+        given = {name: value for name, value in vars(self).items() if name.startswith("thinking_") and value is not None}
+        if given.get("thinking_answer_start", "").lower() == "none":
+            given["thinking_answer_start"] = None
+        return given | ({"thinking_mode": "none"} if self.only_grpo else {})
+
+
+@dataclass
+class HRPOModelConfig(ModelConfig):
+    """[`~trl.ModelConfig`] with the paper's LoRA settings; they take effect with `use_peft`."""
+
+    lora_r: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+def model_card_notes(script_args, training_args, record, prompt) -> str:
+    """What a reader needs to repeat the run, in Markdown."""
+    _, reward, name = TASKS[script_args.task]
+    data = script_args.dataset_name_or_path or name
+    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
+    return f"""
+## Reproduction
+
+- Command: `{record["command"]}`
+- Data: {data}, split `{script_args.dataset_split}`
+- Grader: `hf_evidenceflow.rewards.{reward.__name__}`
+- Seed: {training_args.seed}
+- Commit: {record["git"]}
+- Versions: {versions}
+
+The first prompt:
+
+```
+{json.dumps(prompt, ensure_ascii=False, indent=1) if isinstance(prompt, list) else prompt}
+```
+"""
+
+
+def main(argv: list[str] | None = None) -> HRPOTrainer:
+    parser = TrlParser((ScriptArguments, HRPOConfig, HRPOModelConfig))
+    script_args, training_args, model_args = parser.parse_args_and_config(argv)
+    if script_args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or pass `--plot false`.")
+    set_seed(training_args.seed)
+    checkpoint = resolve_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+
+    with run_record(training_args.output_dir, script=script_args, training=training_args, model=model_args) as record:
+        load, reward, name = TASKS[script_args.task]
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
+        )
+        dataset = load(
+            script_args.dataset_name_or_path or name,
+            split=script_args.dataset_split,
+            conversational=tokenizer.chat_template is not None,
+            max_samples=script_args.max_samples,
+            seed=training_args.seed,
+        )
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "dtype": model_args.dtype,
+            "attn_implementation": model_args.attn_implementation,
+            **script_args.thinking_fields(),
+        }
+        trainer = HRPOTrainer(
+            model_args.model_name_or_path,
+            reward,
+            args=training_args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+        trainer.model_card_notes = model_card_notes(script_args, training_args, record.data, dataset[0]["prompt"])
+
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            last = last_whole_checkpoint(training_args.output_dir)
+            print(
+                f"\nInterrupted at step {trainer.state.global_step}. The last whole checkpoint is {last}. "
+                + ("Go on with the same command and `--resume_from_checkpoint true`." if last else "Start again."),
+                file=sys.stderr,
+            )
+            raise
+
+        trainer.save_model()
+        trainer.save_state()
+        trainer.create_model_card()
+        record.add(metrics=trainer.state.log_history[-1])
+        if trainer.is_world_process_zero():
+            report(trainer, dataset, script_args)
+        if training_args.push_to_hub:
+            trainer.push_to_hub()
+    return trainer
+
+
+def report(trainer, dataset, script_args) -> None:
+    """Samples of the last rollout in the terminal, curves as a picture."""
+    output_dir = Path(trainer.args.output_dir)
+    samples = trainer.last_samples
+    count = min(script_args.shown_samples, len(samples["prompts"]))
+    if count:
+        answers = {str(row["prompt"]): row["answer"] for row in dataset}
+        print_samples(
+            samples["prompts"][:count],
+            samples["completions"][:count],
+            golds=[answers.get(str(prompt)) for prompt in samples["prompts"][:count]],
+            rewards=[sum(values) for values in zip(*samples["rewards"].values())][:count],
+            title=f"Last rollout, step {trainer.state.global_step}",
+        )
+    if script_args.plot:
+        label = "GRPO" if script_args.only_grpo else "HRPO"
+        plot_training_curves({label: trainer.state.log_history}, output_dir / "curves.png")
+        print(f"Curves: {output_dir / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

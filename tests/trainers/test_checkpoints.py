@@ -1,0 +1,149 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.trainers.checkpoints import (
+    broken_weights,
+    checkpoint_problem,
+    is_whole_checkpoint,
+    last_whole_checkpoint,
+    resolve_output_dir,
+)
+
+
+def make_checkpoint(output_dir, step):
+    path = output_dir / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"w": np.zeros((3, 5), dtype=np.float32)}, path / "model.safetensors")
+    torch.save({"step": step}, path / "optimizer.pt")
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def interrupted_run(output_dir):
+    with pytest.raises(KeyboardInterrupt), run_record(output_dir, command=["train.py"]):
+        raise KeyboardInterrupt
+
+
+def test_a_complete_checkpoint_is_whole(tmp_path):
+    assert is_whole_checkpoint(make_checkpoint(tmp_path, 2))
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt"])
+def test_a_cut_file_is_named(tmp_path, name):
+    path = make_checkpoint(tmp_path, 2)
+    cut(path / name)
+    assert name in checkpoint_problem(path)
+
+
+@pytest.mark.parametrize("name, problem", [("trainer_state.json", "is missing"), ("model.safetensors", "no weights")])
+def test_a_missing_file_is_named(tmp_path, name, problem):
+    path = make_checkpoint(tmp_path, 2)
+    (path / name).unlink()
+    assert problem in checkpoint_problem(path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    index = {"weight_map": {"w": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-1.safetensors is missing" in broken_weights(tmp_path)
+
+
+def test_the_last_checkpoint_is_that_of_the_highest_step(tmp_path):
+    for step in (100, 20):
+        make_checkpoint(tmp_path, step)
+    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-100")
+
+
+def test_a_cut_checkpoint_is_skipped_with_a_warning(tmp_path, caplog):
+    make_checkpoint(tmp_path, 2)
+    cut(make_checkpoint(tmp_path, 3) / "model.safetensors")
+    with caplog.at_level(logging.WARNING):
+        assert last_whole_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert "checkpoint-3" in caplog.text and "model.safetensors" in caplog.text
+
+
+@pytest.mark.parametrize("resume", [None, False, "false"])
+def test_a_new_folder_starts_anew(tmp_path, resume):
+    assert resolve_output_dir(tmp_path / "new", resume) is None
+
+
+def test_an_unfinished_run_offers_to_resume(tmp_path):
+    make_checkpoint(tmp_path, 2)
+    interrupted_run(tmp_path)
+    with pytest.raises(ValueError, match=r"unfinished run.*interrupted.*checkpoint-2.*--resume_from_checkpoint true"):
+        resolve_output_dir(tmp_path)
+
+
+def test_checkpoints_without_a_record_are_an_unfinished_run(tmp_path):
+    make_checkpoint(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"unfinished run \(no run record.*--resume_from_checkpoint true"):
+        resolve_output_dir(tmp_path)
+
+
+def test_a_killed_run_without_checkpoint_is_unfinished(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(ValueError, match=r"without a whole checkpoint.*another `output_dir`"):
+        resolve_output_dir(tmp_path)
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    with run_record(tmp_path, command=["train.py"]):
+        pass
+    with pytest.raises(ValueError, match=r"finished run \(`train.py`.*another `output_dir`"):
+        resolve_output_dir(tmp_path)
+
+
+@pytest.mark.parametrize("resume", [True, "true", "True"])
+def test_resume_true_takes_the_last_whole_checkpoint(tmp_path, resume):
+    path = make_checkpoint(tmp_path, 2)
+    interrupted_run(tmp_path)
+    assert resolve_output_dir(tmp_path, resume) == str(path)
+
+
+def test_resume_without_a_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+        resolve_output_dir(tmp_path, True)
+
+
+def test_resume_from_a_path_inside_the_folder(tmp_path):
+    path = make_checkpoint(tmp_path, 2)
+    make_checkpoint(tmp_path, 3)
+    assert resolve_output_dir(tmp_path, str(path)) == str(path)
+
+
+def test_resume_from_a_cut_checkpoint_is_an_error(tmp_path):
+    path = make_checkpoint(tmp_path, 2)
+    cut(path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"Cannot resume from .*checkpoint-2.*model.safetensors"):
+        resolve_output_dir(tmp_path, str(path))
+
+
+def test_resume_from_elsewhere_spares_the_run_of_the_folder(tmp_path):
+    path = make_checkpoint(tmp_path / "first", 2)
+    make_checkpoint(tmp_path / "second", 5)
+    with pytest.raises(ValueError, match="unfinished run"):
+        resolve_output_dir(tmp_path / "second", str(path))
+
+
+def test_overwriting_removes_the_run_but_no_other_file(tmp_path):
+    make_checkpoint(tmp_path, 2)
+    interrupted_run(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert resolve_output_dir(tmp_path, overwrite=True) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_and_overwriting_exclude_each_other(tmp_path):
+    make_checkpoint(tmp_path, 2)
+    with pytest.raises(ValueError, match="choose one"):
+        resolve_output_dir(tmp_path, True, overwrite=True)
