@@ -5,9 +5,9 @@ Speed of thinking models against their plain base, and against an emulation of t
 python benchmarks/thinking_speed.py --output results/thinking_speed.json
 ```
 
-A random Qwen2 (hidden 512, 8 layers, vocabulary 32,000) on CPU in fp32, batch 8, 64 new tokens. All candidates of a table run in turn,
-round after round; a ratio is the median over the rounds of candidate time / plain time within a round. Nothing else should run on the
-machine. About 10 minutes on two cores.
+A random Qwen2 (hidden 512, 8 layers, vocabulary 32,000) on CPU in fp32, batch 8, 64 new tokens. All candidates of a
+table run in turn, round after round; a ratio is the median over the rounds of candidate time / plain time within a
+round. Nothing else should run on the machine. About 10 minutes on two cores.
 """
 
 import argparse
@@ -51,9 +51,7 @@ def make_tokenizer():
     tokens += [f"Ġw{index}" for index in range(SIZE["vocab_size"] - len(tokens))]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", padding_side="left"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", padding_side="left")
 
 
 def make_models(mode, head_scale=1.0):
@@ -68,7 +66,9 @@ def make_models(mode, head_scale=1.0):
 
 
 def in_turn(candidates: dict, rounds: int) -> dict:
-    """Runs the candidates in turn; returns median seconds and the ratio to the first one, with its range over the rounds."""
+    """
+    Runs the candidates in turn; returns median seconds and the ratio to the first one, with its range over the rounds.
+    """
     names = list(candidates)
     seconds = {name: [] for name in names}
     for candidate in candidates.values():
@@ -111,8 +111,8 @@ def generate(model, tokenizer, **kwargs):
 @torch.no_grad()
 def published_loop(model, tokenizer):
     """
-    The published generation loop, emulated: the whole completion is decoded each step to look for the marker, and the state is a
-    product over the whole vocabulary, whatever the distribution.
+    The published generation loop, emulated: the whole completion is decoded each step to look for the marker, and the
+    state is a product over the whole vocabulary, whatever the distribution.
     """
     torch.manual_seed(0)
     base, ids = model.model, prompt_ids()
@@ -247,7 +247,10 @@ def print_table(title, rows):
     print(f"\n{title}")
     for name, row in rows.items():
         if isinstance(row, dict):
-            print(f"  {name:28s} {row['seconds']:8.3f} s   {row['ratio']:.3f}x ({row['ratio_min']:.3f}-{row['ratio_max']:.3f})")
+            print(
+                f"  {name:28s} {row['seconds']:8.3f} s   {row['ratio']:.3f}x "
+                f"({row['ratio_min']:.3f}-{row['ratio_max']:.3f})"
+            )
         else:
             print(f"  {name}: {row}")
 

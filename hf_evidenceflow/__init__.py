@@ -1,6 +1,7 @@
 """Latent reasoning and layer-wise supervision for any Hugging Face causal LM, on stock transformers and TRL.
 
-Importing the package registers its model types with transformers' Auto classes; everything else is loaded on first use.
+Importing the package registers its model types with transformers' Auto classes; everything else is loaded on first
+use.
 """
 
 import importlib

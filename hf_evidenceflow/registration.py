@@ -8,7 +8,8 @@ from .models.auto_thinking import THINKING_CLASSES
 
 def register_models() -> None:
     """
-    Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the package's model types. Calling it again changes nothing.
+    Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the package's model types. Calling it again changes
+    nothing.
 
     Raises:
         `ValueError`: if a foreign class owns one of the model types.
@@ -21,7 +22,8 @@ def register_models() -> None:
             if owner is config:
                 continue
             raise ValueError(
-                f"The model type `{config.model_type}` of {config.__module__}.{config.__qualname__} is already registered by "
+                f"The model type `{config.model_type}` of {config.__module__}.{config.__qualname__} is already "
+                "registered by "
                 f"{owner.__module__}.{owner.__qualname__}. Remove that registration, or import only one of the two."
             )
         AutoConfig.register(config.model_type, config)

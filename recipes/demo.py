@@ -1,20 +1,21 @@
 """
-The main job on a self-made default: SFT warm-up of a tiny Qwen2, then GRPO and HRPO from the same checkpoint, then a table and curves.
+The main job on a self-made default: SFT warm-up of a tiny Qwen2, then GRPO and HRPO from the same checkpoint, then a
+table and curves.
 
 ```bash
 python recipes/demo.py --output_dir outputs/demo
 ```
 
-About 3 minutes on two CPU cores, offline. The warm start is sloppy on purpose: most of its solutions leave out the last step, so that RL
-has something to correct. What it shows is that the trainer learns. What it does not show is that latent reasoning helps: at this
-size HRPO and GRPO come out the same.
+About 3 minutes on two CPU cores, offline. The warm start is sloppy on purpose: most of its solutions leave out the
+last step, so that RL has something to correct. What it shows is that the trainer learns. What it does not show is that
+latent reasoning helps: at this size HRPO and GRPO come out the same.
 
 Outputs, in `output_dir`: `demo.md` (the table), `reward_curves.png`, `metrics.json`, `run.json`, and the three models.
 """
 
 import gc
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -78,7 +79,10 @@ class Progress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.key in (logs or {}) and (state.global_step % 10 == 0 or args.logging_steps > 1):
-            print(f"{self.title}: step {state.global_step}/{state.max_steps}, {self.key} {logs[self.key]:.3f}", flush=True)
+            print(
+                f"{self.title}: step {state.global_step}/{state.max_steps}, {self.key} {logs[self.key]:.3f}",
+                flush=True,
+            )
 
 
 def common_settings(args: DemoArguments, name: str) -> dict:
@@ -198,15 +202,16 @@ def show(results: dict, seconds: float, args: DemoArguments) -> str:
     for column in columns:
         table.add_column(column, justify="right")
     for name, scores in results.items():
-        cells = [f"{s.estimate:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores.values()]
+        cells = [f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores.values()]
         table.add_row(name, *cells)
         markdown.append(f"| {name} | " + " | ".join(cells) + " |")
-    before, grpo, hrpo = (scores["pass@1"].estimate for scores in results.values())
+    before, grpo, hrpo = (scores["pass@1"].value for scores in results.values())
     sentence = (
-        f"With {args.rl_steps} steps of {args.samples_per_step} samples, pass@1 went from {before:.2f} to {grpo:.2f} with GRPO and to "
-        f"{hrpo:.2f} with HRPO (one seed, {args.test_problems} test problems): the trainer learns. It does not show that latent reasoning "
-        f"helps: at this size the two are expected to come out the same, and a difference between them is noise until shown "
-        f"otherwise over seeds. The warm start is sloppy on purpose. {seconds:.0f} seconds in all."
+        f"With {args.rl_steps} steps of {args.samples_per_step} samples, pass@1 went from {before:.2f} to {grpo:.2f} "
+        f"with GRPO and to {hrpo:.2f} with HRPO (one seed, {args.test_problems} test problems): the trainer learns. "
+        "It does not show that latent reasoning helps: at this size the two are expected to come out the same, and a "
+        "difference between them is noise until shown otherwise over seeds. The warm start is sloppy on purpose. "
+        f"{seconds:.0f} seconds in all."
     )
     Console().print(table)
     print(sentence)
@@ -223,7 +228,8 @@ def main(argv: list[str] | None = None) -> dict:
         tokenizer = build_word_problem_tokenizer()
         splits = split_word_problems(train=4000, test=args.test_problems, seed=args.seed)
         train, test = (
-            prepare_gsm8k(Dataset.from_list(rows), conversational=False, system_prompt=None) for rows in splits.values()
+            prepare_gsm8k(Dataset.from_list(rows), conversational=False, system_prompt=None)
+            for rows in splits.values()
         )
         checkpoint = warm_up(args, splits["train"], tokenizer)
 
@@ -249,7 +255,7 @@ def main(argv: list[str] | None = None) -> dict:
         plot_training_curves(logs, folder / "reward_curves.png", keys=["reward"])
         markdown = show(results, time.perf_counter() - start, args)
         atomic_write_text(folder / "demo.md", markdown)
-        metrics = {name: {key: asdict(value) for key, value in scores.items()} for name, scores in results.items()}
+        metrics = {name: {key: value._asdict() for key, value in scores.items()} for name, scores in results.items()}
         atomic_write_json(folder / "metrics.json", metrics)
         record.add(metrics=metrics)
         print(f"Table: {folder / 'demo.md'}\nCurves: {folder / 'reward_curves.png'}")

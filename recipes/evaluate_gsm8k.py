@@ -45,9 +45,9 @@ from hf_evidenceflow.evidence.evaluation import (
     weights_fingerprint,
 )
 from hf_evidenceflow.evidence.samples import print_samples
+from hf_evidenceflow.models.weights import broken_weights
 from hf_evidenceflow.reporting import atomic_write_json, run_record
 from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, grade
-from hf_evidenceflow.trainers.checkpoints import broken_weights
 
 
 # These change what is reported, not what is generated.

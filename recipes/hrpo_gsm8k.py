@@ -5,18 +5,19 @@ Train hybrid latent reasoning (HRPO) on GSM8K, from a plain or thinking Qwen2, L
 accelerate launch recipes/hrpo_gsm8k.py --config recipes/configs/hrpo_gsm8k/paper.yaml
 ```
 
-`paper.yaml` holds the published settings (a 1.5B model on one 80 GB GPU, hours); `smoke.yaml` runs in minutes on two CPU cores, from a
-local checkpoint:
+`paper.yaml` holds the published settings (a 1.5B model on one 80 GB GPU, hours); `smoke.yaml` runs in minutes on two
+CPU cores, from a local checkpoint:
 
 ```bash
 python recipes/train_from_scratch.py --config recipes/configs/train_from_scratch/smoke.yaml
 accelerate launch recipes/hrpo_gsm8k.py --config recipes/configs/hrpo_gsm8k/smoke.yaml
 ```
 
-Command-line options override the file. `--only_grpo true` is the control: the same trainer without thinking, which is GRPO.
-`--task` takes the other published tasks. An interrupted run goes on with `--resume_from_checkpoint true`.
+Command-line options override the file. `--only_grpo true` is the control: the same trainer without thinking, which is
+GRPO. `--task` takes the other published tasks. An interrupted run goes on with `--resume_from_checkpoint true`.
 
-Outputs, in `output_dir`: the model with tokenizer and model card, `checkpoint-*`, `run.json` (the run record), `curves.png`.
+Outputs, in `output_dir`: the model with tokenizer and model card, `checkpoint-*`, `run.json` (the run record),
+`curves.png`.
 """
 
 import importlib.util
@@ -62,10 +63,11 @@ class ScriptArguments:
             Number of problems, drawn with `seed`. If not given, all.
         only_grpo (`bool`, *optional*, defaults to `False`):
             The control: no thinking, that is GRPO.
-        thinking_mode, thinking_residual_r_min, thinking_residual_r_max, thinking_residual_c, thinking_projection_layers,
-        thinking_projection_norm, thinking_projection_dropout, thinking_projection_init_std, thinking_answer_start (*optional*):
-            Fields of the model's config. What is not given stays as in the checkpoint. `thinking_answer_start=none` thinks over the whole
-            completion.
+        thinking_mode, thinking_residual_r_min, thinking_residual_r_max, thinking_residual_c,
+        thinking_projection_layers, thinking_projection_norm, thinking_projection_dropout,
+        thinking_projection_init_std, thinking_answer_start (*optional*):
+            Fields of the model's config. What is not given stays as in the checkpoint. `thinking_answer_start=none`
+            thinks over the whole completion.
         plot (`bool`, *optional*, defaults to `True`):
             Whether to draw `curves.png` at the end.
         shown_samples (`int`, *optional*, defaults to `4`):
@@ -91,7 +93,9 @@ class ScriptArguments:
 
     def thinking_fields(self) -> dict:
         """Fields of the model's config that were given."""
-        given = {name: value for name, value in vars(self).items() if name.startswith("thinking_") and value is not None}
+        given = {
+            name: value for name, value in vars(self).items() if name.startswith("thinking_") and value is not None
+        }
         if given.get("thinking_answer_start", "").lower() == "none":
             given["thinking_answer_start"] = None
         return given | ({"thinking_mode": "none"} if self.only_grpo else {})
@@ -136,7 +140,9 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
     parser = TrlParser((ScriptArguments, HRPOConfig, HRPOModelConfig))
     script_args, training_args, model_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or pass `--plot false`.")
+        raise ImportError(
+            "`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or pass `--plot false`."
+        )
     set_seed(training_args.seed)
     checkpoint = resolve_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 

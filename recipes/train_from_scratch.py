@@ -1,17 +1,18 @@
 """
-Train a small Qwen2 or Llama from scratch on GSM8K's solutions, tokenizer included: a starting point for RL where no pretrained checkpoint
-can be had.
+Train a small Qwen2 or Llama from scratch on GSM8K's solutions, tokenizer included: a starting point for RL where no
+pretrained checkpoint can be had.
 
 ```bash
 python recipes/train_from_scratch.py --config recipes/configs/train_from_scratch/gsm8k.yaml \
     --dataset_name_or_path path/to/gsm8k --output_dir outputs/gsm8k-scratch
 ```
 
-Such a model learns the format and some arithmetic, not to reason: expect an accuracy of a few per cent. `gsm8k.yaml` takes about 40 minutes
-on two CPU cores, `smoke.yaml` about half a minute. Without `--dataset_name_or_path` the problems are generated.
+Such a model learns the format and some arithmetic, not to reason: expect an accuracy of a few per cent. `gsm8k.yaml`
+takes about 40 minutes on two CPU cores, `smoke.yaml` about half a minute. Without `--dataset_name_or_path` the
+problems are generated.
 
-Outputs, in `output_dir`: a plain checkpoint with tokenizer and chat template, `run.json` (the run record), and `problems.jsonl` where the
-problems were generated.
+Outputs, in `output_dir`: a plain checkpoint with tokenizer and chat template, `run.json` (the run record), and
+`problems.jsonl` where the problems were generated.
 """
 
 import json
@@ -53,7 +54,8 @@ class ScratchArguments:
             Tokens of the byte-level BPE vocabulary; each digit is one token.
         model_type (`str`, *optional*, defaults to `"qwen2"`):
             `qwen2` or `llama`.
-        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads (`int`, *optional*):
+        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads (`int`,
+        *optional*):
             Size of the model.
     """
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from tiny_models import TINY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -13,24 +14,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # At these sizes a second thread only waits for the first
 torch.set_num_threads(1)
 
-# Sizes that all differ, so that swapped axes fail
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-}
-
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """Byte-level tokenizer of 92 tokens (fewer than the tiny models have), where `####` is the two tokens `##` `##`."""
+    """
+    Byte-level tokenizer of 92 tokens (fewer than the tiny models have), where `####` is the two tokens `##` `##`.
+    """
     letters = [chr(i) for i in range(ord("a"), ord("z") + 1)] + [chr(i) for i in range(ord("A"), ord("Z") + 1)]
     tokens = ["<pad>", "</s>", "<s>", *letters, *"0123456789+-=.,:?$%()/!'", "Ġ", "Ċ", "#", "##", "Ġ#"]
     vocab = {token: index for index, token in enumerate(tokens)}

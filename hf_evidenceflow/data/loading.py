@@ -73,7 +73,7 @@ def load_split(
         if empty is not None:
             raise ValueError(f"Row {empty} of {name_or_path} has no value for `{column}`. Correct or remove the row.")
     if seed is not None:
-        pass
+        dataset = dataset.shuffle(seed=seed)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 

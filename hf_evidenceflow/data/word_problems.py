@@ -29,6 +29,15 @@ class WordProblemTemplate:
             Asks for the number at the end.
         multiply (`str`, *optional*):
             States that there are `{n}` times as many.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import WordProblemTemplate, generate_word_problems
+
+    >>> bus = WordProblemTemplate("{n} people ride a bus.", "{n} get on.", "{n} get off.", "How many people ride now?")
+    >>> problems = generate_word_problems(8, templates=[bus])
+    ```
     """
 
     opening: str

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from .thinking.modeling_thinking_llama import ThinkingLlamaForCausalLM
 from .thinking.modeling_thinking_qwen2 import ThinkingQwen2ForCausalLM
 from .thinking.modeling_thinking_qwen3 import ThinkingQwen3ForCausalLM
+from .weights import broken_weights
 
 
 THINKING_CLASSES = {
@@ -60,6 +61,7 @@ def load_thinking_model(path_or_id: str, **kwargs):
 
     Raises:
         `ValueError`: if the checkpoint's type has no thinking variant.
+        `OSError`: if a weight file of a local folder is cut short or missing.
 
     Example:
 
@@ -69,6 +71,8 @@ def load_thinking_model(path_or_id: str, **kwargs):
     >>> model = load_thinking_model("Qwen/Qwen2.5-0.5B-Instruct", thinking_mode="projection")
     ```
     """
+    if os.path.isdir(path_or_id) and (problem := broken_weights(path_or_id)):
+        raise OSError(f"The weights in {path_or_id!r} cannot be loaded: {problem}. Download or save them again.")
     adapter = os.path.join(path_or_id, "adapter_config.json")
     if not os.path.isfile(adapter):
         return thinking_class(path_or_id, **kwargs).from_pretrained(path_or_id, **kwargs)
@@ -79,7 +83,9 @@ def load_thinking_model(path_or_id: str, **kwargs):
         base = json.load(file)["base_model_name_or_path"]
     # The trainer saves the thinking config beside the adapter; the base checkpoint may be a plain one
     cls = thinking_class(path_or_id if os.path.isfile(os.path.join(path_or_id, "config.json")) else base, **kwargs)
-    fields = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__ and key != "dtype"}
+    fields = {
+        key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__ and key != "dtype"
+    }
     config = cls.config_class.from_pretrained(path_or_id, **fields)
     model = cls.from_pretrained(base, config=config, **kwargs)
     model.config._name_or_path = path_or_id  # where the tokenizer is

@@ -1,4 +1,7 @@
-"""Saves a model together with its code, so that it loads with `trust_remote_code=True` where this package is not installed."""
+"""
+Saves a model together with its code, so that it loads with `trust_remote_code=True` where this package is not
+installed.
+"""
 
 from contextlib import contextmanager
 

@@ -36,6 +36,15 @@ def score_batch(
 
     Raises:
         `ValueError`: if there is not one gold for each completion.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.rewards.batch import score_batch
+
+    >>> score_batch(["a", "b"], ["a", "c"], extract=str.strip, is_right=str.__eq__)
+    [1.0, 0.0]
+    ```
     """
     if len(completions) != len(golds):
         raise ValueError(

@@ -10,7 +10,7 @@ from .text import after_only_marker, completion_text, gold_text
 
 MAX_ANSWER_LENGTH = 1000  # characters after the marker
 
-_FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:

@@ -53,8 +53,8 @@ def readable_expression(text: str) -> str | None:
     ```python
     >>> from hf_evidenceflow.rewards.math_verification import readable_expression
 
-    >>> readable_expression("2\\sqrt{3}"), readable_expression("9^{9^{9}}")
-    ('2\\sqrt{3}', None)
+    >>> readable_expression("2\\\\sqrt{3}"), readable_expression("9^{9^{9}}")
+    ('2\\\\sqrt{3}', None)
     ```
     """
     if len(text) > MAX_EXPRESSION_LENGTH:
@@ -93,7 +93,7 @@ def equal_expressions(gold: str, answer: str) -> bool:
     ```python
     >>> from hf_evidenceflow.rewards.math_verification import equal_expressions
 
-    >>> equal_expressions("$\\frac{1}{2}$", "0.5")
+    >>> equal_expressions("$\\\\frac{1}{2}$", "0.5")
     True
     ```
     """

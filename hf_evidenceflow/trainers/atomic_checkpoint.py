@@ -11,7 +11,10 @@ STAGING_FOLDER = ".incomplete-checkpoint"
 
 
 class AtomicCheckpointMixin:
-    """Writes each checkpoint into a staging folder and renames it at the end; put before a [`~transformers.Trainer`] class."""
+    """
+    Writes each checkpoint into a staging folder and renames it at the end; put before a [`~transformers.Trainer`]
+    class.
+    """
 
     _staging = False
     _push_after_rename = False
@@ -21,7 +24,9 @@ class AtomicCheckpointMixin:
         return os.path.join(output_dir, STAGING_FOLDER) if self._staging else output_dir
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        """Differs from Trainer in waiting for the rename: the upload runs in the background and reads the folder later."""
+        """
+        Differs from Trainer in waiting for the rename: the upload runs in the background and reads the folder later.
+        """
         if self._staging:
             self._push_after_rename = True
         else:

@@ -8,27 +8,34 @@ from trl import GRPOConfig
 @dataclass
 class HRPOConfig(GRPOConfig):
     r"""
-    Configuration of [`HRPOTrainer`]. Differs from [`~trl.GRPOConfig`] in the fields below; the others keep their meaning.
+    Configuration of [`HRPOTrainer`]. Differs from [`~trl.GRPOConfig`] in the fields below; the others keep their
+    meaning.
 
     Parameters:
-        lr_thinking_residual_gate, lr_thinking_residual_Lambda, lr_thinking_projection (`float`, *optional*, default to `1e-4`, `1e-3`, `1e-4`):
-            Learning rates of the thinking modules; the scheduler scales them like `learning_rate`. `None` leaves a module at
-            `learning_rate`. Modules that the model's `thinking_mode` does not use are frozen.
+        lr_thinking_residual_gate, lr_thinking_residual_Lambda, lr_thinking_projection (`float`, *optional*, default to
+        `1e-4`, `1e-3`, `1e-4`):
+            Learning rates of the thinking modules; the scheduler scales them like `learning_rate`. `None` leaves a
+            module at `learning_rate`. Modules that the model's `thinking_mode` does not use are frozen.
         weight_decay_thinking_residual_Lambda (`float`, *optional*, defaults to `0.0`):
             Weight decay of `Lambda`: decay would pull it to 0, that is `a` away from 1.
         max_prompt_length (`int`, *optional*, defaults to `1024`):
-            Training prompts with more tokens are dropped when the dataset is loaded and counted, never cut. `None`: no limit.
+            Training prompts with more tokens are dropped when the dataset is loaded and counted, never cut. `None`: no
+            limit.
         parity_check_steps (`int`, *optional*, defaults to `50`):
-            Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of the training
-            forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
+            Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of
+            the training forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
         parity_tolerance (`float`, *optional*):
-            Gap beyond which a parity check stops the run. `None`: 1e-3 (largest gap) in fp32, 2e-2 (mean gap) in half precision.
+            Gap beyond which a parity check stops the run. `None`: 1e-3 (largest gap) in fp32, 2e-2 (mean gap) in half
+            precision.
         save_hub_code (`bool`, *optional*, defaults to `False`):
-            Save the model's code with it, so that it loads with `trust_remote_code=True` where this package is not installed.
+            Save the model's code with it, so that it loads with `trust_remote_code=True` where this package is not
+            installed.
     """
 
     # Defaults of the paper
-    learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate of all but the thinking modules."})
+    learning_rate: float = field(
+        default=5e-6, metadata={"help": "Initial learning rate of all but the thinking modules."}
+    )
     adam_beta2: float = field(default=0.99, metadata={"help": "Beta2 of AdamW."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
@@ -50,21 +57,21 @@ class HRPOConfig(GRPOConfig):
     lr_thinking_residual_gate: float | None = field(
         default=1e-4, metadata={"help": "Learning rate of the two gates of the thinking residual."}
     )
-    lr_thinking_residual_Lambda: float | None = field(  # noqa: N815
+    lr_thinking_residual_Lambda: float | None = field(
         default=1e-3, metadata={"help": "Learning rate of Lambda, the decay of the thinking residual."}
     )
     lr_thinking_projection: float | None = field(
         default=1e-4, metadata={"help": "Learning rate of the thinking projection."}
     )
-    weight_decay_thinking_residual_Lambda: float = field(  # noqa: N815
-        default=0.0, metadata={"help": "Weight decay of Lambda."}
-    )
+    weight_decay_thinking_residual_Lambda: float = field(default=0.0, metadata={"help": "Weight decay of Lambda."})
     parity_check_steps: int = field(
         default=50, metadata={"help": "Optimizer steps between two parity checks; 0 switches them off."}
     )
     parity_tolerance: float | None = field(
         default=None,
-        metadata={"help": "Parity gap that stops the run; by default 1e-3 (max) in fp32, 2e-2 (mean) in half precision."},
+        metadata={
+            "help": "Parity gap that stops the run; by default 1e-3 (max) in fp32, 2e-2 (mean) in half precision."
+        },
     )
     save_hub_code: bool = field(
         default=False, metadata={"help": "Save the model's code beside its weights for `trust_remote_code=True`."}

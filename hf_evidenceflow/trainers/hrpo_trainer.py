@@ -1,7 +1,8 @@
 """HRPO, hybrid latent reasoning by reinforcement learning (arXiv 2505.18454), on TRL's GRPO.
 
-What differs from GRPO: the rollout records the thinking states, they ride with the batch, and each policy log-probability is computed
-with the same fused inputs that the rollout had. The reference log-probabilities use plain tokens.
+What differs from GRPO: the rollout records the thinking states, they ride with the batch, and each policy
+log-probability is computed with the same fused inputs that the rollout had. The reference log-probabilities use plain
+tokens.
 
 Shapes: B rows, C completion tokens, H hidden size.
 """
@@ -66,20 +67,22 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         args ([`HRPOConfig`], *optional*):
             Arguments.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            The thinking modules are added to its `modules_to_save`, and the paper's layers to its `target_modules` if it has none.
+            The thinking modules are added to its `modules_to_save`, and the paper's layers to its `target_modules` if
+            it has none.
         kwargs:
             As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
     """
 
-    _tag_names = ["trl", "hrpo", "hf_evidenceflow"]  # noqa: RUF012
+    _tag_names = ["trl", "hrpo", "hf_evidenceflow"]
     _name = "HRPO"
-    _paper = {  # noqa: RUF012
+    _paper = {
         "title": "Hybrid Latent Reasoning via Reinforcement Learning",
         "id": "2505.18454",
         "citation": textwrap.dedent("""\
             @article{yue2025hybrid,
                 title        = {{Hybrid Latent Reasoning via Reinforcement Learning}},
-                author       = {Zhenrui Yue and Bowen Jin and Huimin Zeng and Honglei Zhuang and Zhen Qin and Jinsung Yoon and Lanyu Shang and Jiawei Han and Dong Wang},
+                author       = {Zhenrui Yue and Bowen Jin and Huimin Zeng and Honglei Zhuang and Zhen Qin
+                                and Jinsung Yoon and Lanyu Shang and Jiawei Han and Dong Wang},
                 year         = 2025,
                 eprint       = {arXiv:2505.18454},
             }"""),
@@ -96,18 +99,22 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
         config = self._thinking_config(model, args)
         self.thinking_mode = config.thinking_mode
-        has_reference = isinstance(model, str) or config._name_or_path or peft_config is not None or is_peft_model(model)
+        has_reference = (
+            isinstance(model, str) or config._name_or_path or peft_config is not None or is_peft_model(model)
+        )
         if args.beta != 0 and not has_reference:
             raise ValueError(
-                f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the model came "
-                "from, and this model has none. Save it with `save_pretrained` and load it from there, or set `beta=0`."
+                f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
+                "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
+                "set `beta=0`."
             )
         self._refuse(args, config, kwargs)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
         model_init_kwargs = args.model_init_kwargs
         if isinstance(model, str):
-            # TRL's loader takes the class to load with; the arguments get it back afterwards, since they are saved as JSON
+            # TRL's loader takes the class to load with; the arguments get it back afterwards, since they are saved as
+            # JSON
             loader = SimpleNamespace(from_pretrained=load_thinking_model)
             args.model_init_kwargs = {**(model_init_kwargs or {}), "architecture": loader}
         try:
@@ -168,19 +175,19 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         for name, engine in engines.items():
             if getattr(args, name):
                 raise ValueError(
-                    f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking states. "
-                    f"Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
+                    f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking "
+                    f"states. Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
                 )
         for name in ("tools", "environment_factory", "rollout_func"):
             if kwargs.get(name):
                 raise ValueError(
-                    f"`{name}` with `thinking_mode={config.thinking_mode!r}` is not supported: only single-turn rollouts of the "
-                    "model itself record thinking states. Set the model's `thinking_mode` to 'none'."
+                    f"`{name}` with `thinking_mode={config.thinking_mode!r}` is not supported: only single-turn "
+                    "rollouts of the model itself record thinking states. Set the model's `thinking_mode` to 'none'."
                 )
         if args.parity_check_steps and getattr(config, "attention_dropout", 0):
             raise ValueError(
-                f"`attention_dropout={config.attention_dropout}` is random in rollouts too, so that no parity check can hold. "
-                "Load the model with `attention_dropout=0.0`, or set `parity_check_steps=0`."
+                f"`attention_dropout={config.attention_dropout}` is random in rollouts too, so that no parity check "
+                "can hold. Load the model with `attention_dropout=0.0`, or set `parity_check_steps=0`."
             )
 
     def _prepare_thinking_parameters(self):
@@ -197,8 +204,8 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 parameter.data = parameter.data.float()  # TRL casts what a quantised base trains to bf16
         if missing := [module for module in in_use if module not in trained]:
             raise ValueError(
-                f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in `modules_to_save`, or "
-                "pass `peft_config` to HRPOTrainer, which does so."
+                f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
+                "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
             )
 
     def create_optimizer(self, model=None):
@@ -242,7 +249,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return completion_ids, logps
 
     def _generate_and_score_completions(self, inputs):
-        """Differs from GRPOTrainer in what rides with the batch: `thinking_states`, `thinking_mask`, and for a check `rollout_logps`."""
+        """
+        Differs from GRPOTrainer in what rides with the batch: `thinking_states`, `thinking_mask`, and for a check
+        `rollout_logps`.
+        """
         self._thinking = self._expected_logps = None
         output = super()._generate_and_score_completions(inputs)
         if self._thinking is not None:
@@ -271,7 +281,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        """Differs from GRPOTrainer in the inputs of the policy: completion tokens are fused with the states of the rollout."""
+        """
+        Differs from GRPOTrainer in the inputs of the policy: completion tokens are fused with the states of the
+        rollout.
+        """
         compute = super()._get_per_token_logps_and_entropies
         if self._thinking is None or self._is_reference(model):
             return compute(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs)
@@ -317,17 +330,24 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         tolerance = tolerance if self.args.parity_tolerance is None else self.args.parity_tolerance
         if not gap <= tolerance:
             raise RuntimeError(
-                f"Parity check failed at step {self.state.global_step}: the {kind} gap between the log-probabilities of the rollout "
-                f"and of the training forward is {gap:.3g}, beyond {tolerance:.3g} ({self.accelerator.mixed_precision=}, model in "
-                f"{self.model.dtype}). The policy gradient would be wrong. Something changes the model or its inputs between the "
-                "two passes (dropout, a forward hook, another attention kernel); or raise `parity_tolerance` if the gap is rounding."
+                f"Parity check failed at step {self.state.global_step}: the {kind} gap between the log-probabilities "
+                f"of the rollout and of the training forward is {gap:.3g}, beyond {tolerance:.3g} "
+                f"({self.accelerator.mixed_precision=}, model in {self.model.dtype}). The policy gradient would be "
+                "wrong. Something changes the model or its inputs between the two passes (dropout, a forward hook, "
+                "another attention kernel); or raise `parity_tolerance` if the gap is rounding."
             )
 
     @property
     def last_samples(self) -> dict[str, list]:
-        """Prompts, completions and rewards (one list a reward function) of the last rollout, all processes together."""
+        """
+        Prompts, completions and rewards (one list a reward function) of the last rollout, all processes together.
+        """
         rewards = {name: list(values) for name, values in self._logs["rewards"].items()}
-        return {"prompts": list(self._logs["prompt"]), "completions": list(self._logs["completion"]), "rewards": rewards}
+        return {
+            "prompts": list(self._logs["prompt"]),
+            "completions": list(self._logs["completion"]),
+            "rewards": rewards,
+        }
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Differs from GRPOTrainer in measuring the projection's gradient, before clipping."""
@@ -340,7 +360,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     # Checkpoints
 
     def _save(self, output_dir=None, state_dict=None):
-        """Differs from GRPOTrainer in the config beside an adapter, without which its thinking mode would be lost, and the code."""
+        """
+        Differs from GRPOTrainer in the config beside an adapter, without which its thinking mode would be lost, and
+        the code.
+        """
         output_dir = output_dir or self.args.output_dir
         base = self.accelerator.unwrap_model(self.model)
         if is_peft_model(base):
@@ -354,7 +377,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             super()._save(output_dir, state_dict)
 
     def _save_rng_state(self, output_dir):
-        """Differs from Trainer in keeping the rollouts that are not used up, so that a resumed run continues with the same ones."""
+        """
+        Differs from Trainer in keeping the rollouts that are not used up, so that a resumed run continues with the
+        same ones.
+        """
         super()._save_rng_state(output_dir)
         if self._buffered_inputs is not None and self._step % (self.args.steps_per_generation * self.num_iterations):
             os.makedirs(output_dir, exist_ok=True)
@@ -380,7 +406,9 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
 
 def _fit(tensor, count):
-    """Cut or pad (with 0 or `False`) the columns of a tensor `[B, C, ...]` to `count`: TRL pads completions on the right."""
+    """
+    Cut or pad (with 0 or `False`) the columns of a tensor `[B, C, ...]` to `count`: TRL pads completions on the right.
+    """
     missing = count - tensor.shape[1]
     if missing <= 0:
         return tensor[:, :count]
@@ -400,8 +428,8 @@ def with_thinking_modules(peft_config, thinking_mode):
     peft_config = copy.deepcopy(peft_config)
     if not hasattr(peft_config, "modules_to_save"):
         raise ValueError(
-            f"{type(peft_config).__name__} cannot train the thinking modules, since it has no `modules_to_save`. Use `LoraConfig`, "
-            "or a model without `peft_config`."
+            f"{type(peft_config).__name__} cannot train the thinking modules, since it has no `modules_to_save`. Use "
+            "`LoraConfig`, or a model without `peft_config`."
         )
     in_use = thinking_modules_in_use(thinking_mode)
     saved = list(peft_config.modules_to_save or [])

@@ -7,9 +7,9 @@ from .parameter_groups import ParameterGroupSpec
 def thinking_group_specs(
     thinking_mode: str,
     lr_gate: float | None,
-    lr_Lambda: float | None,  # noqa: N803
+    lr_Lambda: float | None,
     lr_projection: float | None,
-    weight_decay_Lambda: float | None,  # noqa: N803
+    weight_decay_Lambda: float | None,
 ) -> list[ParameterGroupSpec]:
     """
     Groups of the thinking modules that a mode uses.

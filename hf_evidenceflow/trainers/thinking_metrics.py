@@ -56,10 +56,12 @@ def _decoder(model):
 
 class ProjectionMetrics:
     """
-    Follows the thinking projection: weight norm, change since the start, gradient norm, and how far its states are from the paper's.
+    Follows the thinking projection: weight norm, change since the start, gradient norm, and how far its states are
+    from the paper's.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): model in mode `projection`, at the start of training.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): model in mode `projection`, at the start of
+        training.
     """
 
     def __init__(self, model):
@@ -84,7 +86,10 @@ class ProjectionMetrics:
 
     @torch.no_grad()
     def measure(self, model, rollout, temperature: float) -> dict[str, float]:
-        """Mean cosine between projected states and probability-weighted embeddings, at the first thinking tokens of this process."""
+        """
+        Mean cosine between projected states and probability-weighted embeddings, at the first thinking tokens of this
+        process.
+        """
         hidden = rollout.states[rollout.mask][:_COSINE_TOKENS]  # [N, H]
         if not len(hidden):
             return {}

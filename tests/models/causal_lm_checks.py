@@ -57,4 +57,6 @@ class CausalLMChecks:
         checkpointed = gradients()
         assert plain.keys() == checkpointed.keys()
         for name, gradient in plain.items():
-            torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                checkpointed[name], gradient, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )

@@ -50,7 +50,7 @@ def test_found_at_the_token_that_completes_the_marker_in_the_bytes(tokenizer, ma
         expected = [marker.encode() in b"".join(pieces[i] for i in ids[: n + 1]) for n in range(len(ids))]
         assert [state == len(marker.encode()) for state in run(table, ids)] == expected, ids
         found += any(expected)
-    assert 10 < found  # the search was not empty
+    assert found > 10  # the search was not empty
 
 
 def test_bytes_join_to_the_decoded_text(tokenizer):

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 from causal_lm_checks import CausalLMChecks
-from conftest import TINY
+from tiny_models import TINY
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -134,7 +134,9 @@ def test_embedding_state_is_the_weighted_embedding():
     generator = torch.Generator().manual_seed(1)
     probs = torch.rand(2, 7, generator=generator).softmax(-1)
     embedding = torch.randn(9, 5, generator=generator)  # longer than the head, as with a padded vocabulary
-    expected = torch.stack([sum(p * e for p, e in zip(row, embedding)) / sum(p * p for p in row).sqrt() for row in probs])
+    expected = torch.stack(
+        [sum(p * e for p, e in zip(row, embedding)) / sum(p * p for p in row).sqrt() for row in probs]
+    )
     torch.testing.assert_close(embedding_state(probs, embedding), expected, rtol=0, atol=1e-6)
 
 
@@ -203,7 +205,9 @@ def test_bf16_checkpoint_reloads_bit_equal(plain_checkpoint, tmp_path):
     model = load_thinking_model(plain_checkpoint, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
-    assert all(torch.equal(p, reloaded[name]) and p.dtype == reloaded[name].dtype for name, p in model.state_dict().items())
+    assert all(
+        torch.equal(p, reloaded[name]) and p.dtype == reloaded[name].dtype for name, p in model.state_dict().items()
+    )
 
 
 def test_meta_device_load_takes_the_saved_thinking_weights(plain_checkpoint, tmp_path):
@@ -230,7 +234,10 @@ def test_switching_the_mode_keeps_all_weights(plain_checkpoint, tmp_path):
     ("fields", "message"),
     [
         ({"thinking_mode": "latent"}, "must be one of 'projection', 'embedding', 'none', got 'latent'"),
-        ({"thinking_residual_r_min": 0.999, "thinking_residual_r_max": 0.99}, "0 < r_min < r_max < 1, got 0.999 and 0.99"),
+        (
+            {"thinking_residual_r_min": 0.999, "thinking_residual_r_max": 0.99},
+            "0 < r_min < r_max < 1, got 0.999 and 0.99",
+        ),
         ({"thinking_residual_r_min": 0.99, "thinking_residual_r_max": 0.99}, "0 < r_min < r_max < 1"),
         ({"thinking_residual_c": 0}, "must be positive, got 0"),
         ({"thinking_projection_layers": 3}, "must be one of 1, 2, got 3"),
@@ -275,7 +282,9 @@ def test_unsupported_checkpoint_type_is_an_error_that_lists_the_supported(tmp_pa
     from transformers import GPT2Config
 
     GPT2Config(n_layer=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="type `gpt2`, which has no thinking variant. Supported types: llama, qwen2, qwen3"):
+    with pytest.raises(
+        ValueError, match="type `gpt2`, which has no thinking variant. Supported types: llama, qwen2, qwen3"
+    ):
         load_thinking_model(str(tmp_path))
 
 

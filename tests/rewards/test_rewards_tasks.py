@@ -5,11 +5,18 @@ import sys
 import threading
 import time
 
+import math_verify
 import pytest
+from math_verify.errors import TimeoutException
 
 from hf_evidenceflow.rewards import math_reward, multiple_choice_reward, open_qa_reward
 from hf_evidenceflow.rewards.math import MAX_ANSWER_LENGTH, extract_math_answer, grade_math, last_boxed
-from hf_evidenceflow.rewards.math_verification import MAX_DEPTH, MAX_EXPRESSION_LENGTH, readable_expression
+from hf_evidenceflow.rewards.math_verification import (
+    MAX_DEPTH,
+    MAX_EXPRESSION_LENGTH,
+    equal_expressions,
+    readable_expression,
+)
 from hf_evidenceflow.rewards.multiple_choice import extract_choice
 from hf_evidenceflow.rewards.open_qa import extract_open_answer
 
@@ -198,6 +205,15 @@ def test_math_is_graded_outside_the_main_thread():
     thread.start()
     thread.join()
     assert scores == [1.0]
+
+
+@pytest.mark.parametrize("error", [TimeoutException, RecursionError, ValueError])
+def test_answer_on_which_math_verify_fails_is_wrong(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(math_verify, "verify", fail)
+    assert equal_expressions("5", "5") is False
 
 
 def test_missing_math_verify_is_an_error_that_names_the_extra(monkeypatch):

@@ -1,4 +1,6 @@
-"""HRPOTrainer: the invariants that define it, each with a mutation that breaks it, and everything it is combined with."""
+"""
+HRPOTrainer: the invariants that define it, each with a mutation that breaks it, and everything it is combined with.
+"""
 
 import json
 import math
@@ -6,10 +8,10 @@ import os
 
 import pytest
 import torch
-from conftest import TINY
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
@@ -34,7 +36,9 @@ def dataset():
 
 @pytest.fixture
 def make_trainer(plain_checkpoint, dataset, tmp_path):
-    def make(mode="projection", model=None, cls=HRPOTrainer, peft_config=None, callbacks=None, output="out", **overrides):
+    def make(
+        mode="projection", model=None, cls=HRPOTrainer, peft_config=None, callbacks=None, output="out", **overrides
+    ):
         args = {
             "output_dir": str(tmp_path / output),
             "use_cpu": True,
@@ -79,7 +83,9 @@ def history(trainer, key):
 
 
 def rollout(trainer):
-    """One generation batch, as the training loop gets it: rollout, shuffling, splitting. Returns its first micro-batch."""
+    """
+    One generation batch, as the training loop gets it: rollout, shuffling, splitting. Returns its first micro-batch.
+    """
     trainer.create_optimizer()
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
@@ -502,7 +508,9 @@ def test_merging_the_adapter_keeps_the_output(make_trainer, tmp_path):
 def test_bf16_base_trains_fp32_thinking_modules(make_trainer, plain_checkpoint, peft):
     model = load_thinking_model(plain_checkpoint, dtype=torch.bfloat16, **WIDE)
     trainer = make_trainer(model=model, peft_config=LoraConfig(r=3) if peft else None, max_steps=3)
-    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "thinking" in n and p.requires_grad}
+    before = {
+        n: p.detach().clone() for n, p in trainer.model.named_parameters() if "thinking" in n and p.requires_grad
+    }
     assert {p.dtype for p in before.values()} == {torch.float32}
     trainer.train()
     after = dict(trainer.model.named_parameters())
@@ -552,7 +560,9 @@ def test_tools_are_refused(plain_checkpoint, dataset, tmp_path):
 
 def test_a_peft_model_without_the_thinking_modules_is_refused(make_trainer, plain_checkpoint):
     model = get_peft_model(load_thinking_model(plain_checkpoint), LoraConfig(r=3, target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match="are not trained. With a PEFT model of your own, name them in `modules_to_save`"):
+    with pytest.raises(
+        ValueError, match="are not trained. With a PEFT model of your own, name them in `modules_to_save`"
+    ):
         make_trainer(model=model)
 
 
@@ -581,7 +591,12 @@ def test_long_prompts_are_dropped_and_counted(make_trainer, caplog):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("parity_check_steps", -1), ("parity_tolerance", 0.0), ("max_prompt_length", 0), ("lr_thinking_projection", -1.0)],
+    [
+        ("parity_check_steps", -1),
+        ("parity_tolerance", 0.0),
+        ("max_prompt_length", 0),
+        ("lr_thinking_projection", -1.0),
+    ],
 )
 def test_a_bad_argument_is_an_error_that_names_it(tmp_path, field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .*got {value}"):

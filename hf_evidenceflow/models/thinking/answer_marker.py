@@ -40,7 +40,7 @@ def token_bytes(tokenizer) -> list[bytes | None]:
                 pieces[index] = bytes(byte_of[char] for char in token)
         return pieces
 
-    # A token's text depends on its place (a word's leading space is dropped at the start), so take it after another token
+    # A token's text depends on its place (a leading space is dropped at the start), so take it after another token
     def decode(ids):
         return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -60,7 +60,8 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
     """
     Transition table of the automaton that finds `marker` in a stream of tokens.
 
-    State `k < S - 1` means that the last `k` bytes match the beginning of the marker; state `S - 1` is absorbing: the marker was seen.
+    State `k < S - 1` means that the last `k` bytes match the beginning of the marker; state `S - 1` is absorbing: the
+    marker was seen.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -69,8 +70,8 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
             Text to find, not empty.
 
     Returns:
-        `torch.Tensor` of shape `(S, V + 1)`, int16, S = bytes of the marker + 1. The last column, for ids that the tokenizer does not
-        have, leaves the state unchanged.
+        `torch.Tensor` of shape `(S, V + 1)`, int16, S = bytes of the marker + 1. The last column, for ids that the
+        tokenizer does not have, leaves the state unchanged.
 
     Raises:
         `ValueError`: if no sequence of tokens spells the marker.
@@ -111,8 +112,9 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
         frontier += new
     if found not in reached:
         raise ValueError(
-            f"The tokenizer cannot produce the answer marker `thinking_answer_start={marker!r}`: no sequence of its tokens spells "
-            "it. Set `thinking_answer_start` to a text that it can produce, or to None to think over the whole completion."
+            f"The tokenizer cannot produce the answer marker `thinking_answer_start={marker!r}`: no sequence of its "
+            "tokens spells it. Set `thinking_answer_start` to a text that it can produce, or to None to think over "
+            "the whole completion."
         )
     return table
 

@@ -18,12 +18,13 @@ class ThinkingConfigMixin:
 
     Args:
         thinking_mode (`str`, *optional*, defaults to `"projection"`):
-            The thinking state `s` of a completion token: `"projection"`, a learned projection of the last hidden state at the position
-            before; `"embedding"` (the paper), the embedding averaged by the distribution the token was drawn from; `"none"`, no
-            state: the model is exactly its base model. A runtime switch: no mode drops or re-initialises weights.
+            The thinking state `s` of a completion token: `"projection"`, a learned projection of the last hidden state
+            at the position before; `"embedding"` (the paper), the embedding averaged by the distribution the token was
+            drawn from; `"none"`, no state: the model is exactly its base model. A runtime switch: no mode drops or
+            re-initialises weights.
         thinking_residual_r_min, thinking_residual_r_max (`float`, *optional*, default to `0.99` and `0.999`):
-            Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialisation. The closer to 1,
-            the closer a fresh model is to its base.
+            Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialisation. The
+            closer to 1, the closer a fresh model is to its base.
         thinking_residual_c (`float`, *optional*, defaults to `8`):
             The constant `c > 0` of `a = exp(-c * softplus(-Lambda) * r)`.
         thinking_projection_layers (`int`, *optional*, defaults to `1`):
@@ -33,8 +34,9 @@ class ThinkingConfigMixin:
         thinking_projection_dropout (`float`, *optional*, defaults to `0`):
             Dropout in [0, 1) on the normalised state, active in training where gradients flow, never in a rollout.
         thinking_projection_init_std (`float`, *optional*):
-            Standard deviation > 0 of the projection's initial weights; `None` is `1 / sqrt(hidden_size)`. It does not change the
-            forward pass under `"l2"`, but the projection's gradient grows as 1/std: at 0.001 it is 2 to 20 times that of the rest.
+            Standard deviation > 0 of the projection's initial weights; `None` is `1 / sqrt(hidden_size)`. It does not
+            change the forward pass under `"l2"`, but the projection's gradient grows as 1/std: at 0.001 it is 2 to 20
+            times that of the rest.
         thinking_answer_start (`str`, *optional*, defaults to `"####"`):
             Text that ends the thinking phase of a completion; `None`: the whole completion thinks.
     """
@@ -65,7 +67,8 @@ class ThinkingConfigMixin:
         plain = cls.model_type.removeprefix("thinking_")
         if model_type not in (plain, cls.model_type):
             raise ValueError(
-                f"{cls.__name__} reads checkpoints of type `{plain}` or `{cls.model_type}`, got one of type `{model_type}`."
+                f"{cls.__name__} reads checkpoints of type `{plain}` or `{cls.model_type}`, got one of type "
+                f"`{model_type}`."
             )
         result = super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
         # Fields in `kwargs` are assigned after the construction
@@ -81,10 +84,15 @@ class ThinkingConfigMixin:
         return config_dict, kwargs
 
     def check_thinking(self):
-        """Raise a `ValueError` for a thinking field out of its range; called again by the model, since fields can be assigned."""
+        """
+        Raise a `ValueError` for a thinking field out of its range; called again by the model, since fields can be
+        assigned.
+        """
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}."
+                )
         r_min, r_max = self.thinking_residual_r_min, self.thinking_residual_r_max
         if not 0 < r_min < r_max < 1:
             raise ValueError(
@@ -94,7 +102,9 @@ class ThinkingConfigMixin:
         if not self.thinking_residual_c > 0:
             raise ValueError(f"`thinking_residual_c` must be positive, got {self.thinking_residual_c}.")
         if not 0 <= self.thinking_projection_dropout < 1:
-            raise ValueError(f"`thinking_projection_dropout` must be in [0, 1), got {self.thinking_projection_dropout}.")
+            raise ValueError(
+                f"`thinking_projection_dropout` must be in [0, 1), got {self.thinking_projection_dropout}."
+            )
         if self.thinking_projection_init_std is not None and not self.thinking_projection_init_std > 0:
             raise ValueError(
                 f"`thinking_projection_init_std` must be positive or None, got {self.thinking_projection_init_std}."

@@ -1,8 +1,9 @@
 """Hybrid generation through the stock `generate()`: the decoding loop stays transformers' own.
 
-`_sample` is wrapped, not copied: one [`ThinkingSession`] a call rides along in the model's keyword arguments, sees the processed scores as
-the last logits processor and the chosen tokens through the stopping criteria, and hands the states of the next forward pass to
-`prepare_inputs_for_generation`. Nothing is stored on the model, so concurrent calls do not meet.
+`_sample` is wrapped, not copied: one [`ThinkingSession`] a call rides along in the model's keyword arguments, sees the
+processed scores as the last logits processor and the chosen tokens through the stopping criteria, and hands the states
+of the next forward pass to `prepare_inputs_for_generation`. Nothing is stored on the model, so concurrent calls do not
+meet.
 
 Shapes: B rows, P prompt tokens, C completion tokens, H hidden size, V vocabulary.
 """
@@ -32,12 +33,13 @@ class ThinkingRollout:
 
     Args:
         states (`torch.Tensor` of shape `(B, C, H)`):
-            State attached to each completion token, in the model's dtype: the last hidden state before the projection in mode
-            `projection`, the weighted embedding in mode `embedding`.
+            State attached to each completion token, in the model's dtype: the last hidden state before the projection
+            in mode `projection`, the weighted embedding in mode `embedding`.
         mask (`torch.Tensor` of shape `(B, C)`):
             Boolean, `True` where the token's input is fused with its state.
         embeds_ratio (`torch.Tensor` of shape `(B, C)`):
-            Mean over H of the weight `a` of the token embedding; 1 where a token was not fused or not fed (the last one).
+            Mean over H of the weight `a` of the token embedding; 1 where a token was not fused or not fed (the last
+            one).
         gate, hidden_ratio (`torch.Tensor` of shape `(B, C)`):
             Means over H of the gate `r` and of `sqrt(1 - a^2)`; 0 where a token was not fused or not fed.
         logps (`torch.Tensor` of shape `(B, C)`, *optional*):
@@ -79,9 +81,11 @@ _collector: ContextVar[_Collector | None] = ContextVar("thinking_collector", def
 @contextmanager
 def collect_thinking(tokenizer=None, logps_temperature: float | None = None):
     """
-    Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes the call.
+    Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes the
+    call.
 
-    For callers that cannot pass `tokenizer=` and `return_dict_in_generate=True` themselves, such as a trainer's rollout.
+    For callers that cannot pass `tokenizer=` and `return_dict_in_generate=True` themselves, such as a trainer's
+    rollout.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -101,7 +105,10 @@ def collect_thinking(tokenizer=None, logps_temperature: float | None = None):
 
 
 class ThinkingRecorder:
-    """Carries tensors out of a forward pass: `hidden` `[B, H]` at the last position and `stats` `[B, 3]` (a, r, sqrt(1 - a^2)) or `None`."""
+    """
+    Carries tensors out of a forward pass: `hidden` `[B, H]` at the last position and `stats` `[B, 3]` (a, r, sqrt(1 -
+    a^2)) or `None`.
+    """
 
     hidden: torch.Tensor | None = None
     stats: torch.Tensor | None = None
@@ -114,13 +121,16 @@ MAX_TAIL = 0.01
 
 def sparse_embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     """
-    [`embedding_state`] from the likely tokens only, where they hold at least 99 % of the probability; else the exact product.
+    [`embedding_state`] from the likely tokens only, where they hold at least 99 % of the probability; else the exact
+    product.
 
-    Rows whose cut tokens (p < 1e-4) sum to more than 0.01 are computed exactly. In the other rows the numerator is off by at most
-    0.01 times the longest embedding. For CPUs: the choice reads values on the host, and on an accelerator the product is cheap.
+    Rows whose cut tokens (p < 1e-4) sum to more than 0.01 are computed exactly. In the other rows the numerator is off
+    by at most 0.01 times the longest embedding. For CPUs: the choice reads values on the host, and on an accelerator
+    the product is cheap.
 
     Args:
-        probs (`torch.Tensor` of shape `(B, V)`), embedding (`torch.Tensor` of shape `(V, H)`): as in [`embedding_state`].
+        probs (`torch.Tensor` of shape `(B, V)`), embedding (`torch.Tensor` of shape `(V, H)`): as in
+        [`embedding_state`].
     """
     likely = probs >= TOKEN_CUT
     flat = (probs * likely).sum(-1) < 1 - MAX_TAIL
@@ -147,7 +157,7 @@ class ThinkingSession:
     Args:
         mode (`str`): `"projection"` or `"embedding"`.
         embedding (`torch.Tensor` of shape `(V, H)`): input embedding matrix.
-        automaton ([`MarkerAutomaton`], *optional*): finds the end of the thinking phase; `None`: the whole completion thinks.
+        automaton ([`MarkerAutomaton`], *optional*): finds the end of the thinking phase; `None`: all of it thinks.
         batch_size (`int`): rows.
         device (`torch.device`): device of the token ids.
         keep (`bool`): whether all states are kept, or only the last.
@@ -169,11 +179,13 @@ class ThinkingSession:
 
     def observe_logits(self, input_ids, scores):
         """First logits processor: keeps the raw scores for the log-probability of the token."""
-        self.raw_scores = scores
+        self.raw_scores = scores.clone()  # a processor may write in place
         return scores
 
     def observe_scores(self, input_ids, scores):
         """Last logits processor: what it sees is the distribution the next token is drawn from."""
+        if self.masks:
+            self._push(self.stats, self.recorder.stats)
         if self.mode == "projection":
             self._push(self.states, self.recorder.hidden)
             return scores
@@ -189,7 +201,9 @@ class ThinkingSession:
         return scores
 
     def observe_tokens(self, input_ids, done):
-        """Called by the stopping criteria with the new token appended, [B, P + t], and the rows that it finishes, [B]."""
+        """
+        Called by the stopping criteria with the new token appended, [B, P + t], and the rows that it finishes, [B].
+        """
         tokens = input_ids[:, -1]
         if self.automaton is not None:
             self.marker_state = self.automaton.step(self.marker_state, tokens)
@@ -209,8 +223,6 @@ class ThinkingSession:
         """Keyword arguments of the next forward pass over the last `length` tokens."""
         inputs = {"thinking_recorder": self.recorder}
         if self.masks:
-            if self.keep and len(self.masks) > 1:
-                self.stats.append(self.recorder.stats)
             inputs["thinking_states"] = torch.stack(self.states[-length:], dim=1)
             inputs["thinking_mask"] = torch.stack(self.masks[-length:], dim=1)
         return inputs
@@ -218,16 +230,15 @@ class ThinkingSession:
     def rollout(self, length: int) -> ThinkingRollout:
         """What was recorded for the first `length` completion tokens."""
         if length == 0:
-            raise ValueError("Nothing was generated, so there are no thinking states to return. Raise `max_new_tokens`.")
+            raise ValueError(
+                "Nothing was generated, so there are no thinking states to return. Raise `max_new_tokens`."
+            )
         mask = torch.stack(self.masks[:length], dim=1)
         states = torch.stack(self.states[:length], dim=1)
         # The last token was never fed
-        stats = [*self.stats[: length - 1]]
-        if length > 1 and len(stats) < length - 1:
-            stats.append(self.recorder.stats)
-        unfused = torch.tensor([1.0, 0.0, 0.0], device=mask.device).expand(len(mask), 3)
-        stats = torch.stack([unfused.to(states.device) if s is None else s for s in [*stats, unfused]], dim=1)
-        stats = torch.where(mask[..., None].to(stats.device), stats, unfused.to(stats.device)[:, None])
+        unfused = torch.tensor([1.0, 0.0, 0.0], device=mask.device)
+        stats = torch.stack([*self.stats[: length - 1], unfused.expand(len(mask), 3)], dim=1)  # [B, C, 3]
+        stats = torch.where(mask[..., None], stats, unfused)
         logps = torch.stack(self.logps[:length], dim=1) if self.logps else None
         a, gate, hidden_ratio = stats.unbind(-1)
         return ThinkingRollout(states, mask, a, gate, hidden_ratio, logps)
@@ -250,7 +261,9 @@ def _saved_tokenizer(path):
 
 
 class ThinkingGenerationMixin:
-    """Hybrid generation for a causal LM whose base model is a [`ThinkingModelMixin`]; put before the transformers class."""
+    """
+    Hybrid generation for a causal LM whose base model is a [`ThinkingModelMixin`]; put before the transformers class.
+    """
 
     @property
     def _supported_generation_modes(self):
@@ -261,7 +274,8 @@ class ThinkingGenerationMixin:
     def _refuse_paged(self):
         if self.config.thinking_mode != "none":
             raise ValueError(
-                f"Continuous batching (`generate_batch`) does not support `thinking_mode={self.config.thinking_mode!r}`: its paged "
+                "Continuous batching (`generate_batch`) does not support "
+                f"`thinking_mode={self.config.thinking_mode!r}`: its paged "
                 "engine has no place for thinking states. Use `generate`, or set `config.thinking_mode = 'none'`."
             )
 
@@ -288,9 +302,9 @@ class ThinkingGenerationMixin:
                 tokenizer = _saved_tokenizer(path)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"`thinking_answer_start={marker!r}` needs a tokenizer to be found in the generated tokens, and none could be "
-                    f"loaded from beside the model ({path!r}: {error}). Pass `tokenizer=` to `generate`, or set "
-                    "`config.thinking_answer_start = None` to think over the whole completion."
+                    f"`thinking_answer_start={marker!r}` needs a tokenizer to be found in the generated tokens, and "
+                    f"none could be loaded from beside the model ({path!r}: {error}). Pass `tokenizer=` to "
+                    "`generate`, or set `config.thinking_answer_start = None` to think over the whole completion."
                 ) from error
         # A processor holds its tokenizer
         return MarkerAutomaton.for_tokenizer(getattr(tokenizer, "tokenizer", tokenizer), marker, device)

@@ -1,6 +1,7 @@
 """Hybrid latent reasoning on top of a transformers base model: the forward pass with fused inputs, and initialisation.
 
-Source: Yue et al. 2025 (arXiv 2505.18454); the learnable projection is this project's own variant of the paper's state.
+Source: Yue et al. 2025 (arXiv 2505.18454); the learnable projection is this project's own variant of the paper's
+state.
 
 Shapes: B rows, T tokens, C completion tokens, H hidden size.
 """
@@ -22,10 +23,11 @@ class ThinkingModelMixin:
     """
     Adds the thinking modules and the fusion of thinking states to a decoder; put before the transformers base model.
 
-    Neutral setting: with `thinking_mode="none"`, or without a `thinking_mask`, the output is bit-equal to the base model's.
+    Neutral setting: with `thinking_mode="none"`, or without a `thinking_mask`, the output is bit-equal to the base
+    model's.
     """
 
-    _keep_in_fp32_modules_strict = list(THINKING_MODULES)  # noqa: RUF012
+    _keep_in_fp32_modules_strict = list(THINKING_MODULES)
 
     def __init__(self, config):
         super().__init__(config)
@@ -64,7 +66,8 @@ class ThinkingModelMixin:
 
     def fuse(self, embeds: torch.Tensor, states: torch.Tensor, mask: torch.Tensor):
         """
-        Fuse thinking states into the last C token embeddings where the mask is set; computed in at least fp32, autocast or not.
+        Fuse thinking states into the last C token embeddings where the mask is set; computed in at least fp32,
+        autocast or not.
 
         Args:
             embeds (`torch.Tensor` of shape `(B, T, H)`): token embeddings.
@@ -72,19 +75,22 @@ class ThinkingModelMixin:
             mask (`torch.Tensor` of shape `(B, C)`): boolean.
 
         Returns:
-            `tuple`: fused embeddings `[B, T, H]` in the dtype of `embeds`, and the tensors `a`, `r` of shape `[B, C, H]`.
+            `tuple`: fused embeddings `[B, T, H]` in the dtype of `embeds`, and the tensors `a`, `r` of shape `[B, C,
+            H]`.
         """
         if mask.shape != states.shape[:2] or mask.shape[0] != embeds.shape[0] or mask.shape[1] > embeds.shape[1]:
             raise ValueError(
-                f"`thinking_states` must be [B, C, *] and `thinking_mask` [B, C] with C at most the sequence length, got "
-                f"{tuple(states.shape)} and {tuple(mask.shape)} for embeddings of shape {tuple(embeds.shape)}."
+                "`thinking_states` must be [B, C, *] and `thinking_mask` [B, C] with C at most the sequence length, "
+                f"got {tuple(states.shape)} and {tuple(mask.shape)} for embeddings of shape {tuple(embeds.shape)}."
             )
         count = mask.shape[1]
         with torch.autocast(device_type=embeds.device.type, enabled=False):
             tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32))  # [B, C, H]
             r = self.thinking_residual_gate_r(tail)
             i = self.thinking_residual_gate_i(tail)
-            fused, a = mix_thinking_state(tail, self.thinking_state(states, tail), r, i, self.thinking_residual_Lambda())
+            fused, a = mix_thinking_state(
+                tail, self.thinking_state(states, tail), r, i, self.thinking_residual_Lambda()
+            )
         fused = torch.where(mask.to(embeds.device, torch.bool)[..., None], fused.to(embeds.dtype), embeds[:, -count:])
         if count < embeds.shape[1]:
             fused = torch.cat([embeds[:, :-count], fused], dim=1)

@@ -1,7 +1,7 @@
 """The thinking residual: how a latent state is mixed into the embedding of a completion token.
 
-Source: Yue et al. 2025, Hybrid Latent Reasoning via Reinforcement Learning (arXiv 2505.18454), section 3. Deviation: besides the
-paper's probability-weighted embedding, the state may be a learned projection of the last hidden state.
+Source: Yue et al. 2025, Hybrid Latent Reasoning via Reinforcement Learning (arXiv 2505.18454), section 3. Deviation:
+besides the paper's probability-weighted embedding, the state may be a learned projection of the last hidden state.
 
 Shapes: B rows, C completion tokens, H hidden size, V vocabulary.
 """
@@ -77,7 +77,10 @@ def embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tenso
 
 
 class _Float32Module(nn.Module):
-    """Parameters that stay fp32 under `.to(bf16)` and `.half()`: with bf16's 8 bits, steps at a rate of 1e-3 are rounded away."""
+    """
+    Parameters that stay fp32 under `.to(bf16)` and `.half()`: with bf16's 8 bits, steps at a rate of 1e-3 are rounded
+    away.
+    """
 
     def _apply(self, fn, recurse=True):
         def moved(tensor):
@@ -104,7 +107,9 @@ class ThinkingGate(_Float32Module, nn.Linear):
 
 
 class ThinkingLambda(_Float32Module):
-    """The decay `-c * softplus(-Lambda)`, [H], fp32: the logarithm of the largest weight that keeps the token embedding."""
+    """
+    The decay `-c * softplus(-Lambda)`, [H], fp32: the logarithm of the largest weight that keeps the token embedding.
+    """
 
     def __init__(self, hidden_size: int, c: float):
         super().__init__()
@@ -121,7 +126,10 @@ class ThinkingLambda(_Float32Module):
 
 
 class ThinkingProjection(_Float32Module, nn.Linear):
-    """Last hidden state -> thinking state before normalisation, [..., H] -> [..., H], fp32, one or two layers, without bias."""
+    """
+    Last hidden state -> thinking state before normalisation, [..., H] -> [..., H], fp32, one or two layers, without
+    bias.
+    """
 
     def __init__(self, hidden_size: int, num_layers: int = 1):
         super().__init__(hidden_size, hidden_size, bias=False, dtype=torch.float32)
@@ -148,8 +156,8 @@ def normalise_state(projected: torch.Tensor, embeds: torch.Tensor, norm: str) ->
         projected, embeds (`torch.Tensor` of shape `(..., H)`):
             Projected hidden states and the token embeddings they will be mixed with.
         norm (`str`):
-            `"l2"`: unit length. `"layernorm"`: zero mean and unit variance over H, no parameters. `"embedding_rms"`: the root mean
-            square of the token embedding at the same position.
+            `"l2"`: unit length. `"layernorm"`: zero mean and unit variance over H, no parameters. `"embedding_rms"`:
+            the root mean square of the token embedding at the same position.
     """
     if norm == "l2":
         return F.normalize(projected, dim=-1)

@@ -1,0 +1,168 @@
+"""The training recipes end to end, in this process and at the smallest size; and what they say to bad input."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_evidenceflow import HRPOTrainer, load_thinking_model
+from hf_evidenceflow.reporting import read_run_record
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def load_recipe(name):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A checkpoint of `train_from_scratch.py`, its problems beside it."""
+    output_dir = tmp_path_factory.mktemp("recipes") / "scratch"
+    config = str(RECIPES / "configs/train_from_scratch/smoke.yaml")
+    sizes = ["--max_steps", "3", "--generated_problems", "60", "--hidden_size", "32", "--intermediate_size", "48"]
+    load_recipe("train_from_scratch").main(["--config", config, "--output_dir", str(output_dir), *sizes])
+    return output_dir
+
+
+@pytest.fixture
+def arguments(scratch, tmp_path):
+    return [
+        *("--config", str(RECIPES / "configs/hrpo_gsm8k/smoke.yaml")),
+        *("--model_name_or_path", str(scratch)),
+        *("--dataset_name_or_path", str(scratch / "problems.jsonl")),
+        *("--output_dir", str(tmp_path / "run")),
+        *("--max_steps", "4", "--save_steps", "2", "--per_device_train_batch_size", "8"),
+        *("--max_completion_length", "10", "--disable_tqdm", "true"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("hrpo_gsm8k")
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_saves_and_reports(recipe, arguments, tmp_path, capsys):
+    recipe.main(arguments)
+    run = tmp_path / "run"
+    assert read_run_record(run)["status"] == "finished"
+    assert read_run_record(run)["configs"]["training"]["parity_check_steps"] == 5
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert load_thinking_model(str(run)).config.thinking_mode == "projection"
+    card = (run / "README.md").read_text()
+    assert "## Reproduction" in card and "Seed: 42" in card and "gsm8k_reward" in card
+    assert "Last rollout, step 4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_only_grpo_trains_without_thinking(recipe, arguments, tmp_path):
+    trainer = recipe.main([*arguments, "--only_grpo", "true", "--plot", "false"])
+    assert trainer.thinking_mode == "none"
+    assert not any("thinking" in key for entry in trainer.state.log_history for key in entry)
+
+
+@pytest.mark.slow
+def test_lora_and_an_embedding_state_from_the_command_line(recipe, arguments, tmp_path):
+    extra = [
+        "--use_peft",
+        "true",
+        "--thinking_mode",
+        "embedding",
+        "--thinking_residual_r_min",
+        "0.9",
+        "--plot",
+        "false",
+    ]
+    recipe.main([*arguments, *extra])
+    adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert adapter["r"] == 32 and adapter["lora_alpha"] == 64
+    config = load_thinking_model(str(tmp_path / "run")).config
+    assert config.thinking_mode == "embedding" and config.thinking_residual_r_min == 0.9
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_go_on_is_not_overwritten_and_resumes(
+    recipe, arguments, tmp_path, monkeypatch, capsys
+):
+    original = HRPOTrainer.training_step
+
+    def interrupt(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(HRPOTrainer, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main(arguments)
+    assert "Interrupted at step 3. The last whole checkpoint is" in (err := capsys.readouterr().err)
+    assert "checkpoint-2. Go on with the same command and `--resume_from_checkpoint true`" in err
+    assert read_run_record(tmp_path / "run")["status"] == "interrupted"
+    monkeypatch.undo()
+
+    with pytest.raises(ValueError, match=r"holds an unfinished run .*--resume_from_checkpoint true"):
+        recipe.main(arguments)
+    trainer = recipe.main([*arguments, "--resume_from_checkpoint", "true"])
+    assert trainer.state.global_step == 4
+    assert read_run_record(tmp_path / "run")["status"] == "finished"
+    with pytest.raises(ValueError, match="holds a finished run"):
+        recipe.main(arguments)
+
+
+def test_an_unknown_key_in_the_settings_is_an_error(recipe, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    known = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False}
+    settings.write_text(yaml.safe_dump(known | {"learning_rates": 1.0}))
+    with pytest.raises(ValueError, match="learning_rates"):
+        recipe.main(["--config", str(settings)])
+
+
+def test_missing_columns_are_an_error_that_names_those_found(recipe, arguments, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1", "answer": "#### 2"}\n')
+    with pytest.raises(ValueError, match="question"):
+        recipe.main([*arguments, "--dataset_name_or_path", str(data)])
+    assert read_run_record(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_missing_data_file_is_an_error_that_names_it(recipe, arguments, tmp_path):
+    with pytest.raises((FileNotFoundError, ValueError), match=r"nowhere\.jsonl"):
+        recipe.main([*arguments, "--dataset_name_or_path", str(tmp_path / "nowhere.jsonl")])
+
+
+def test_an_unknown_task_is_an_error(recipe, arguments, capsys):
+    with pytest.raises((ValueError, SystemExit)):
+        recipe.main([*arguments, "--task", "gsm9k"])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (RECIPES / "configs/hrpo_gsm8k").glob("*.yaml")))
+def test_every_settings_file_parses(recipe, name, tmp_path):
+    settings = yaml.safe_load((RECIPES / "configs/hrpo_gsm8k" / name).read_text())
+    # bf16 needs a GPU to parse
+    settings |= {"bf16": False, "use_cpu": True, "output_dir": str(tmp_path)}
+    parser = recipe.TrlParser((recipe.ScriptArguments, recipe.HRPOConfig, recipe.HRPOModelConfig))
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    _, training, model = parser.parse_args_and_config(["--config", str(path)])
+    assert isinstance(training.learning_rate, float) and model.model_name_or_path
+
+
+@pytest.mark.slow
+def test_the_demo_writes_its_table_and_curves(tmp_path, capsys):
+    demo = load_recipe("demo")
+    sizes = {"sft_steps": 2, "rl_steps": 1, "samples_per_step": 8, "test_problems": 4}
+    options = [f"--{name}={value}" for name, value in sizes.items()]
+    metrics = demo.main(["--output_dir", str(tmp_path / "demo"), *options])
+    assert set(metrics) == {"before", "GRPO", "HRPO"}
+    assert set(metrics["HRPO"]) == {"pass@1", "pass@8", "greedy"}
+    table = (tmp_path / "demo" / "demo.md").read_text()
+    assert "does not show that latent reasoning" in table
+    assert (tmp_path / "demo" / "reward_curves.png").exists()
+    assert os.listdir(tmp_path / "demo" / "hrpo")
