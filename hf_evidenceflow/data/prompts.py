@@ -62,6 +62,26 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
     return f"{question}\n" if system_prompt is None else f"{system_prompt}\n\n{question}\n"
 
 
+def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None) -> int:
+    """
+    Tokens of a prompt as a trainer feeds it: chat messages rendered with the generation prompt.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            Text or chat messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
+    """
+    if isinstance(prompt, str):
+        return len(tokenizer(text=prompt)["input_ids"])
+    rendered = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
+    )
+    return len(rendered["input_ids"])
+
+
 def filter_long_prompts(dataset, tokenizer, max_prompt_length: int, chat_template_kwargs: dict | None = None):
     """
     Drops the prompts of more tokens than a limit. No prompt is ever cut: a question without its end has another
@@ -94,15 +114,7 @@ def filter_long_prompts(dataset, tokenizer, max_prompt_length: int, chat_templat
     if max_prompt_length < 1:
         raise ValueError(f"`max_prompt_length` must be at least 1 token, got {max_prompt_length}.")
 
-    def length(prompt) -> int:
-        if isinstance(prompt, str):
-            return len(tokenizer(text=prompt)["input_ids"])
-        rendered = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
-        )
-        return len(rendered["input_ids"])
-
-    lengths = [length(prompt) for prompt in dataset["prompt"]]
+    lengths = [prompt_length(prompt, tokenizer, chat_template_kwargs) for prompt in dataset["prompt"]]
     kept = [index for index, tokens in enumerate(lengths) if tokens <= max_prompt_length]
     if not kept:
         raise ValueError(

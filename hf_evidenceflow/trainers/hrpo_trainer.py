@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from ..data.prompts import filter_long_prompts
+from ..data.prompts import filter_long_prompts, prompt_length
 from ..models.auto_thinking import load_thinking_model, thinking_class
 from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
@@ -69,7 +69,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         peft_config ([`~peft.PeftConfig`], *optional*):
             The thinking modules are added to its `modules_to_save`, and the paper's layers to its `target_modules` if
             it has none.
-        kwargs:
+        further, kwargs:
             As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
     """
 
@@ -88,7 +88,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             }"""),
     }
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, peft_config=None, **kwargs):
+    def __init__(self, model, reward_funcs=None, args=None, *further, peft_config=None, **kwargs):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = HRPOConfig(f"{name.split('/')[-1]}-HRPO")
@@ -118,9 +118,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             loader = SimpleNamespace(from_pretrained=load_thinking_model)
             args.model_init_kwargs = {**(model_init_kwargs or {}), "architecture": loader}
         try:
-            super().__init__(
-                model, reward_funcs, args=args, train_dataset=train_dataset, peft_config=peft_config, **kwargs
-            )
+            super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
         finally:
             args.model_init_kwargs = model_init_kwargs
 
@@ -128,15 +126,8 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if config.thinking_answer_start is not None and self.thinking_mode != "none":
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
-        if args.max_prompt_length is not None and isinstance(self.train_dataset, Dataset):
-            self.train_dataset, dropped = filter_long_prompts(
-                self.train_dataset, self._tokenizer, args.max_prompt_length, self.chat_template_kwargs
-            )
-            if dropped:
-                logger.warning(
-                    f"Dropped {dropped} of {dropped + len(self.train_dataset)} training prompts with more than "
-                    f"`max_prompt_length={args.max_prompt_length}` tokens."
-                )
+        if args.max_prompt_length is not None and self.train_dataset is not None:
+            self._drop_long_prompts()
         self.parameter_specs = thinking_group_specs(
             self.thinking_mode,
             lr_gate=args.lr_thinking_residual_gate,
@@ -206,6 +197,23 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             raise ValueError(
                 f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
                 "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
+            )
+
+    def _drop_long_prompts(self):
+        limit = self.args.max_prompt_length
+        if not isinstance(self.train_dataset, Dataset):
+            # A stream can't be counted beforehand
+            self.train_dataset = self.train_dataset.filter(
+                lambda row: prompt_length(row["prompt"], self._tokenizer, self.chat_template_kwargs) <= limit
+            )
+            return
+        self.train_dataset, dropped = filter_long_prompts(
+            self.train_dataset, self._tokenizer, limit, self.chat_template_kwargs
+        )
+        if dropped:
+            logger.warning(
+                f"Dropped {dropped} of {dropped + len(self.train_dataset)} training prompts with more than "
+                f"`max_prompt_length={limit}` tokens."
             )
 
     def create_optimizer(self, model=None):

@@ -583,6 +583,12 @@ def test_attention_dropout_is_refused_while_parity_is_checked(make_trainer, plai
     make_trainer(model=model, parity_check_steps=0)
 
 
+def test_long_prompts_of_a_stream_are_dropped(plain_checkpoint, dataset, tmp_path):
+    args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_prompt_length=4, max_steps=1)
+    trainer = HRPOTrainer(plain_checkpoint, letters_reward, args=args, train_dataset=dataset.to_iterable_dataset())
+    assert {row["prompt"] for row in trainer.train_dataset} == {"Ann?", "7+2=", "abc", "d"}
+
+
 def test_long_prompts_are_dropped_and_counted(make_trainer, caplog):
     trainer = make_trainer(max_prompt_length=4)
     assert len(trainer.train_dataset) == 16
