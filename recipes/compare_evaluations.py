@@ -1,5 +1,6 @@
 """
-Compare two evaluations of the same problems, paired: the mean difference with its 95 % bootstrap interval, and McNemar's exact test.
+Compare two evaluations of the same problems, paired: the mean difference with its 95 % bootstrap interval, and
+McNemar's exact test.
 
 ```bash
 python recipes/compare_evaluations.py --first outputs/evaluation-grpo --second outputs/evaluation-hrpo
@@ -49,8 +50,8 @@ def main(argv: list[str] | None = None) -> dict:
     first, second = read_scores(args.first), read_scores(args.second)
     if first.keys() != second.keys():
         raise ValueError(
-            f"The evaluations are of different problems: {len(first)} in `{args.first}`, {len(second)} in `{args.second}`, "
-            f"{len(first.keys() & second.keys())} in both. Evaluate both on the same ones, to the end."
+            f"The evaluations are of different problems: {len(first)} in `{args.first}`, {len(second)} in "
+            f"`{args.second}`, {len(first.keys() & second.keys())} in both. Evaluate both on the same ones."
         )
     problems = sorted(first)
     graders = [grader for grader in first[problems[0]] if grader in second[problems[0]]]

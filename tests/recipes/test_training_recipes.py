@@ -154,6 +154,30 @@ def test_every_settings_file_parses(recipe, name, tmp_path):
     assert isinstance(training.learning_rate, float) and model.model_name_or_path
 
 
+def write_evaluation(folder, scores):
+    folder.mkdir()
+    rows = ({"id": index, "scores": {"strict": score}} for index, score in enumerate(scores))
+    (folder / "greedy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def test_evaluations_are_compared_problem_by_problem(tmp_path):
+    first = write_evaluation(tmp_path / "a", [0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    second = write_evaluation(tmp_path / "b", [1.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    result = load_recipe("compare_evaluations").main(["--first", first, "--second", second])["strict"]
+    assert result.value == pytest.approx(2 / 6)
+    assert result.p_value == pytest.approx(0.625)  # 3 gained, 1 lost: 10 / 16
+    assert result.low <= result.value <= result.high
+
+
+def test_evaluations_of_different_problems_are_not_compared(tmp_path):
+    first, second = write_evaluation(tmp_path / "a", [1.0]), write_evaluation(tmp_path / "b", [1.0, 0.0])
+    with pytest.raises(ValueError, match="different problems: 1 in .* 2 in .* 1 in both"):
+        load_recipe("compare_evaluations").main(["--first", first, "--second", second])
+    with pytest.raises(FileNotFoundError, match=r"nowhere/greedy\.jsonl` does not exist"):
+        load_recipe("compare_evaluations").main(["--first", first, "--second", str(tmp_path / "nowhere")])
+
+
 @pytest.mark.slow
 def test_the_demo_writes_its_table_and_curves(tmp_path, capsys):
     demo = load_recipe("demo")
