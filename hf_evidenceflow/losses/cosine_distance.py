@@ -1,0 +1,70 @@
+"""Cosine distance of states to fixed targets: `cosine` to the label's output row, `nitp` to the next shallow state.
+
+`cosine` is this project's neighbour of Loss_p: at the head a state is read by its products with the output rows, so
+its direction should agree with the label's row. `nitp` follows Next Implicit Token Prediction (arXiv 2605.24956): the
+last layer's state at position t, through a projection of the objective's own, predicts a shallow layer's state at t+1.
+
+Both targets are detached. With live ones the distance also falls when all rows turn the same way.
+
+Shapes: N valid positions, H hidden size.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .tokens import at_least_float32, check_states_and_targets, mean_over_tokens
+
+
+def cosine(
+    states: torch.Tensor, targets: torch.Tensor, normalizer: float | torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    `1 - cos(F_i, T)`, averaged over tokens; in [0, 2], blind to the length of either side.
+
+    Args:
+        states (`torch.Tensor` of shape `(N, H)`):
+            States of one layer at the valid positions, any float dtype; computed in at least fp32.
+        targets (`torch.Tensor` of shape `(N, H)`):
+            Output-embedding rows of the labels (`model.get_output_embeddings().weight[labels]`); detached here.
+        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
+            What the sum over tokens is divided by; `None`: N.
+
+    Returns:
+        `torch.Tensor` of shape `()`, in at least fp32.
+
+    Raises:
+        ValueError: if the shapes differ or are not `(N, H)`.
+    """
+    check_states_and_targets(states, targets)
+    similarity = F.cosine_similarity(at_least_float32(states), at_least_float32(targets.detach()), dim=-1)  # [N]
+    return mean_over_tokens(1 - similarity, normalizer)
+
+
+def nitp(
+    projected: torch.Tensor, next_shallow: torch.Tensor, normalizer: float | torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Next Implicit Token Prediction: `1 - cos(P(F_L)[t], F_s[t + 1])`, averaged over tokens.
+
+    Args:
+        projected (`torch.Tensor` of shape `(N, H)`):
+            The last layer's states at the valid positions t, after the projection P.
+        next_shallow (`torch.Tensor` of shape `(N, H)`):
+            A shallow layer's states at the positions t+1 (`index + 1` of [`next_token_targets`]); detached here.
+        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
+            What the sum over tokens is divided by; `None`: N.
+
+    Returns:
+        `torch.Tensor` of shape `()`, in at least fp32.
+
+    Raises:
+        ValueError: if the shapes differ or are not `(N, H)`.
+
+    Example:
+
+    ```python
+    >>> index, _ = next_token_targets(batch["labels"])
+    >>> nitp(projection(last.flatten(0, 1)[index]), shallow.flatten(0, 1)[index + 1])
+    ```
+    """
+    return cosine(projected, next_shallow, normalizer)
