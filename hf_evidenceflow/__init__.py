@@ -11,8 +11,10 @@ from .version import __version__
 
 
 _EXPORTS = {
+    "losses.next_token": ["NextTokenTargets"],
     "models.auto_thinking": ["load_thinking_model"],
     "models.hub": ["hub_code"],
+    "models.thinking.answer_marker": ["MarkerAutomaton"],
     "models.thinking.generation_thinking": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
     "models.thinking.modeling_thinking_llama": [
         "ThinkingLlamaConfig",
@@ -29,8 +31,10 @@ _EXPORTS = {
         "ThinkingQwen3ForCausalLM",
         "ThinkingQwen3Model",
     ],
+    "trainers.atomic_checkpoint": ["AtomicCheckpointMixin"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],
+    "trainers.parameter_groups": ["ParameterGroupSpec", "ParameterGroupWatch"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
