@@ -155,6 +155,7 @@ def test_settings_can_change_before_the_first_completion(tmp_path):
     claim_folder(tmp_path, {"model": "right"})
     (tmp_path / "greedy.jsonl").write_text("{}\n")
     claim_folder(tmp_path, {"model": "right"})
+    assert "right" in (tmp_path / "settings.json").read_text()
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
