@@ -11,8 +11,12 @@ from .version import __version__
 
 
 _EXPORTS = {
+    "callbacks.evidence_flow": ["EvidenceFlow", "evidence_flow"],
+    "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
+    "callbacks.evidence_flow_config": ["EvidenceFlowConfig"],
     "losses.next_token": ["NextTokenTargets"],
     "models.auto_thinking": ["load_thinking_model"],
+    "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],
     "models.hub": ["hub_code"],
     "models.thinking.answer_marker": ["MarkerAutomaton"],
     "models.thinking.generation_thinking": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
