@@ -1,0 +1,143 @@
+"""Loads plain text as documents: from text files, data files, the Hub, or a generator."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from .loading import READERS, load_split
+from .word_problems import split_word_problems
+
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def load_documents(
+    name_or_path: str,
+    split: str = "train",
+    config: str | None = None,
+    text_column: str = "text",
+    separator: str | None = END_OF_TEXT,
+) -> list[str]:
+    """
+    Loads the documents of one split.
+
+    Args:
+        name_or_path (`str`):
+            A text file; a data file (`.jsonl`, `.json`, `.parquet`, `.csv`) with a text column; a folder that holds
+            `{split}.txt` or `{split}.jsonl` or the like; or else the name of a data set on the Hub.
+        split (`str`, *optional*, defaults to `"train"`):
+            Name of the split. A text file is taken as it is.
+        config (`str`, *optional*):
+            Configuration of a data set that has them, such as `"wikitext-2-raw-v1"`.
+        text_column (`str`, *optional*, defaults to `"text"`):
+            Column with the text; each row is a document.
+        separator (`str`, *optional*, defaults to `"<|endoftext|>"`):
+            Ends a document in a text file. A file without it, or `None`, is one document.
+
+    Returns:
+        `list[str]`: the documents that are more than white space.
+
+    Raises:
+        `FileNotFoundError`: if there is no such file, folder or data set.
+        `ValueError`: if a file cannot be read, or holds no text.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data.text import load_documents
+
+    >>> documents = load_documents("TinyStories-valid.txt")
+    ```
+    """
+    path = Path(name_or_path).expanduser()
+    inside = path / f"{split}.txt"
+    if inside.is_file():
+        path = inside
+    if path.is_file() and path.suffix not in READERS:
+        documents = _read_text(path, separator)
+    elif path.suffix == ".txt":
+        raise FileNotFoundError(f"There is no file {name_or_path}. Check the path.")
+    else:
+        configs = () if config is None else (config,)
+        documents = load_split(name_or_path, split=split, configs=configs, columns=(text_column,))[text_column]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise ValueError(f"{path} holds no text. Check that it was written or downloaded whole.")
+    return documents
+
+
+def generate_documents(train: int = 4000, validation: int = 400, seed: int = 0) -> tuple[list[str], list[str]]:
+    """
+    Makes short texts in simple English, without any download: word problems with their solutions.
+
+    Args:
+        train (`int`, *optional*, defaults to `4000`):
+            Number of documents for training.
+        validation (`int`, *optional*, defaults to `400`):
+            Number of documents for validation; none of them is one for training.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the generator.
+
+    Returns:
+        `tuple[list[str], list[str]]`: the documents for training and for validation.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data.text import generate_documents
+
+    >>> train, validation = generate_documents(train=100, validation=10)
+    ```
+    """
+    splits = split_word_problems(train=train, test=validation, seed=seed)
+    return tuple([f"{row['question']}\n{row['answer']}" for row in splits[name]] for name in ("train", "test"))
+
+
+def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """
+    Holds out the last documents for validation; of a single document its end.
+
+    Args:
+        documents (`Sequence[str]`):
+            All documents.
+        share (`float`):
+            Share of the documents, or of the characters of a single one, in (0, 1).
+
+    Returns:
+        `tuple[list[str], list[str]]`: the documents for training and for validation.
+
+    Raises:
+        `ValueError`: if `share` is not in (0, 1), or leaves nothing to train on.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data.text import split_documents
+
+    >>> split_documents(["a", "b", "c", "d"], share=0.25)
+    (['a', 'b', 'c'], ['d'])
+    ```
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"`validation_share` must be in (0, 1), got {share}.")
+    if len(documents) == 1:
+        text = documents[0]
+        border = text.rfind(" ", 0, len(text) - math.ceil(share * len(text)))
+        train, validation = [text[:border]] if border > 0 else [], [text[border:]]
+    else:
+        held_out = math.ceil(share * len(documents))
+        train, validation = list(documents[:-held_out]), list(documents[-held_out:])
+    if not train:
+        raise ValueError(
+            f"A `validation_share` of {share} of {len(documents)} documents leaves nothing to train on. Take a smaller "
+            "one, or give more text."
+        )
+    return train, validation
+
+
+def _read_text(path: Path, separator: str | None) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Convert it, or pass the right file.") from error
+    return text.split(separator) if separator else [text]

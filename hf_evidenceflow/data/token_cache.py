@@ -1,0 +1,109 @@
+"""Keeps trained tokenizers and token ids between runs on the same text."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Tokenizer
+
+from ..reporting import atomic_write_text
+from .text_tokenizer import train_text_tokenizer, wrap_tokenizer
+
+
+def fingerprint(parts: Iterable[str | bytes]) -> str:
+    """
+    A name for a content: equal parts give equal names.
+
+    Args:
+        parts (`Iterable[str]` or `Iterable[bytes]`):
+            The content; where it is cut matters.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part.encode("utf-8", errors="surrogatepass") if isinstance(part, str) else part
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def cached_text_tokenizer(documents: Sequence[str], vocab_size: int, cache_dir: str | os.PathLike | None = None):
+    """
+    [`train_text_tokenizer`], read from `cache_dir` where it was trained on the same text before.
+
+    Args:
+        documents (`Sequence[str]`):
+            Text to train on.
+        vocab_size (`int`):
+            Tokens of the vocabulary.
+        cache_dir (`str` or `os.PathLike`, *optional*):
+            Folder of the cache. `None` trains anew.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerFast`]: the tokenizer.
+    """
+    if cache_dir is None:
+        return train_text_tokenizer(documents, vocab_size)
+    key = fingerprint([tokenizers.__version__, str(vocab_size), *documents])
+    path = Path(cache_dir).expanduser() / f"tokenizer-{key}.json"
+    if path.exists():
+        return wrap_tokenizer(Tokenizer.from_file(str(path)))
+    tokenizer = train_text_tokenizer(documents, vocab_size)
+    atomic_write_text(path, tokenizer.backend_tokenizer.to_str())
+    return tokenizer
+
+
+def encode_documents(
+    documents: Sequence[str], tokenizer, cache_dir: str | os.PathLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Token ids of all documents, each ended by the tokenizer's EOS.
+
+    Args:
+        documents (`Sequence[str]`):
+            The documents.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            A fast tokenizer with an EOS token.
+        cache_dir (`str` or `os.PathLike`, *optional*):
+            Folder of the cache. `None` encodes anew.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: the ids of all documents, one after another, of shape `(N,)` and type int32;
+        and where each document ends, of shape `(D,)` and type int64.
+
+    Raises:
+        `ValueError`: if the tokenizer has no EOS token, or is not a fast one.
+    """
+    if tokenizer.eos_token_id is None or not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} must be a fast one with an EOS token, which stands between "
+            f"documents; got eos_token={tokenizer.eos_token!r}, is_fast={tokenizer.is_fast}. Take another tokenizer."
+        )
+    if cache_dir is None:
+        return _encode(documents, tokenizer)
+    settings = [tokenizers.__version__, tokenizer.backend_tokenizer.to_str(), str(tokenizer.eos_token_id)]
+    path = Path(cache_dir).expanduser() / f"tokens-{fingerprint([*settings, *documents])}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["ids"], arrays["ends"]
+    ids, ends = _encode(documents, tokenizer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, ids=ids, ends=ends)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ids, ends
+
+
+def _encode(documents, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
+    rows = [np.append(np.asarray(encoding.ids, dtype=np.int32), tokenizer.eos_token_id) for encoding in encodings]
+    return np.concatenate(rows).astype(np.int32), np.cumsum([len(row) for row in rows], dtype=np.int64)

@@ -1,0 +1,88 @@
+"""Makes a causal LM with random weights from a model type and the fields of its config."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer) -> PreTrainedConfig:
+    """
+    A config of any registered model type, fitted to a tokenizer.
+
+    Args:
+        model_type (`str`):
+            As in a checkpoint's `config.json`: `"llama"`, `"gpt2"`, `"opt"`, ...
+        overrides (`Mapping[str, Any]`):
+            Fields of the config that are not at their default. Where they do not say otherwise, the vocabulary and
+            the special tokens are the tokenizer's.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+
+    Returns:
+        [`~transformers.PreTrainedConfig`]: the config.
+
+    Raises:
+        `ValueError`: if the model type is not known or has no causal LM, a field does not exist, or the vocabulary is
+            smaller than the tokenizer's.
+    """
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"The model type {model_type!r} is not known.{_nearest(model_type, list(CONFIG_MAPPING.keys()))}"
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"The model type {model_type!r} has no causal LM. Take another one, such as 'llama'.")
+    fields = {field.name for field in dataclasses.fields(config_class) if field.init} | set(config_class.attribute_map)
+    for name in overrides:
+        if name not in fields:
+            raise ValueError(f"`{name}` is no field of {config_class.__name__}.{_nearest(name, sorted(fields))}")
+    fitted = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    fitted = {name: value for name, value in fitted.items() if name in fields}
+    config = AutoConfig.for_model(model_type, **(fitted | dict(overrides)))
+    if config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"`vocab_size` is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens. Leave it out, or make "
+            "it as large."
+        )
+    return config
+
+
+def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer, **kwargs):
+    """
+    A model with random weights; the seed is torch's.
+
+    Args:
+        model_type, overrides, tokenizer:
+            As in [`config_from_scratch`].
+        **kwargs:
+            Arguments of `AutoModelForCausalLM.from_config`, such as `dtype` and `attn_implementation`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: the model.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoTokenizer
+    >>> from hf_evidenceflow.models.from_scratch import model_from_scratch
+
+    >>> tokenizer = AutoTokenizer.from_pretrained("openai-community/gpt2")
+    >>> model = model_from_scratch("llama", {"hidden_size": 64, "num_hidden_layers": 2}, tokenizer)
+    ```
+    """
+    return AutoModelForCausalLM.from_config(config_from_scratch(model_type, overrides, tokenizer), **kwargs)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {' or '.join(repr(word) for word in near)}?" if near else " Check its spelling."
