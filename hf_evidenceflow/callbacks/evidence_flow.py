@@ -9,6 +9,7 @@ latter twice.
 Source: the EvidenceFlow loss, `Loss_p = sum_i mean((F_i - T)^2)`, and its neighbours in `hf_evidenceflow.losses`.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from transformers import Trainer
 
 from ..losses import next_token_targets
 from ..models.decoder import decoder_parts, layer_output
@@ -77,7 +79,8 @@ class EvidenceFlow:
         self._readout_checked = config.objective not in READOUT_OBJECTIVES
         config.weight_at(0, total_steps)
         num_layers = self.parts.model.config.get_text_config().num_hidden_layers
-        self.own_modules = make_own_modules(config, self.parts, num_layers, self._generator())
+        initial = torch.Generator().manual_seed(config.seed)  # the same on all ranks
+        self.own_modules = make_own_modules(config, self.parts, num_layers, initial)
         supervised_layers(config, num_layers)
         for parameter in self.own_modules.parameters():
             parameter.register_post_accumulate_grad_hook(_average_over_ranks)
@@ -106,6 +109,9 @@ class EvidenceFlow:
         self._batch = None
 
     def _before_forward(self, module, args, kwargs):
+        if self._once and not torch.compiler.is_compiling() and not _trainer_is_running():
+            self.remove()  # Ctrl-C in the middle of the last forward pass, which no hook hears of
+            return
         self._batch = _Batch(kwargs) if module.training and torch.is_grad_enabled() else None
 
     def _after_layer(self, layer, args, output):
@@ -129,16 +135,27 @@ class EvidenceFlow:
         # `always_call`: after an exception there is no output
         if batch is None or output is None:
             return None
+        if batch.inputs.get("fused_lm_head"):
+            return self._supervise_log_probs(batch, output)
         loss = output.get("loss") if isinstance(output, dict) else output[0]
         if batch.inputs.get("labels") is None or loss is None or loss.dim() > 0:
             raise ValueError(
                 f"The model got {'no `labels`' if batch.inputs.get('labels') is None else 'labels but gave no loss'}, "
                 f"so there is no loss to supervise: {_NO_LOSS_REASON}"
             )
-        loss = loss + self._weighted_term(batch, output, loss.detach())
+        normalizer = batch.inputs.get("num_items_in_batch")
+        loss = loss + self._weighted_term(batch, output, loss.detach(), normalizer)
         if not isinstance(output, dict):
             return (loss, *output[1:])
         output["loss"] = loss
+        return output
+
+    def _supervise_log_probs(self, batch, output):
+        # SFTTrainer sums TRL's fused log-probabilities and divides them itself: what is spread over them is divided
+        # with them
+        mask, log_probs = output["label_mask"], output["log_probs"]
+        term = self._weighted_term(batch, output, -log_probs.detach().sum(), 1.0)
+        output["log_probs"] = log_probs - mask * (term / mask.sum().clamp(min=1))
         return output
 
     # The term
@@ -163,13 +180,14 @@ class EvidenceFlow:
         seed = hash((self.config.seed, self.step, self._micro_batch, rank)) % 2**63
         return torch.Generator().manual_seed(seed)
 
-    def _weighted_term(self, batch, output, model_loss):
+    def _weighted_term(self, batch, output, model_loss, normalizer):
         inputs, states = batch.inputs, batch.states
         expected = self.parts.model.config.get_text_config().num_hidden_layers
         if self.own_modules and len(states) != expected:
             raise ValueError(
-                f"The model has run {len(states)} layers where its config counts {expected}: {self.config.objective!r} "
-                "needs to know them beforehand. Choose an objective without parameters of its own."
+                f"The model has run {len(states)} layers where its config counts {expected}: "
+                f"{self.config.objective!r} needs to know them beforehand. Choose an objective without parameters of its "
+                "own."
             )
         labels = inputs["labels"]
         extra = states[0].shape[1] - labels.shape[1]
@@ -186,7 +204,6 @@ class EvidenceFlow:
             mask if mask is not None and mask.dim() == 2 else None,
             positions if positions is not None and positions.dim() == 2 else None,
         )
-        normalizer = inputs.get("num_items_in_batch")
         with self._autocast(batch):
             terms = layer_terms(
                 states, targets, self.parts, self.config, self._generator(), self.own_modules, normalizer
@@ -247,10 +264,19 @@ def evidence_flow(
         flow.remove()
 
 
+def _trainer_is_running():
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is Trainer._inner_training_loop.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 _NO_LOSS_REASON = (
     "the trainer computes its own loss (as GRPO, HRPO and DPO do from log-probabilities, and `compute_loss_func` or "
-    "label smoothing from logits). Train with `labels` in the batch and the model's own loss (Trainer, SFTTrainer), or "
-    "leave the layer-wise supervision out."
+    "label smoothing from logits). Train with `labels` in the batch and the model's own loss (Trainer, SFTTrainer), "
+    "or leave the layer-wise supervision out."
 )
 
 

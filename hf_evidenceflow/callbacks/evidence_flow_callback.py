@@ -16,7 +16,8 @@ class EvidenceFlowCallback(TrainerCallback):
     Adds a layer-wise term to the loss that a Trainer trains.
 
     The hooks are on the model only from the start of a micro-batch to the end of its forward pass, so that none stays
-    behind, however training ends. Evaluation, the saved model and inference are those of a run without it.
+    behind, however training ends; after a Ctrl-C in the midst of a forward pass they go at the next one, before they
+    act. Evaluation, the saved model and inference are those of a run without it.
 
     Args:
         config ([`EvidenceFlowConfig`], *optional*):
@@ -137,4 +138,9 @@ def _refuse_own_losses(args):
             f"A trainer with {type(args).__name__} computes its own loss from log-probabilities and takes none from "
             "the model, so that no term can be added to it. Layer-wise supervision works with Trainer and SFTTrainer: "
             "train with it before the reinforcement learning, or leave it out."
+        )
+    if configs and args.loss_type != "nll":
+        raise ValueError(
+            f"`loss_type={args.loss_type!r}` weighs tokens by their probability, so that no term can ride with their "
+            "log-probabilities. Set it to 'nll', or leave out the layer-wise supervision."
         )

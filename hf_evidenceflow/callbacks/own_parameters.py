@@ -86,8 +86,8 @@ class OwnParameters:
         path = Path(folder) / FILE_NAME
         if not path.exists():
             raise FileNotFoundError(
-                f"The objective's own parameters are not in the checkpoint: there is no `{path}`. Pass the folder that "
-                "holds them as `EvidenceFlowCallback(..., resume_from=folder)`."
+                f"The objective's own parameters are not in the checkpoint: there is no `{path}`. Pass the folder "
+                "that holds them as `EvidenceFlowCallback(..., resume_from=folder)`."
             )
         values, states = {}, {}
         for key, tensor in load_file(path).items():

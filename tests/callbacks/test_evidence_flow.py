@@ -357,7 +357,7 @@ def test_only_the_released_features_are_pulled():
 def test_layers_and_their_weights_are_chosen():
     model, inputs = tiny_causal_lm("llama"), batch()
     every = run(model, inputs)[2].log.pop()
-    loss, _, flow = run(model, inputs, layers=[0, 2], layer_weights="linear")
+    flow = run(model, inputs, layers=[0, 2], layer_weights="linear")[2]
     terms = flow.log.pop()
     assert "evidence_flow/layer_1" not in terms
     expected = every["evidence_flow/layer_0"] * 2 / 3 + every["evidence_flow/layer_2"] * 4 / 3
