@@ -14,6 +14,7 @@ _EXPORTS = {
     "callbacks.evidence_flow": ["EvidenceFlow", "evidence_flow"],
     "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
     "callbacks.evidence_flow_config": ["EvidenceFlowConfig"],
+    "evidence.probe": ["EvidenceProbe", "ProbeResult"],
     "losses.next_token": ["NextTokenTargets"],
     "models.auto_thinking": ["load_thinking_model"],
     "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .completion_log import read_jsonl
+from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
+
 
 # Logged key -> (title of the panel, label of the y axis with its unit).
 KNOWN_CURVES = {
@@ -16,6 +19,16 @@ KNOWN_CURVES = {
     "entropy": ("Entropy of the next token", "nats"),
     "kl": ("KL to the reference model", "nats per token"),
     "grad_norm": ("Gradient norm", "before clipping"),
+    "learning_rate": ("Learning rate", "of the first group"),
+    "eval_loss": ("Held-out loss", "nats per token"),
+    "eval_perplexity": ("Held-out perplexity", "exp of the loss"),
+    "evidence_flow/loss": ("Loss_p", "sum over layers, unweighted"),
+    "evidence_flow/weight": ("Weight of Loss_p", "factor"),
+    "aux_loss": ("Load balance", "auxiliary loss"),
+    "balance_loss": ("Load balance", "auxiliary loss"),
+    "derived/loss": ("Loss, without Loss_p", "nats per token"),
+    "derived/perplexity": ("Perplexity", "exp of the loss"),
+    "derived/perplexity_cv": ("Rolling CV of the perplexity", "standard deviation / mean"),
     "rollout/tokens_per_second": ("Speed of the rollout", "tokens per second"),
     "thinking/gate_mean": ("Thinking: gate", "mean of r"),
     "thinking/hidden_ratio": ("Thinking: hidden ratio", "mean of sqrt(1 - a²)"),
@@ -30,10 +43,8 @@ KNOWN_CURVES = {
 # What is drawn unless asked otherwise; `thinking/...` keys are added to it.
 DEFAULT_KEYS = ("reward", "loss", "completions/mean_length", "entropy")
 THINKING_PREFIX = "thinking/"
-
-# Okabe and Ito's colours, told apart by colour-blind readers too; line styles carry the same in grey print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINE_STYLES = ("-", "--", "-.", ":")
+# Exact, and bent by a mean
+_SCHEDULES = ("learning_rate", "evidence_flow/weight", "derived/perplexity_cv")
 
 
 def load_log_history(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -42,20 +53,26 @@ def load_log_history(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Args:
         path (`str` or `os.PathLike`):
-            A `trainer_state.json`, a checkpoint folder, or an output folder (then the newest checkpoint's).
+            A `trainer_state.json`, a `.jsonl` file with one logged row a line, a checkpoint folder, or an output
+            folder (then its own state, its `log.jsonl`, or the newest checkpoint's state).
 
     Returns:
         `list[dict]`: What `trainer.state.log_history` held.
 
     Raises:
-        FileNotFoundError: If there is no `trainer_state.json`.
+        FileNotFoundError: If there is no log.
     """
     path = Path(path)
     file = path / "trainer_state.json" if path.is_dir() else path
     if not file.exists() and path.is_dir():
         file = max(path.glob("checkpoint-*/trainer_state.json"), key=_step_of, default=file)
+        file = path / "log.jsonl" if (path / "log.jsonl").exists() else file
     if not file.exists():
-        raise FileNotFoundError(f"There is no `{file}`. Pass a trainer_state.json, a checkpoint or an output folder.")
+        raise FileNotFoundError(
+            f"There is no `{file}`. Pass a trainer_state.json, a log.jsonl, a checkpoint or an output folder."
+        )
+    if file.suffix == ".jsonl":
+        return read_jsonl(file)
     return json.loads(file.read_text(encoding="utf-8"))["log_history"]
 
 
@@ -79,7 +96,7 @@ def plot_training_curves(
             some run has logged.
         smooth (`int`, *optional*):
             Steps of the log that the bold line averages over, centred; the raw values stay visible as a faint line. If
-            `None`, a tenth of the longest curve. `1` draws the raw values only.
+            `None`, a tenth of each curve. `1` draws the raw values only, as schedules always are.
         title (`str`, *optional*):
             Title of the picture.
 
@@ -96,12 +113,6 @@ def plot_training_curves(
     >>> plot_training_curves({"GRPO": grpo.state.log_history, "HRPO": "outputs/hrpo"}, "curves.png")
     ```
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError("Training curves need matplotlib: pip install 'hf-evidenceflow[plots]'.") from error
     if smooth is not None and smooth < 1:
         raise ValueError(f"`smooth` must be at least 1 (no smoothing), got {smooth}.")
 
@@ -110,20 +121,22 @@ def plot_training_curves(
         for name, history in log_histories.items()
     }
     keys = _choose_keys(runs, keys)
-    if smooth is None:
-        smooth = max(1, max(len(curve(history, key)[0]) for history in runs.values() for key in keys) // 10)
+    smoothed = False
     columns = min(len(keys), 2 if len(keys) in (2, 4) else 3)
     rows = math.ceil(len(keys) / columns)
 
-    # The object-oriented interface: pyplot would keep the figure, and pick a backend for the whole process.
-    figure = Figure(figsize=(4.6 * columns + 0.4, 3.1 * rows + 0.8), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((4.6 * columns + 0.4, 3.1 * rows + 0.8))
+    from matplotlib.ticker import MaxNLocator
+
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, key in zip(panels, keys):
         for index, history in enumerate(runs.values()):
-            colour = _COLOURS[index % len(_COLOURS)]
-            style = _LINE_STYLES[index % len(_LINE_STYLES)]
-            _draw_curve(panel, *curve(history, key), colour, style, smooth)
+            colour = COLOURS[index % len(COLOURS)]
+            style = LINE_STYLES[index % len(LINE_STYLES)]
+            steps, values = curve(history, key)
+            width = 1 if key in _SCHEDULES else smooth or max(1, len(values) // 10)
+            _draw_curve(panel, steps, values, colour, style, width)
+            smoothed |= width > 1
         heading, unit = KNOWN_CURVES.get(key, (_heading(key), "value"))
         panel.set_title(heading, fontsize=11, loc="left", fontweight="bold")
         panel.set_ylabel(unit, fontsize=9)
@@ -135,21 +148,18 @@ def plot_training_curves(
     for panel in panels[len(keys) :]:
         panel.set_visible(False)
     handles = [
-        panels[0].plot([], [], color=_COLOURS[i % len(_COLOURS)], linestyle=_LINE_STYLES[i % len(_LINE_STYLES)])[0]
+        panels[0].plot([], [], color=COLOURS[i % len(COLOURS)], linestyle=LINE_STYLES[i % len(LINE_STYLES)])[0]
         for i in range(len(runs))
     ]
     labels = list(runs)
-    if smooth != 1:
+    if smoothed:
         handles.append(panels[0].plot([], [], color="0.6", alpha=0.6, linewidth=0.9)[0])
         labels.append("as logged (bold: running mean)")
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
     if title is not None:
         figure.suptitle(title, fontsize=13)
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    return path
+    return save_figure(figure, path)
 
 
 def curve(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
