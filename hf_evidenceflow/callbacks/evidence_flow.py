@@ -186,8 +186,8 @@ class EvidenceFlow:
         if self.own_modules and len(states) != expected:
             raise ValueError(
                 f"The model has run {len(states)} layers where its config counts {expected}: "
-                f"{self.config.objective!r} needs to know them beforehand. Choose an objective without parameters of its "
-                "own."
+                f"{self.config.objective!r} needs to know them beforehand. Choose an objective without parameters of "
+                "its own."
             )
         labels = inputs["labels"]
         extra = states[0].shape[1] - labels.shape[1]

@@ -79,8 +79,9 @@ def test_each_objective_moves_loss_and_gradients(objective):
     assert any(not torch.equal(actual[name], plain_gradients[name]) for name in actual)
 
 
-def test_cross_entropy_is_the_heads_own_on_each_layer_but_the_last():
-    model, inputs = tiny_causal_lm("llama").train(), batch()
+@pytest.mark.parametrize("family", CONFIGS)
+def test_cross_entropy_is_the_heads_own_on_each_layer_but_the_last(family):
+    model, inputs = tiny_causal_lm(family).train(), batch()
     parts = decoder_parts(model)
     with record_layer_states(parts) as states:
         loss = model(**inputs).loss
@@ -145,7 +146,7 @@ def test_gradient_checkpointing_changes_nothing(objective, reentrant):
     model, inputs = tiny_causal_lm("llama"), batch()
     settings = {"objective": objective, "apply_final_norm": True}
     loss, expected, _ = run(model, inputs, **settings)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         model.enable_input_require_grads()
     checkpointed, actual, _ = run(model, inputs, **settings)
