@@ -74,6 +74,11 @@ class EvidenceFlowCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         self._close()
         _refuse_own_losses(args)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"The Trainer runs the model on {args.n_gpu} GPUs in threads (`nn.DataParallel`), whose forward passes "
+                "would mix. Launch it with `accelerate launch` or `torchrun`, or make one GPU visible."
+            )
         if self.config.weight == 0:
             return
         self.flow = EvidenceFlow(model, self.config, state.max_steps, once=True)

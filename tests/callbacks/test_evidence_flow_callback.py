@@ -306,6 +306,13 @@ def test_a_missing_side_file_is_an_error_and_another_folder_can_be_named(tmp_pat
         make_trainer(tmp_path, wrong).train(str(tmp_path / "checkpoint-2"))
 
 
+def test_data_parallel_threads_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args._n_gpu = 2
+    with pytest.raises(ValueError, match=r"2 GPUs in threads.*`torchrun`"):
+        EvidenceFlowCallback().on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
 def test_label_smoothing_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"`label_smoothing_factor=0.1`.*its own loss"):
         make_trainer(tmp_path, EvidenceFlowCallback(), label_smoothing_factor=0.1).train()
