@@ -12,8 +12,10 @@ from .version import __version__
 
 _EXPORTS = {
     "callbacks.evidence_flow": ["EvidenceFlow", "evidence_flow"],
+    "callbacks.evidence_flow_arguments": ["EvidenceFlowArguments"],
     "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
     "callbacks.evidence_flow_config": ["EvidenceFlowConfig"],
+    "callbacks.log_file": ["LogFileCallback"],
     "evidence.probe": ["EvidenceProbe", "ProbeResult"],
     "losses.next_token": ["NextTokenTargets"],
     "models.auto_thinking": ["load_thinking_model"],
@@ -39,6 +41,8 @@ _EXPORTS = {
     "trainers.atomic_checkpoint": ["AtomicCheckpointMixin"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],
+    "trainers.pretraining_config": ["PretrainingConfig"],
+    "trainers.pretraining_trainer": ["PretrainingTrainer"],
     "trainers.parameter_groups": ["ParameterGroupSpec", "ParameterGroupWatch"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

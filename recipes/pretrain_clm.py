@@ -1,13 +1,12 @@
 """
-Train any causal LM on text: a new one from a model type and config fields, or a checkpoint; packing, validation
-perplexity, layer-wise supervision (EvidenceFlow), resume.
+Train any causal LM on text: a new one from a model type and the fields of its config, or a checkpoint.
 
 ```bash
 python recipes/pretrain_clm.py --config recipes/configs/pretrain_clm/smoke.yaml
 ```
 
-`smoke.yaml` takes a minute on two CPU cores, offline, on generated text; `paper.yaml` holds the published settings.
-Command-line options override the file. On your own text:
+`smoke.yaml` takes half a minute on two CPU cores, on generated text; `paper.yaml` holds the published settings (one
+GPU). Options override the file. On your own text, with layer-wise supervision:
 
 ```bash
 python recipes/pretrain_clm.py --train_file train.txt --validation_file validation.txt --train_vocab_size 2048 \
@@ -15,30 +14,40 @@ python recipes/pretrain_clm.py --train_file train.txt --validation_file validati
     --block_size 64 --max_steps 500 --learning_rate 3e-3 --evidence_objective mse --output_dir outputs/llama
 ```
 
-`--task sft` trains on conversations or prompt-completion rows with TRL's SFTTrainer, the loss on completions only. An
-interrupted run goes on with `--resume_from_checkpoint true`.
+`--task sft` trains on conversations (`messages`) or `prompt` and `completion` in TRL's SFTTrainer, the loss on the
+answers only:
+```bash
+python recipes/pretrain_clm.py --task sft --model_name_or_path outputs/llama --block_size 64 \
+    --train_file sft.jsonl --validation_share 0.1 --output_dir outputs/llama-sft
+```
+
+An interrupted run goes on with the same command and `--resume_from_checkpoint true`.
 
 Outputs, in `output_dir`: the model with its tokenizer, `checkpoint-*`, `run.json` (the run record with the final
-metrics), `log.jsonl`, `trainer_state.json`, `curves.png`.
+metrics), `log.jsonl` (grows with the run), `trainer_state.json`, and `curves.png` with `--plot`.
 """
 
 import importlib.util
-import json
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import TrlParser
 
 import hf_evidenceflow
+from hf_evidenceflow.callbacks.evidence_flow_arguments import EvidenceFlowArguments
+from hf_evidenceflow.callbacks.log_file import LogFileCallback
+from hf_evidenceflow.data import generate_word_problems, load_split
 from hf_evidenceflow.data.packing import PACKINGS, pack_rows
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents, split_documents
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
-from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.reporting import run_record
 from hf_evidenceflow.trainers.checkpoints import last_whole_checkpoint, resolve_output_dir
+from hf_evidenceflow.trainers.document_isolation import check_document_isolation
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
 from hf_evidenceflow.trainers.pretraining_trainer import PretrainingTrainer
 
@@ -57,6 +66,8 @@ class ScriptArguments:
             With `model_type`: fields of its config; on the command line as JSON.
         attn_implementation, dtype (`str`, *optional*):
             As in `from_pretrained`.
+        lora_r, lora_alpha (`int`, *optional*):
+            Rank and scale of LoRA adapters on all linear layers; if not given, the whole model is trained.
         dataset_name_or_path (`str`, *optional*):
             Hub name, text or data file, or folder. Without it and `train_file` the text is generated.
         dataset_config (`str`, *optional*):
@@ -66,7 +77,7 @@ class ScriptArguments:
         train_file, validation_file (`str`, *optional*):
             Files instead of a data set.
         validation_share (`float`, *optional*):
-            Share of the training data to hold out where there is no validation data.
+            Share of the training data to hold out instead.
         max_eval_samples (`int`, *optional*):
             Rows of the validation data that are used, from its start. If not given, all.
         text_column (`str`, *optional*, defaults to `"text"`):
@@ -79,14 +90,15 @@ class ScriptArguments:
             Tokenizer; if not given, that of `model_name_or_path`.
         train_vocab_size (`int`, *optional*):
             Instead: trains a byte-level BPE tokenizer of that size on the training text.
-        packing (`str`, *optional*, defaults to `"blocks"`):
-            `blocks`, `documents` or `none`, see [`~hf_evidenceflow.data.packing.pack_rows`].
+        packing (`str`, *optional*):
+            `blocks`, `documents` or `none`, see [`~hf_evidenceflow.data.packing.pack_rows`]. If not given, `blocks`;
+            SFT takes `none` only.
         block_size (`int`, *optional*, defaults to `512`):
             Tokens a row.
         cache_dir (`str`, *optional*):
             Keeps trained tokenizers and token ids for later runs on the same text. If not given, nothing is kept.
         task (`str`, *optional*, defaults to `"pretrain"`):
-            `pretrain`, or `sft`.
+            `pretrain` or `sft`.
         plot (`bool`, *optional*, defaults to `False`):
             Whether to draw `curves.png` at the end.
     """
@@ -96,6 +108,8 @@ class ScriptArguments:
     config_overrides: dict | str | None = None
     attn_implementation: str | None = None
     dtype: str | None = None
+    lora_r: int | None = None
+    lora_alpha: int = 32
     dataset_name_or_path: str | None = None
     dataset_config: str | None = None
     dataset_split: str = "train"
@@ -109,7 +123,7 @@ class ScriptArguments:
     generated_documents: int = 4000
     tokenizer_name_or_path: str | None = None
     train_vocab_size: int | None = None
-    packing: str = field(default="blocks", metadata={"choices": list(PACKINGS)})
+    packing: str | None = field(default=None, metadata={"choices": list(PACKINGS)})
     block_size: int = 512
     cache_dir: str | None = None
     task: str = field(default="pretrain", metadata={"choices": ["pretrain", "sft"]})
@@ -118,77 +132,35 @@ class ScriptArguments:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.model_type is None):
             raise ValueError(
-                "Give exactly one of `model_name_or_path` (to start from its weights) and `model_type` (random weights), "
-                f"got {self.model_name_or_path!r} and {self.model_type!r}."
+                "Give exactly one of `model_name_or_path` (to start from its weights) and `model_type` (random "
+                f"weights), got {self.model_name_or_path!r} and {self.model_type!r}."
             )
-        if isinstance(self.config_overrides, str):
-            try:
-                self.config_overrides = json.loads(self.config_overrides)
-            except ValueError as error:
-                raise ValueError(
-                    f"`config_overrides` must be a JSON object, got {self.config_overrides!r}: {error}."
-                ) from error
-        self.config_overrides = self.config_overrides or {}
-        if not isinstance(self.config_overrides, dict):
-            raise ValueError(f"`config_overrides` must map fields to values, got {self.config_overrides!r}.")
+        self.config_overrides = parse_overrides(self.config_overrides)
         if self.config_overrides and self.model_type is None:
             raise ValueError("`config_overrides` needs `model_type`: a checkpoint brings its own config.")
-        if self.tokenizer_name_or_path is not None and self.train_vocab_size is not None:
-            raise ValueError("Give one of `tokenizer_name_or_path` and `train_vocab_size`, not both.")
+        for one, other in (("tokenizer_name_or_path", "train_vocab_size"), ("train_file", "dataset_name_or_path")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"Give one of `{one}` and `{other}`, not both.")
         if self.document_separator is not None:
             self.document_separator = self.document_separator.replace("\\n", "\n")
-        if self.train_file is not None and self.dataset_name_or_path is not None:
-            raise ValueError("Give one of `train_file` and `dataset_name_or_path`, not both.")
+        if self.task == "sft" and (self.train_vocab_size is not None or self.packing not in (None, "none")):
+            raise ValueError("`task=sft` takes no `train_vocab_size` and no `packing`. Leave them out.")
 
 
-@dataclass
-class EvidenceArguments:
-    """
-    Layer-wise supervision; each field without its prefix is one of [`~hf_evidenceflow.EvidenceFlowConfig`], where it is
-    described. What is not given stays at that config's default.
-
-    Args:
-        evidence_objective (`str`, *optional*):
-            Objective; if not given, or `none`, there is no layer-wise supervision.
-    """
-
-    evidence_objective: str | None = None
-    evidence_weight: float | None = None
-    evidence_layers: str | None = None
-    evidence_layer_weights: str | None = None
-    evidence_target: str | None = None
-    evidence_detach_target: bool | None = None
-    evidence_target_mask: str | None = None
-    evidence_apply_final_norm: bool | None = None
-    evidence_token_fraction: float | None = None
-    evidence_weight_warmup_steps: int | None = None
-    evidence_weight_schedule: str | None = None
-    evidence_log_every: int | None = None
-
-    def config(self):
-        """The [`~hf_evidenceflow.EvidenceFlowConfig`], or `None` if there is no layer-wise supervision."""
-        given = {
-            option.name.removeprefix("evidence_"): getattr(self, option.name)
-            for option in fields(self)
-            if getattr(self, option.name) is not None
-        }
-        if given.get("objective", "none").lower() == "none":
-            given.pop("objective", None)
-            if given:
-                raise ValueError(
-                    f"`evidence_{next(iter(given))}` has no effect without `evidence_objective`. Give one, or remove it."
-                )
-            return None
-        return hf_evidenceflow.EvidenceFlowConfig(**given)
-
-
-def load_texts(args: ScriptArguments, seed: int) -> tuple[list[str], list[str]]:
-    """Documents for training and for validation."""
+def load_data(args: ScriptArguments):
+    """Data for training and for validation: documents, or the rows of SFT."""
+    sft = args.task == "sft"
     source = args.train_file or args.dataset_name_or_path
+    if source is None and sft:
+        problems = generate_word_problems(args.generated_documents)
+        rows = [{"prompt": row["question"] + "\n", "completion": row["answer"]} for row in problems]
+        return Dataset.from_list(rows).train_test_split(0.1, shuffle=False).values()
     if source is None:
-        return generate_documents(args.generated_documents, max(1, args.generated_documents // 10), seed)
+        return generate_documents(args.generated_documents, max(1, args.generated_documents // 10))
 
     def load(name, split):
+        if sft:
+            return load_split(name, split, configs=(args.dataset_config,) if args.dataset_config else ())
         return load_documents(name, split, args.dataset_config, args.text_column, args.document_separator)
 
     train = load(source, args.dataset_split)
@@ -196,6 +168,8 @@ def load_texts(args: ScriptArguments, seed: int) -> tuple[list[str], list[str]]:
         return train, load(args.validation_file, args.validation_split or "validation")
     if args.validation_split is not None:
         return train, load(source, args.validation_split)
+    if args.validation_share is not None and sft:
+        return train.train_test_split(args.validation_share, shuffle=False).values()
     if args.validation_share is not None:
         return split_documents(train, args.validation_share)
     raise ValueError(
@@ -222,17 +196,52 @@ def load_model(args: ScriptArguments, tokenizer):
         model = model_from_scratch(args.model_type, args.config_overrides, tokenizer, **settings)
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **settings)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and args.block_size > longest:
-        raise ValueError(
-            f"`block_size` is {args.block_size}, but the model has {longest} positions. Take a smaller one, or with "
-            "`model_type` set `max_position_embeddings` in `config_overrides`."
+    check_positions(model.config, args.block_size)
+    if args.lora_r is not None:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+        model = get_peft_model(model, lora)
     return model
 
 
+def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model, tokenizer, train, validation):
+    """The task's trainer, with its rows."""
+    if args.task == "sft":
+        from hf_evidenceflow.trainers.completion_trainer import CompletionConfig, CompletionTrainer
+
+        trainer_class = CompletionTrainer
+        training_args = CompletionConfig.from_pretraining(
+            training_args, max_length=args.block_size, assistant_only_loss="messages" in train.column_names
+        )
+    else:
+        trainer_class = PretrainingTrainer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        train, validation = (
+            pack_rows(
+                *encode_documents(documents, tokenizer, args.cache_dir), args.block_size, args.packing or "blocks", pad
+            )
+            for documents in (train, validation)
+        )
+        if args.packing == "documents":
+            check_document_isolation(model, train)
+    if args.max_eval_samples is not None:
+        rows = range(min(args.max_eval_samples, len(validation)))
+        validation = validation.select(rows) if args.task == "sft" else Subset(validation, rows)
+    return trainer_class(
+        model,
+        training_args,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[LogFileCallback()],
+    )
+
+
 def main(argv: list[str] | None = None) -> PretrainingTrainer:
-    parser = TrlParser((ScriptArguments, EvidenceArguments, PretrainingConfig))
+    parser = TrlParser((ScriptArguments, EvidenceFlowArguments, PretrainingConfig))
     script_args, evidence_args, training_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
         raise ImportError("`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or drop `--plot`.")
@@ -243,28 +252,15 @@ def main(argv: list[str] | None = None) -> PretrainingTrainer:
     with run_record(
         training_args.output_dir, script=script_args, evidence=evidence_args, training=training_args
     ) as record:
-        train, validation = load_texts(script_args, training_args.seed)
+        train, validation = load_data(script_args)
         tokenizer = load_tokenizer(script_args, train)
         model = load_model(script_args, tokenizer)
-        datasets = {
-            name: pack_rows(
-                *encode_documents(documents, tokenizer, script_args.cache_dir),
-                script_args.block_size,
-                script_args.packing,
-                tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-            for name, documents in (("train_dataset", train), ("eval_dataset", validation))
-        }
-        if script_args.max_eval_samples is not None:
-            datasets["eval_dataset"] = Subset(
-                datasets["eval_dataset"], range(min(script_args.max_eval_samples, len(datasets["eval_dataset"])))
-            )
-        trainer = PretrainingTrainer(model, training_args, processing_class=tokenizer, **datasets)
+        trainer = make_trainer(script_args, training_args, model, tokenizer, train, validation)
         if evidence_config is not None:
             hf_evidenceflow.EvidenceFlowCallback(evidence_config).add_to(trainer)
         print(
-            f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, "
-            f"{' + '.join(str(len(rows)) for rows in datasets.values())} rows of {script_args.block_size}"
+            f"{trainer.model.num_parameters():,} parameters, {len(tokenizer)} tokens, "
+            f"{len(trainer.train_dataset)} rows for training, {len(trainer.eval_dataset)} for validation"
         )
 
         try:
@@ -278,7 +274,7 @@ def main(argv: list[str] | None = None) -> PretrainingTrainer:
             )
             raise
 
-        metrics = final_metrics(trainer)
+        metrics = trainer.final_metrics()
         trainer.save_model()
         trainer.save_state()
         record.add(metrics=metrics)
@@ -288,31 +284,15 @@ def main(argv: list[str] | None = None) -> PretrainingTrainer:
                 f"{metrics['train_seconds']:.1f} s of training"
             )
             if script_args.plot:
-                from hf_evidenceflow.evidence.curves import plot_training_curves
+                from hf_evidenceflow.evidence.run_curves import plot_run_curves
 
+                label = evidence_config.objective if evidence_config is not None else "plain"
                 path = Path(training_args.output_dir) / "curves.png"
-                plot_training_curves(
-                    {"train": trainer.state.log_history}, path, keys=("loss", "eval_loss", "eval_perplexity")
-                )
+                plot_run_curves({label: trainer.state.log_history}, path)
                 print(f"Curves: {path}")
         if training_args.push_to_hub:
             trainer.push_to_hub()
     return trainer
-
-
-def final_metrics(trainer) -> dict:
-    """Validation at the last step, unless it was just done, and what the training took."""
-    history = trainer.state.log_history
-    done = [row for row in history if "eval_loss" in row and row["step"] == trainer.state.global_step]
-    evaluation = done[-1] if done else trainer.evaluate()
-    losses = [row["loss"] for row in history if "loss" in row]
-    return {
-        **{name: evaluation[f"eval_{name.removeprefix('eval_')}"] for name in ("eval_loss", "eval_perplexity", "eval_accuracy")},
-        "train_loss": losses[-1] if losses else None,
-        "train_seconds": trainer.clock.seconds,
-        "train_tokens": trainer.state.num_input_tokens_seen,
-        "num_parameters": trainer.model.num_parameters(),
-    }
 
 
 if __name__ == "__main__":

@@ -50,9 +50,10 @@ def pack_rows(
             Tokens a row, 2 or more.
         packing (`str`, *optional*, defaults to `"blocks"`):
             `blocks` cuts the stream of all documents every `block_size` tokens; what is left over at the end is
-            dropped. `documents` packs whole documents best-fit, with positions that start at 0 in each, so that no
-            attention crosses a border; longer ones are cut in pieces. `none` gives each document its own row, cut at
-            `block_size` and padded.
+            dropped. `documents` packs whole documents best-fit, longer ones in pieces, with positions that start at 0
+            in each: most models of transformers then let no attention cross a border, see
+            [`~hf_evidenceflow.trainers.document_isolation.check_document_isolation`]. `none` gives each document its
+            own row, cut at `block_size` and padded.
         pad_token_id (`int`, *optional*, defaults to `0`):
             Fills rows; fillers have the label -100.
 

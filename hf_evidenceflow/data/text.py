@@ -129,8 +129,8 @@ def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], 
         train, validation = list(documents[:-held_out]), list(documents[-held_out:])
     if not train:
         raise ValueError(
-            f"A `validation_share` of {share} of {len(documents)} documents leaves nothing to train on. Take a smaller "
-            "one, or give more text."
+            f"A `validation_share` of {share} of {len(documents)} documents leaves nothing to train on. Take a "
+            "smaller one, or give more text."
         )
     return train, validation
 

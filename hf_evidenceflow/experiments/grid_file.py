@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .grid import Grid, Tune
+from .grid import Grid, Tune, merge_options
 
 
 # These belong to the runner; an option of the same name would be overruled without a word.
@@ -19,7 +19,7 @@ RUNNER_OPTIONS = ("output_dir", "seed", "resume_from_checkpoint", "config")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def load_grid(path: str | os.PathLike) -> Grid:
+def load_grid(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Grid:
     """
     Read and check the grid of an experiment.
 
@@ -43,6 +43,8 @@ def load_grid(path: str | os.PathLike) -> Grid:
             - `trackio`: whether the runs log to one Trackio project.
 
             Options that are mappings are merged key by key: `config`, then `overrides`, then the axes.
+        overrides (`Mapping`, *optional*):
+            Options for all runs over the grid's own `overrides`, such as where the data lies.
 
     Returns:
         [`Grid`]: The grid.
@@ -53,6 +55,8 @@ def load_grid(path: str | os.PathLike) -> Grid:
     """
     path = Path(path)
     data = _read_mapping(path)
+    if overrides:
+        data["overrides"] = merge_options(_parse_options(data.get("overrides"), "overrides"), overrides)
     grid = parse_grid(data, base_options=_read_mapping(Path(data["config"])) if data.get("config") else {})
     if not Path(grid.recipe).is_file():
         raise ValueError(f"`recipe` of `{path}` names no file: {grid.recipe!r}. Paths are relative to {Path.cwd()}.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +52,8 @@ def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer
     config = AutoConfig.for_model(model_type, **(fitted | dict(overrides)))
     if config.vocab_size < len(tokenizer):
         raise ValueError(
-            f"`vocab_size` is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens. Leave it out, or make "
-            "it as large."
+            f"`vocab_size` is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens. Leave it out, or "
+            "make it as large."
         )
     return config
 
@@ -81,6 +82,51 @@ def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer,
     ```
     """
     return AutoModelForCausalLM.from_config(config_from_scratch(model_type, overrides, tokenizer), **kwargs)
+
+
+def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """
+    Fields of a config as a person gives them.
+
+    Args:
+        overrides (`Mapping[str, Any]` or `str`, *optional*):
+            A mapping, as from YAML, or a JSON object, as on a command line.
+
+    Returns:
+        `dict[str, Any]`: the fields.
+
+    Raises:
+        `ValueError`: if it is neither.
+    """
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides)
+        except ValueError as error:
+            raise ValueError(f"`config_overrides` must be a JSON object, got {overrides!r}: {error}.") from error
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ValueError(f"`config_overrides` must map fields to values, got {overrides!r}.")
+    return dict(overrides or {})
+
+
+def check_positions(config: PreTrainedConfig, block_size: int) -> None:
+    """
+    Refuses rows that are longer than a model can take.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            The model's config. One without `max_position_embeddings` takes any length.
+        block_size (`int`):
+            Tokens a row.
+
+    Raises:
+        `ValueError`: if the rows are longer than the model's positions.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and block_size > longest:
+        raise ValueError(
+            f"`block_size` is {block_size}, but the model has {longest} positions. Take a smaller one, or with "
+            "`model_type` set `max_position_embeddings` in `config_overrides`."
+        )
 
 
 def _nearest(name: str, known: list[str]) -> str:

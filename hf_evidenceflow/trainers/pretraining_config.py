@@ -1,6 +1,6 @@
 """[`~transformers.TrainingArguments`] with the fields of [`PretrainingTrainer`]."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
@@ -10,8 +10,8 @@ from .schedules import WARMUP_EXPONENTIAL, check_exponential
 @dataclass
 class PretrainingConfig(TrainingArguments):
     """
-    Differs from TrainingArguments in a further schedule, and in some defaults: evaluation at each `eval_steps`, tokens
-    are counted, nothing is reported elsewhere.
+    Differs from TrainingArguments in a further schedule, and in some defaults: evaluation each 500 steps, tokens are
+    counted, nothing is reported elsewhere.
 
     Args:
         lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
@@ -30,8 +30,9 @@ class PretrainingConfig(TrainingArguments):
     exponential_final_ratio: float | None = None
     exponential_stable_steps: int = 0
     eval_strategy: str = "steps"
+    eval_steps: float | None = 500
     logging_steps: float = 10
-    report_to: None | str | list[str] = field(default="none")
+    report_to: str = "none"
     include_num_input_tokens_seen: str = "non_padding"
 
     def __post_init__(self):

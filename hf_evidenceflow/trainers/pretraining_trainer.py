@@ -88,8 +88,8 @@ class CausalLMEvaluationMixin:
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """
-        Differs from Trainer in what it keeps: three sums a row instead of all logits. The model gets no labels, so that
-        no auxiliary loss is computed.
+        Differs from Trainer in what it keeps: three sums a row instead of all logits. The model gets no labels, so
+        that no auxiliary loss is computed.
         """
         inputs = dict(self._prepare_inputs(inputs))
         labels = inputs.pop("labels")
@@ -115,6 +115,25 @@ class CausalLMEvaluationMixin:
         logs["train_seconds"] = round(self.clock.seconds, 3)
         logs["train_tokens"] = self.state.num_input_tokens_seen
         super().log(logs)
+
+    def final_metrics(self) -> dict[str, float | int | None]:
+        """
+        What the run came to; validates unless that was done at the last step.
+
+        Returns:
+            `dict`: `eval_loss`, `eval_perplexity`, `eval_accuracy`; `train_loss` (the last one logged: with layer-wise
+            supervision that term is in it); `train_seconds`, `train_tokens`, `num_parameters`.
+        """
+        history = self.state.log_history
+        done = [row for row in history if "eval_loss" in row and row["step"] == self.state.global_step]
+        evaluation = done[-1] if done else self.evaluate()
+        return {
+            **{name: evaluation[name] for name in ("eval_loss", "eval_perplexity", "eval_accuracy")},
+            "train_loss": next((row["loss"] for row in reversed(history) if "loss" in row), None),
+            "train_seconds": self.clock.seconds,
+            "train_tokens": self.state.num_input_tokens_seen,
+            "num_parameters": self.model.num_parameters(),
+        }
 
 
 class PretrainingTrainer(CausalLMEvaluationMixin, AtomicCheckpointMixin, Trainer):

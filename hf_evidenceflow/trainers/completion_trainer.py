@@ -1,0 +1,35 @@
+"""TRL's SFTTrainer with the settings and the validation of [`PretrainingTrainer`]."""
+
+from dataclasses import dataclass, fields
+
+from trl import SFTConfig, SFTTrainer
+
+from .atomic_checkpoint import AtomicCheckpointMixin
+from .pretraining_config import PretrainingConfig
+from .pretraining_trainer import CausalLMEvaluationMixin
+
+
+@dataclass
+class CompletionConfig(PretrainingConfig, SFTConfig):
+    """The fields of [`PretrainingConfig`] and [`~trl.SFTConfig`], with the former's defaults where both have one."""
+
+    @classmethod
+    def from_pretraining(cls, args: PretrainingConfig, **overrides) -> "CompletionConfig":
+        """
+        The same settings for SFT.
+
+        Args:
+            args ([`PretrainingConfig`]):
+                The settings.
+            **overrides:
+                Fields of [`~trl.SFTConfig`].
+
+        Returns:
+            [`CompletionConfig`]: the settings.
+        """
+        given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
+        return cls(**(given | overrides))
+
+
+class CompletionTrainer(CausalLMEvaluationMixin, AtomicCheckpointMixin, SFTTrainer):
+    """Trains on completions, or on the assistant's turns; its arguments are a [`CompletionConfig`]."""

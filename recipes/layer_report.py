@@ -1,0 +1,109 @@
+"""
+Look into the layers of every trained model of an experiment: what an early exit would cost, norms, effective rank.
+
+```bash
+python recipes/layer_report.py --config recipes/configs/run_experiment/loss_p.yaml --experiment outputs/loss_p \
+    --output_dir results/loss_p
+```
+
+Takes the finished final runs of `recipes/run_experiment.py` over `recipes/pretrain_clm.py`, and reads the validation
+text that their run records name. About two seconds a run on one CPU core.
+
+Outputs, in `output_dir`: `layers.jsonl` (one row a run and layer), `layers.md` (a table a group), `layers_GROUP.png`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pretrain_clm import ScriptArguments, load_data
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+import hf_evidenceflow  # noqa: F401  registers the package's models
+from hf_evidenceflow.data.packing import pack_rows
+from hf_evidenceflow.data.token_cache import encode_documents
+from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.evidence.probe import EvidenceProbe
+from hf_evidenceflow.experiments.grid import Cell
+from hf_evidenceflow.experiments.grid_file import load_grid
+from hf_evidenceflow.experiments.layer_report import add_perplexity, layer_table, plot_layers
+from hf_evidenceflow.reporting import atomic_write_text, read_run_record, to_plain
+
+
+@dataclass
+class LayerReportArguments:
+    """
+    Args:
+        config (`str`):
+            The experiment's grid.
+        experiment (`str`):
+            Its output folder.
+        output_dir (`str`):
+            Where the tables and pictures go.
+        max_rows (`int`, *optional*, defaults to `256`):
+            Rows of the validation text that each model reads.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Rows at a time.
+    """
+
+    config: str
+    experiment: str
+    output_dir: str
+    max_rows: int = 256
+    batch_size: int = 32
+
+
+def validation_batches(folder: Path, tokenizer, args: LayerReportArguments, cache: dict) -> list[dict]:
+    """The first rows of the validation text of a run."""
+    record = read_run_record(folder)
+    script = {name: value for name, value in record["configs"]["script"].items() if value is not None}
+    key = json.dumps([script.get(name) for name in ("train_file", "validation_file", "block_size")])
+    if key not in cache:
+        script = ScriptArguments(**script)
+        _, documents = load_data(script)
+        rows = pack_rows(*encode_documents(documents, tokenizer, None), script.block_size)
+        ids = torch.stack([rows[index]["input_ids"] for index in range(min(args.max_rows, len(rows)))])
+        cache[key] = [{"input_ids": part} for part in ids.split(args.batch_size)]
+    return cache[key]
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    (args,) = HfArgumentParser(LayerReportArguments).parse_args_into_dataclasses(argv)
+    grid = load_grid(args.config)
+    results = Path(args.experiment) / "results.jsonl"
+    if not results.exists():
+        raise FileNotFoundError(f"`{results}` does not exist. Run recipes/run_experiment.py first.")
+    rows, cache = [], {}
+    for result in read_jsonl(results):
+        if not result["final"]:
+            continue
+        folder = Path(args.experiment) / "runs" / result["id"]
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        cell = Cell(result["cell"], {})
+        row = {"group": grid.group(cell), "arm": grid.arm(cell), "seed": result["seed"]}
+        batches = validation_batches(folder, tokenizer, args, cache)
+        layers = EvidenceProbe(model).summarize(batches)
+        rows += [row | layer for layer in layers]
+        losses = ", ".join(f"{layer['lens_loss']:.3f}" for layer in layers)
+        print(f"{result['id']}: lens loss {losses}", flush=True)
+    if not rows:
+        raise ValueError(f"No final run in `{results}` is finished: there is nothing to look into.")
+
+    output_dir = Path(args.output_dir)
+    rows = add_perplexity(rows)
+    atomic_write_text(
+        output_dir / "layers.jsonl", "".join(json.dumps(to_plain(row), sort_keys=True) + "\n" for row in rows)
+    )
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    tables = [f"## {group}\n\n{layer_table(rows, group)}\n" for group in groups]
+    atomic_write_text(output_dir / "layers.md", "\n".join(tables))
+    for group in groups:
+        plot_layers(rows, group, output_dir / f"layers_{group.replace(', ', '_')}.png")
+    print("\n".join(tables))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
