@@ -76,8 +76,8 @@ class EvidenceFlowCallback(TrainerCallback):
         _refuse_own_losses(args)
         if args.n_gpu > 1:
             raise ValueError(
-                f"The Trainer runs the model on {args.n_gpu} GPUs in threads (`nn.DataParallel`), whose forward passes "
-                "would mix. Launch it with `accelerate launch` or `torchrun`, or make one GPU visible."
+                f"The Trainer runs the model on {args.n_gpu} GPUs in threads (`nn.DataParallel`), whose forward "
+                "passes would mix. Launch it with `accelerate launch` or `torchrun`, or make one GPU visible."
             )
         if self.config.weight == 0:
             return
