@@ -1,0 +1,113 @@
+"""The measurements of early exit as tables and as a picture."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..evidence.figures import COLOURS, new_figure, save_figure
+
+
+def exit_tables(
+    exits: Sequence[Mapping], thresholds: Sequence[Mapping], full_speed: float
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """
+    The cells of the two tables.
+
+    Args:
+        exits (`Sequence[Mapping]`):
+            Rows with the fields of [`ExitQuality`], `accept_rate`, `speed` and `self_speculation_speed` (the fields of
+            [`Speed`]; `None` where there is none).
+        thresholds (`Sequence[Mapping]`):
+            Rows with the fields of [`ExitQuality`], `threshold`, `generated_depth` and `speed`.
+        full_speed (`float`):
+            Tokens per second at full depth.
+
+    Returns:
+        `list[tuple]`: title, columns and rows of each table.
+    """
+    head = ["perplexity", "accuracy", "agreement", "tokens/s", "ratio"]
+
+    def common(row):
+        speed = row["speed"]
+        shares = [f"{row['perplexity']:.2f}", f"{row['accuracy']:.3f}", f"{row['agreement']:.3f}"]
+        return [*shares, f"{speed['tokens_per_second']:.1f}", f"{speed['ratio']:.2f}x"]
+
+    def speculation(row):
+        speed = row["self_speculation_speed"]
+        return ["-", "-"] if speed is None else [f"{row['accept_rate']:.3f}", f"{speed['ratio']:.2f}x"]
+
+    return [
+        (
+            f"Exit after a fixed number of layers (full depth: {full_speed:.1f} tokens/s)",
+            ["layers", *head, "accept rate", "self-speculation"],
+            [[str(row["depth"]), *common(row), *speculation(row)] for row in exits],
+        ),
+        (
+            "Exit by a criterion, per token",
+            ["threshold", "average layers", *head, "average layers, generated"],
+            [
+                [f"{row['threshold']:g}", f"{row['depth']:.2f}", *common(row), f"{row['generated_depth']:.2f}"]
+                for row in thresholds
+            ],
+        ),
+    ]
+
+
+def print_tables(tables: Sequence[tuple[str, list[str], list[list[str]]]]) -> str:
+    """Print tables of [`exit_tables`] to the terminal; returns them in Markdown."""
+    markdown = []
+    for title, columns, rows in tables:
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---:"] * len(columns), *rows)]
+        markdown.append("\n".join([f"## {title}", "", *lines]))
+    return "\n\n".join(markdown)
+
+
+def draw_exits(exits: Sequence[Mapping], thresholds: Sequence[Mapping], path: str | os.PathLike) -> None:
+    """
+    Draw agreement and speed over the (average) number of layers.
+
+    Args:
+        exits, thresholds (`Sequence[Mapping]`):
+            As in [`exit_tables`].
+        path (`str` or `os.PathLike`):
+            PNG to write.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure = new_figure((9.6, 3.6))
+    quality, speed = figure.subplots(1, 2)
+    ratios = [[row["speed"]["ratio"] for row in rows] for rows in (exits, thresholds)]
+    depths = [[row["depth"] for row in exits], [row["depth"] for row in thresholds]]
+    for panel, values in (
+        (quality, [[row["agreement"] for row in rows] for rows in (exits, thresholds)]),
+        (speed, ratios),
+    ):
+        panel.plot(depths[0], values[0], color=COLOURS[0], marker="o", label="fixed exit")
+        panel.plot(depths[1], values[1], color=COLOURS[1], marker="s", linestyle="--", label="exit by a criterion")
+        panel.set_xlabel("layers run, mean over tokens")
+        panel.grid(alpha=0.25, linewidth=0.6)
+    speculated = [row for row in exits if row["self_speculation_speed"] is not None]
+    if speculated:
+        speed.plot(
+            [row["depth"] for row in speculated],
+            [row["self_speculation_speed"]["ratio"] for row in speculated],
+            color=COLOURS[2],
+            marker="^",
+            linestyle="-.",
+            label="self-speculation from there",
+        )
+    speed.axhline(1.0, color="0.5", linewidth=0.8)
+    quality.set_ylabel("agreement with full depth")
+    speed.set_ylabel("tokens/s, ratio to full depth")
+    quality.legend(fontsize=8)
+    speed.legend(fontsize=8)
+    save_figure(figure, path)

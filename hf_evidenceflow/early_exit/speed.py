@@ -1,0 +1,129 @@
+"""How fast an exit is: decoding at several depths in turn, against full depth in the same run."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .criteria import EarlyExitConfig
+from .generation import early_exit
+from .self_speculation import SelfSpeculation
+from .truncation import exit_at
+
+
+FULL_DEPTH = "full depth"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """
+    Speed of one candidate of [`in_turn`].
+
+    Attributes:
+        tokens_per_second (`float`):
+            Median over the rounds.
+        ratio (`float`):
+            Median over the rounds of its tokens per second divided by the first candidate's in the same round.
+        ratio_min, ratio_max (`float`):
+            Range of that ratio over the rounds.
+    """
+
+    tokens_per_second: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+
+
+def in_turn(candidates: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, Speed]:
+    """
+    Time candidates in turn, round after round, each beginning with another one.
+
+    Args:
+        candidates (`Mapping[str, Callable[[], int]]`):
+            What to run by name; each returns the number of tokens that it made. The first is what the others are
+            compared with. Each runs once before, untimed.
+        rounds (`int`):
+            Number of rounds.
+
+    Returns:
+        `dict[str, Speed]`: in the order of the candidates.
+
+    Raises:
+        ValueError: if there is no candidate or `rounds` is below 1.
+    """
+    if not candidates or rounds < 1:
+        raise ValueError(f"Needed are a candidate and a round, got {len(candidates)} and rounds={rounds}.")
+    names = list(candidates)
+    for candidate in candidates.values():
+        candidate()
+    speeds = {name: [] for name in names}
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            tokens = candidates[name]()
+            speeds[name].append(tokens / (time.perf_counter() - start))
+    ratios = {name: [own / first for own, first in zip(speeds[name], speeds[names[0]])] for name in names}
+    return {
+        name: Speed(
+            statistics.median(speeds[name]), statistics.median(ratios[name]), min(ratios[name]), max(ratios[name])
+        )
+        for name in names
+    }
+
+
+class GreedyDecoding:
+    """
+    Greedy decoding of a few prompts, one at a time, in the ways that are compared.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal LM.
+        prompts (`Sequence[torch.Tensor]`):
+            Token ids [1, P] of each prompt.
+        max_new_tokens (`int`):
+            Tokens for each prompt at most; less where the end-of-text token comes.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[torch.Tensor], max_new_tokens: int):
+        self.model = model
+        self.prompts = [prompt.to(model.device) for prompt in prompts]
+        self.max_new_tokens = max_new_tokens
+
+    def outputs(self, **settings) -> list[torch.Tensor]:
+        """The new tokens of each prompt."""
+        return [
+            self.model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                **settings,
+            )[0, prompt.shape[1] :]
+            for prompt in self.prompts
+        ]
+
+    def full(self) -> int:
+        """At full depth. Like all of these, returns the number of new tokens."""
+        return sum(map(len, self.outputs()))
+
+    def truncated(self, depth: int) -> int:
+        """With the first `depth` layers only."""
+        with exit_at(self.model, depth):
+            return self.full()
+
+    def adaptive(self, config: EarlyExitConfig) -> int:
+        """With early exit by a criterion."""
+        with early_exit(self.model, config):
+            return self.full()
+
+    def speculative(self, speculation: SelfSpeculation) -> int:
+        """With self-speculation."""
+        return sum(map(len, self.outputs(custom_generate=speculation)))
+
+    def stock(self, depth: int) -> int:
+        """With stock `assistant_early_exit`."""
+        return sum(map(len, self.outputs(assistant_early_exit=depth)))
