@@ -20,7 +20,6 @@ import torch
 from pretrain_clm import ScriptArguments, load_data
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-import hf_evidenceflow  # noqa: F401  registers the package's models
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.evidence.completion_log import read_jsonl
