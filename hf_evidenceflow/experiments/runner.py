@@ -124,8 +124,10 @@ class ExperimentRunner:
         return make_plan(self.grid, lambda spec: (self._finished(spec) or {}).get("metrics"))
 
     def results(self) -> list[dict[str, Any]]:
-        """A row for each finished run, as in `results.jsonl`."""
-        return self._rows(self.plan())
+        """A row for each finished run; `results.jsonl` is written with them."""
+        plan = self.plan()
+        self._write_results(plan)
+        return self._rows(plan)
 
     def _rows(self, plan: Plan) -> list[dict[str, Any]]:
         tuned = self.grid.tune.option if self.grid.tune is not None else None
