@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .models.auto_thinking import THINKING_CLASSES
+from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
 
 
 def register_models() -> None:
@@ -14,8 +15,9 @@ def register_models() -> None:
     Raises:
         `ValueError`: if a foreign class owns one of the model types.
     """
-    for causal_lm in THINKING_CLASSES.values():
-        model = causal_lm.thinking_model_class
+    classes = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
+    classes[TinySeekForCausalLM] = TinySeekModel
+    for causal_lm, model in classes.items():
         config = causal_lm.config_class
         if config.model_type in CONFIG_MAPPING:
             owner = CONFIG_MAPPING[config.model_type]

@@ -44,6 +44,7 @@ from hf_evidenceflow.data import generate_word_problems, load_split
 from hf_evidenceflow.data.packing import PACKINGS, pack_rows
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents, split_documents
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
+from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.reporting import run_record
 from hf_evidenceflow.trainers.checkpoints import last_whole_checkpoint, resolve_output_dir
@@ -68,6 +69,8 @@ class ScriptArguments:
             As in `from_pretrained`.
         lora_r, lora_alpha (`int`, *optional*):
             Rank and scale of LoRA adapters on all linear layers; if not given, the whole model is trained.
+        trainable_modules (`list[str]`, *optional*):
+            Names of the modules that are trained, such as `lm_head`; the others keep their weights. If not given, all.
         dataset_name_or_path (`str`, *optional*):
             Hub name, text or data file, or folder. Without it and `train_file` the text is generated.
         dataset_config (`str`, *optional*):
@@ -110,6 +113,7 @@ class ScriptArguments:
     dtype: str | None = None
     lora_r: int | None = None
     lora_alpha: int = 32
+    trainable_modules: list[str] | None = None
     dataset_name_or_path: str | None = None
     dataset_config: str | None = None
     dataset_split: str = "train"
@@ -138,6 +142,8 @@ class ScriptArguments:
         self.config_overrides = parse_overrides(self.config_overrides)
         if self.config_overrides and self.model_type is None:
             raise ValueError("`config_overrides` needs `model_type`: a checkpoint brings its own config.")
+        if self.lora_r is not None and self.trainable_modules:
+            raise ValueError("`lora_r` trains adapters alone: leave out `trainable_modules`.")
         for one, other in (("tokenizer_name_or_path", "train_vocab_size"), ("train_file", "dataset_name_or_path")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"Give one of `{one}` and `{other}`, not both.")
@@ -197,6 +203,8 @@ def load_model(args: ScriptArguments, tokenizer):
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **settings)
     check_positions(model.config, args.block_size)
+    if args.trainable_modules:
+        freeze_all_but(model, args.trainable_modules)
     if args.lora_r is not None:
         from peft import LoraConfig, get_peft_model
 

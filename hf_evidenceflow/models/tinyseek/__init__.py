@@ -1,0 +1,1 @@
+"""TinySeek: a looped transformer with multi-head latent attention and many small experts."""

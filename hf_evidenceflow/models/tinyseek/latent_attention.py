@@ -1,0 +1,94 @@
+"""Attention on a cached latent, with keys and values expanded or absorbed into query and output.
+
+Source: multi-head latent attention, DeepSeek-V2 (arXiv 2405.04434, section 2.1); its absorption of the up-projections
+is described below equation 45 there.
+
+Shapes: B rows, T new positions, S positions of the cache, A heads, C latent size, N and R sizes of the unrotated and
+the rotary part of a head, D value size.
+"""
+
+import torch
+
+
+def expand_latent(latent, up_projection, num_heads, nope_size):
+    """
+    Keys and values of each head from the latent.
+
+    Args:
+        latent (`torch.Tensor` of shape `(B, 1, S, C)`):
+            Cached latent.
+        up_projection (`Callable`):
+            `[..., C] -> [..., A (N + D)]`, each head's key before its value.
+        num_heads (`int`):
+            A.
+        nope_size (`int`):
+            N.
+
+    Returns:
+        `tuple`: keys `(B, A, S, N)` and values `(B, A, S, D)`.
+    """
+    both = up_projection(latent.squeeze(1)).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, A, S, N + D]
+    return both[..., :nope_size], both[..., nope_size:]
+
+
+def absorbed_attention(query, rotary_query, latent, rotary_key, weight, value_bias, scaling, mask=None):
+    """
+    Attention with the up-projections of keys and values applied to the query and to the output instead.
+
+    The bias of the keys adds the same to all scores of a query, so softmax takes it out; that of the values passes
+    through, since the probabilities sum to 1. Equals attention on the expanded keys and values up to rounding.
+
+    Args:
+        query (`torch.Tensor` of shape `(B, A, T, N)`):
+            Unrotated queries.
+        rotary_query (`torch.Tensor` of shape `(B, 1, T, R)`):
+            Rotary query, shared by the heads.
+        latent (`torch.Tensor` of shape `(B, 1, S, C)`):
+            Cached latent.
+        rotary_key (`torch.Tensor` of shape `(B, 1, S, R)`):
+            Cached rotary key, shared by the heads.
+        weight (`torch.Tensor` of shape `(A, N + D, C)`):
+            Up-projection of each head, key rows before value rows.
+        value_bias (`torch.Tensor` of shape `(A, D)`):
+            Its bias for the values.
+        scaling (`float`):
+            Factor of the scores.
+        mask (`torch.Tensor` of shape `(B or 1, 1, T, S)`, *optional*):
+            Boolean (`True` is seen) or additive. `None`: all is seen.
+
+    Returns:
+        `tuple`: output `(B, T, A, D)` and probabilities `(B, A, T, S)`.
+    """
+    size = query.shape[-1]
+    latent_query = torch.matmul(query, weight[:, :size])  # [B, A, T, C]
+    # One product for all heads and positions, since they share the keys
+    scores = torch.matmul(latent_query.flatten(1, 2), latent.squeeze(1).mT).view(*query.shape[:3], -1)
+    scores = (scores + torch.matmul(rotary_query, rotary_key.mT)) * scaling  # [B, A, T, S]
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
+    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    mixed = torch.matmul(probabilities.flatten(1, 2), latent.squeeze(1)).view_as(latent_query)  # [B, A, T, C]
+    output = torch.matmul(mixed, weight[:, size:].mT) + value_bias[:, None]  # [B, A, T, D]
+    return output.transpose(1, 2), probabilities
+
+
+def absorbing_is_cheaper(new_positions, cached_positions, latent_size, nope_size, value_size):
+    """
+    Whether absorbing takes fewer multiplications than expanding the whole cache.
+
+    Args:
+        new_positions, cached_positions (`int`):
+            T and S.
+        latent_size, nope_size, value_size (`int`):
+            C, N and D.
+
+    Returns:
+        `bool`.
+    """
+    per_projection = latent_size * (nope_size + value_size)
+    pairs = new_positions * cached_positions
+    absorbed = new_positions * per_projection + pairs * 2 * latent_size
+    return absorbed < cached_positions * per_projection + pairs * (nope_size + value_size)
