@@ -40,10 +40,12 @@ from trl import TrlParser
 import hf_evidenceflow
 from hf_evidenceflow.callbacks.evidence_flow_arguments import EvidenceFlowArguments
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
+from hf_evidenceflow.callbacks.router_statistics_callback import RouterStatisticsCallback
 from hf_evidenceflow.data import generate_word_problems, load_split
 from hf_evidenceflow.data.packing import PACKINGS, pack_rows
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents, split_documents
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
+from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.reporting import run_record
@@ -266,6 +268,8 @@ def main(argv: list[str] | None = None) -> PretrainingTrainer:
         trainer = make_trainer(script_args, training_args, model, tokenizer, train, validation)
         if evidence_config is not None:
             hf_evidenceflow.EvidenceFlowCallback(evidence_config).add_to(trainer)
+        if expert_modules(trainer.model):
+            trainer.callback_handler.callbacks.insert(0, RouterStatisticsCallback())  # before the reporters
         print(
             f"{trainer.model.num_parameters():,} parameters, {len(tokenizer)} tokens, "
             f"{len(trainer.train_dataset)} rows for training, {len(trainer.eval_dataset)} for validation"

@@ -3,12 +3,14 @@
 Shapes: B rows, T positions, V tokens of the vocabulary.
 """
 
+import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
+from ..evidence.router_statistics import RouterStatistics, expert_modules
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
 from .training_clock import TrainingClock
@@ -62,8 +64,8 @@ class CausalLMEvaluationMixin:
     [`PretrainingConfig`]'s fields as its arguments; put before the trainer's class.
 
     Each logged row has `train_seconds` (without evaluation, logging and saving; kept across resumes) and
-    `train_tokens`. An evaluation has `eval_loss` (cross-entropy only, in nats), `eval_perplexity` and
-    `eval_accuracy`.
+    `train_tokens`. An evaluation has `eval_loss` (cross-entropy only, in nats), `eval_perplexity`, `eval_accuracy`,
+    and `eval_router_*` of a mixture of experts.
     """
 
     def __init__(self, *args, **kwargs):
@@ -98,8 +100,16 @@ class CausalLMEvaluationMixin:
         return None, sums, sums[:, 2:]
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """Differs from Trainer in the loss: over tokens, where Trainer's is the mean of the batches' means."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        """
+        Differs from Trainer in the loss: over tokens, where Trainer's is the mean of the batches' means; and in the
+        statistics of a mixture of experts.
+        """
+        statistics = RouterStatistics(self.model) if expert_modules(self.model) else None
+        with statistics or contextlib.nullcontext():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if statistics is not None:
+            for name, value in statistics.summary().items():
+                output.metrics[f"{metric_key_prefix}_{name}"] = value
         output.metrics[f"{metric_key_prefix}_loss"] = output.metrics.pop(f"{metric_key_prefix}_exact_loss")
         return output
 
@@ -121,14 +131,16 @@ class CausalLMEvaluationMixin:
         What the run came to; validates unless that was done at the last step.
 
         Returns:
-            `dict`: `eval_loss`, `eval_perplexity`, `eval_accuracy`; `train_loss` (the last one logged: with layer-wise
-            supervision that term is in it); `train_seconds`, `train_tokens`, `num_parameters`.
+            `dict`: `eval_loss`, `eval_perplexity`, `eval_accuracy`, and `eval_router_*` of a mixture of experts;
+            `train_loss` (the last one logged: with layer-wise supervision that term is in it); `train_seconds`,
+            `train_tokens`, `num_parameters`.
         """
         history = self.state.log_history
         done = [row for row in history if "eval_loss" in row and row["step"] == self.state.global_step]
         evaluation = done[-1] if done else self.evaluate()
         return {
             **{name: evaluation[name] for name in ("eval_loss", "eval_perplexity", "eval_accuracy")},
+            **{name: value for name, value in evaluation.items() if name.startswith("eval_router_")},
             "train_loss": next((row["loss"] for row in reversed(history) if "loss" in row), None),
             "train_seconds": self.clock.seconds,
             "train_tokens": self.state.num_input_tokens_seen,

@@ -1,5 +1,5 @@
 """
-Converts a checkpoint of the published TinySeek, with its configuration and vocabulary, to a folder for `from_pretrained`.
+Converts a checkpoint of the published TinySeek, with its configuration and vocabulary, for `from_pretrained`.
 
 ```bash
 python -m hf_evidenceflow.models.tinyseek.convert_tinyseek --checkpoint Shared_TinySeek_Pre_final.pkl \
