@@ -5,8 +5,8 @@ Train any causal LM on text: a new one from a model type and the fields of its c
 python recipes/pretrain_clm.py --config recipes/configs/pretrain_clm/smoke.yaml
 ```
 
-`smoke.yaml` takes half a minute on two CPU cores, on generated text; `paper.yaml` holds the published settings (one
-GPU). Options override the file. On your own text, with layer-wise supervision:
+`smoke.yaml` takes half a minute on two CPU cores, on generated text. Options override the file. On your own text, with
+layer-wise supervision:
 
 ```bash
 python recipes/pretrain_clm.py --train_file train.txt --validation_file validation.txt --train_vocab_size 2048 \
@@ -250,8 +250,8 @@ def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model,
     )
 
 
-def main(argv: list[str] | None = None) -> PretrainingTrainer:
-    parser = TrlParser((ScriptArguments, EvidenceFlowArguments, PretrainingConfig))
+def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = ScriptArguments) -> PretrainingTrainer:
+    parser = TrlParser((arguments, EvidenceFlowArguments, PretrainingConfig))
     script_args, evidence_args, training_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
         raise ImportError("`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or drop `--plot`.")

@@ -3,7 +3,7 @@
 A token that left keeps its state: it is the input of all further layers, whose keys and values are computed from it
 (the state propagation of CALM, Schuster et al. 2022, arXiv 2207.07061, section 3.2), and their output for this token
 is replaced by it. So every later token finds keys and values at every layer. Where no token of the pass is left, the
-layers only write their keys and values.
+layers only write their keys and values; layers that take `active_tokens` skip their MLP for each token that left.
 
 Shapes: B rows, T positions, H hidden size, L layers.
 """
@@ -71,7 +71,10 @@ class AdaptiveDepth:
         if self._all_exited:
             self._only_write(forward, states)
             return self._profile.output(states)
-        output = forward(states)
+        more = {}
+        if self._any_exited and self._profile.takes_active_tokens:
+            more["active_tokens"] = ~self._exited
+        output = forward(states, **more)
         after = layer_output(output)
         if self._any_exited:
             after = torch.where(self._exited[..., None], states, after)

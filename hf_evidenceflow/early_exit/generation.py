@@ -55,9 +55,10 @@ def early_exit(model: nn.Module, config: EarlyExitConfig | None = None, **settin
     Let each generated token leave the layers as soon as it may, inside stock `generate`.
 
     The prompt runs at full depth. Rows of a batch leave each on its own; what rows have left is computed along until
-    all have, and only then time is saved. The KV cache is right at all layers (see [`AdaptiveDepth`]), and rows give
-    what they give alone. Forward passes outside `generate` are as ever. Greedy search and sampling, with a
-    [`~transformers.DynamicCache`] or `use_cache=False` (which recomputes all positions each time and saves nothing).
+    all have, and only then time is saved (TinySeek's experts are left out for each row that left). The KV cache is
+    right at all layers (see [`AdaptiveDepth`]), and rows give what they give alone. Forward passes outside `generate`
+    are as ever. Greedy search and sampling, with a [`~transformers.DynamicCache`] or `use_cache=False` (which
+    recomputes all positions each time and saves nothing).
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):

@@ -8,6 +8,7 @@ Depths count layer calls from 1: depth d is the state after layer d - 1. A loope
 """
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,11 +36,14 @@ class LayerProfile:
             Number of layer calls in a forward pass, L.
         extra_outputs (`int` or `None`):
             What a layer returns beside its states: `None` if a bare tensor, else the further entries of its tuple.
+        takes_active_tokens (`bool`):
+            Whether its forward has `active_tokens`, which tells it the tokens that need an output.
     """
 
     parts: DecoderParts
     num_layers: int
     extra_outputs: int | None
+    takes_active_tokens: bool
 
     def output(self, states: torch.Tensor) -> Any:
         """The states in the form in which the model's layers return theirs."""
@@ -81,7 +85,9 @@ def profile_layers(model: nn.Module) -> LayerProfile:
     parts.check_readout(states[-1], logits)
     # A looped block stands in `layers` once or several times; it fires the hooks of each
     calls = len(states) // max(parts.layers.count(layer) for layer in parts.layers)
-    return LayerProfile(parts, calls, None if torch.is_tensor(outputs[0]) else len(outputs[0]) - 1)
+    extra = None if torch.is_tensor(outputs[0]) else len(outputs[0]) - 1
+    takes_active = all("active_tokens" in inspect.signature(layer.forward).parameters for layer in parts.layers)
+    return LayerProfile(parts, calls, extra, takes_active)
 
 
 def with_states(output: Any, states: torch.Tensor) -> Any:
@@ -92,7 +98,7 @@ def with_states(output: Any, states: torch.Tensor) -> Any:
 @contextlib.contextmanager
 def replaced_layer_calls(
     parts: DecoderParts,
-    run: Callable[[int, Callable[[torch.Tensor], Any], torch.Tensor], Any],
+    run: Callable[[int, Callable[..., Any], torch.Tensor], Any],
     begin: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[None]:
     """
@@ -103,7 +109,7 @@ def replaced_layer_calls(
             Parts of the model.
         run (`Callable`):
             `run(depth, forward, states)` gives what the layer returns: `depth` is the number of the call in this
-            forward pass from 1, `forward` the layer's own forward as a function of the states alone.
+            forward pass from 1, `forward` the layer's own forward as a function of the states (and further keywords).
         begin (`Callable[[dict], None]`, *optional*):
             Gets the keyword arguments of the causal LM before each of its forward passes.
 
@@ -128,7 +134,7 @@ def replaced_layer_calls(
         def call(hidden_states, *args, **kwargs):
             nonlocal depth
             depth += 1
-            return run(depth, lambda states: forward(states, *args, **kwargs), hidden_states)
+            return run(depth, lambda states, **more: forward(states, *args, **kwargs, **more), hidden_states)
 
         return call
 

@@ -28,7 +28,8 @@ class SelfSpeculation:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            A causal LM whose shallow layers were trained to be read out (cross-entropy at layer `depth - 1`).
+            A causal LM whose shallow layers were trained to be read out (cross-entropy at layer `depth - 1`). A looped
+            one must keep keys and values for each loop, as TinySeek does.
         depth (`int`):
             Layers that draft, from 1 to L - 1.
         draft_tokens (`int`, *optional*, defaults to `6`):
@@ -42,7 +43,8 @@ class SelfSpeculation:
 
     Raises:
         ValueError: if an argument is out of range, or the model cannot be read out early or uses a layer several
-            times; in `generate`: for a batch, sampling, beams, scores or a cache without plain keys and values.
+            times with one place in the cache;
+            in `generate`: for a batch, sampling, beams, scores or a cache without plain keys and values.
 
     Example:
 
@@ -60,9 +62,11 @@ class SelfSpeculation:
             raise ValueError(f"`draft_tokens` must be at least 1, got {draft_tokens}.")
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"`min_confidence` must be in [0, 1], got {min_confidence}.")
-        if len(set(self._profile.parts.layers)) != self._profile.num_layers:
+        if len(set(self._profile.parts.layers)) != self._profile.num_layers and not _has_cache_of_each_call(
+            self._profile
+        ):
             raise ValueError(
-                f"{type(self._profile.parts.model).__name__} runs a layer several times, so its passes share a place "
+                f"{type(self._profile.parts.model).__name__} runs a layer several times, and its passes share a place "
                 "in the KV cache. Use `early_exit` with `use_cache=False` instead."
             )
         self.depth = depth
@@ -230,3 +234,12 @@ class _Decoding:
 
     def _with(self, tokens):
         return torch.cat([self.sequence, self.sequence.new_tensor([tokens])], dim=1) if tokens else self.sequence
+
+
+@torch.no_grad()
+def _has_cache_of_each_call(profile: LayerProfile) -> bool:
+    model = profile.parts.model
+    ids = torch.zeros(1, 1, dtype=torch.long, device=profile.parts.embeddings.weight.device)
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return len(cache.layers) == profile.num_layers and all(layer.get_seq_length() == 1 for layer in cache.layers)

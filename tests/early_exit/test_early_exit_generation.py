@@ -3,6 +3,8 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny_families import token_ids
+from tiny_tinyseek import tiny_tinyseek
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_causal_mask
@@ -320,3 +322,29 @@ def test_min_layer_leaves_out_the_layers_before_it():
 def test_there_is_no_average_depth_before_generation(make_model):
     with early_exit(make_model("llama")) as exits, pytest.raises(RuntimeError, match="generate"):
         _ = exits.average_depth
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "relative_change"])
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_experts_are_skipped_for_rows_that_left_and_nothing_else_changes(criterion, norm_position):
+    model = tiny_tinyseek(num_hidden_layers=4, norm_position=norm_position)
+    ids = token_ids(3, 9)
+    threshold = {"confidence": 0.12, "relative_change": 0.8}[criterion]
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    counts = []
+    experts = model.model.layers[0].mlp
+    experts.register_forward_pre_hook(lambda module, args: counts.append(args[0].shape[:2].numel()))
+    with early_exit(model, criterion=criterion, threshold=threshold) as exits:
+        counts.clear()  # of the pass that looked at the model
+        output = model.generate(ids, **settings)
+    depths = exits.depths[:, 1:]
+    assert depths.min() < 4 and len(depths.unique()) > 1
+    assert sum(counts) == 4 * ids.numel() + depths.sum()
+    simulated = simulate_early_exit(
+        model, output, EarlyExitConfig(criterion=criterion, threshold=threshold), prompt_length=ids.shape[1]
+    )
+    assert torch.equal(simulated.depths[:, 9:-1], depths)
+    last = model.generation_config.eos_token_id
+    logits = simulated.logits[:, 8:-1].clone()
+    logits[..., last] = -torch.inf  # `min_new_tokens`
+    assert torch.equal(logits.argmax(-1), output[:, 9:])

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from tiny_families import token_ids
+from tiny_tinyseek import tiny_tinyseek
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
 
@@ -182,8 +184,18 @@ def test_a_looped_block_is_refused():
     )
     model = LlamaForCausalLM(config).eval()
     model.model.layers = nn.ModuleList([model.model.layers[0]] * 3)
-    with pytest.raises(ValueError, match="runs a layer several times"):
+    with pytest.raises(ValueError, match="share a place in the KV cache"):
         SelfSpeculation(model, 1)
+
+
+def test_a_looped_block_with_a_cache_of_each_loop_writes_what_it_writes_alone():
+    model = tiny_tinyseek(num_hidden_layers=4)
+    ids = token_ids(1, 9)
+    speculation = SelfSpeculation(model, 2, min_confidence=0)
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
+    plain = model.generate(ids, **settings)
+    assert torch.equal(model.generate(ids, **settings, custom_generate=speculation), plain)
+    assert speculation.drafted > 0
 
 
 def test_it_is_refused_inside_early_exit(make_model, prompts):

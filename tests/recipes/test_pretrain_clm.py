@@ -234,11 +234,3 @@ def test_an_unknown_key_in_the_file_is_an_error(run, tmp_path):
     config.write_text(yaml.safe_dump({**yaml.safe_load(CONFIG.read_text()), "learning_rte": 1.0}))
     with pytest.raises(ValueError, match="learning_rte"):
         run(config=config)
-
-
-def test_the_published_settings_are_read(recipe, monkeypatch):
-    parsed = recipe.TrlParser(
-        (recipe.ScriptArguments, recipe.EvidenceFlowArguments, recipe.PretrainingConfig)
-    ).parse_args_and_config(["--config", str(CONFIG.with_name("paper.yaml")), "--bf16", "false"])
-    assert parsed[1].config().objective == "mse"
-    assert (parsed[2].lr_scheduler_type, parsed[2].warmup_steps) == ("warmup_exponential", 471)

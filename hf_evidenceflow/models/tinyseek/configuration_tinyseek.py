@@ -79,7 +79,11 @@ class TinySeekConfig(PreTrainedConfig):
 
     model_type = "tinyseek"
     keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"}
+    attribute_map = {
+        "num_local_experts": "n_routed_experts",
+        "num_experts": "n_routed_experts",
+        "head_dim": "qk_rope_head_dim",  # what the rotary embedding turns
+    }
 
     vocab_size: int = 5000
     hidden_size: int = 512
@@ -127,7 +131,6 @@ class TinySeekConfig(PreTrainedConfig):
                         f"({self.num_attention_heads}): give `{name}`."
                     )
                 setattr(self, name, head_size)
-        self.head_dim = self.qk_rope_head_dim  # what the rotary embedding turns
         super().__post_init__(**kwargs)
         self.check()
 

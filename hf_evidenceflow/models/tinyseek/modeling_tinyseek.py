@@ -8,6 +8,8 @@ one rotary query and key that all heads share, and without norms on the latents.
 Shapes: B rows, T positions, S positions of the cache, H hidden size, A heads, N tokens, E experts, k of each token.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -298,18 +300,40 @@ class TinySeekBlock(GradientCheckpointingLayer):
         with_balance: bool = False,
         token_mask: torch.Tensor | None = None,
         output_router_logits: bool | None = None,
+        active_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Output `(B, T, H)` and the balance loss `()` or `None`; arguments as in attention and experts."""
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
+                Input.
+            with_balance, token_mask, output_router_logits (*optional*):
+                As in [`TinySeekMoE`].
+            active_tokens (`torch.Tensor` of shape `(B, T)`, *optional*):
+                `False` at tokens whose output is not needed, as of those that left early: their experts are not run.
+            **kwargs:
+                As in [`TinySeekAttention`].
+
+        Returns:
+            `tuple`: output `(B, T, H)` and the balance loss `()` or `None`.
+        """
+        mix = partial(self._mix, options=(with_balance, token_mask, output_router_logits), active=active_tokens)
         if self.is_post_norm:
             attended, _ = self.self_attn(hidden_states, **kwargs)
             hidden_states = self.attention_layernorm(hidden_states + self.dropout(attended))
-            mixed, balance = self.mlp(hidden_states, with_balance, token_mask, output_router_logits)
+            mixed, balance = mix(hidden_states)
             return self.mlp_layernorm(hidden_states + self.dropout(mixed)), balance
         attended, _ = self.self_attn(self.attention_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        mixed, balance = self.mlp(self.mlp_layernorm(hidden_states), with_balance, token_mask, output_router_logits)
+        mixed, balance = mix(self.mlp_layernorm(hidden_states))
         return hidden_states + self.dropout(mixed), balance
+
+    def _mix(self, hidden_states, options, active):
+        if active is None:
+            return self.mlp(hidden_states, *options)
+        mixed = torch.zeros_like(hidden_states)
+        mixed[active] = self.mlp(hidden_states[active][None])[0][0]
+        return mixed, None
 
 
 class TinySeekPreTrainedModel(PreTrainedModel):

@@ -1,0 +1,58 @@
+"""Router statistics in a Trainer's log."""
+
+import pytest
+from tiny_families import tiny_causal_lm, token_ids
+from tiny_tinyseek import tiny_tinyseek
+from transformers import Trainer, TrainingArguments
+
+from hf_evidenceflow import RouterStatisticsCallback
+
+
+def train(model, tmp_path, **arguments):
+    rows = [{"input_ids": row, "labels": row} for row in token_ids(8, 6)]
+    settings = {
+        "output_dir": str(tmp_path),
+        "max_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **arguments,
+    }
+    callback = RouterStatisticsCallback()
+    trainer = Trainer(model, TrainingArguments(**settings), train_dataset=rows, callbacks=[callback])
+    trainer.train()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def test_each_log_has_the_statistics_and_no_hook_stays(tmp_path):
+    model = tiny_tinyseek()
+    for row in train(model, tmp_path, gradient_accumulation_steps=2):
+        assert 1 <= row["router_max_load"] <= 7 / 3 + 1e-6
+        assert 0 < row["router_load_entropy"] <= 1
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_statistics_do_not_change_the_training(tmp_path):
+    logged = train(tiny_tinyseek(), tmp_path / "with")
+    rows = [{"input_ids": row, "labels": row} for row in token_ids(8, 6)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "without"),
+        max_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=2,
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(tiny_tinyseek(), arguments, train_dataset=rows)
+    trainer.train()
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == [row["loss"] for row in logged]
+
+
+def test_a_dense_model_is_refused_when_training_begins(tmp_path):
+    with pytest.raises(ValueError, match="has no module `experts`"):
+        train(tiny_causal_lm("llama"), tmp_path)
