@@ -8,6 +8,7 @@ the rotary part of a head, D value size.
 """
 
 import torch
+import torch.nn.functional as F
 
 
 def expand_latent(latent, up_projection, num_heads, nope_size):
@@ -29,6 +30,26 @@ def expand_latent(latent, up_projection, num_heads, nope_size):
     """
     both = up_projection(latent.squeeze(1)).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, A, S, N + D]
     return both[..., :nope_size], both[..., nope_size:]
+
+
+def widened(query, key, value):
+    """
+    Queries, keys and values with zeros behind them up to the size of the widest, which changes neither scores nor the
+    kept part of the output: the fused kernels of scaled_dot_product_attention take equal sizes only, and are several
+    times as fast as its plain path.
+
+    Args:
+        query, key (`torch.Tensor` of shape `(B, A, T or S, N + R)`), value (`torch.Tensor` of shape `(B, A, S, D)`):
+            Inputs of attention.
+
+    Returns:
+        `tuple`: the three, with a last size of `max(N + R, D)`.
+    """
+    width = max(key.shape[-1], value.shape[-1])
+    return tuple(
+        tensor if tensor.shape[-1] == width else F.pad(tensor, (0, width - tensor.shape[-1]))
+        for tensor in (query, key, value)
+    )
 
 
 def absorbed_attention(query, rotary_query, latent, rotary_key, weight, value_bias, scaling, mask=None):

@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_tinyseek import TinySeekConfig
 from .expert_routing import balance_loss, top_k_gates
-from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent
+from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent, widened
 from .sparse_experts import SparseExperts, SparseRouting
 
 
@@ -138,17 +138,15 @@ class TinySeekAttention(nn.Module):
             )
         else:
             key, value = expand_latent(latent, self.kv_b_proj, self.num_heads, self.nope_size)
+            query = torch.cat([query, rotary_query.expand(-1, self.num_heads, -1, -1)], dim=-1)
+            key = torch.cat([key, rotary_key.expand(-1, self.num_heads, -1, -1)], dim=-1)
+            if self.config._attn_implementation == "sdpa":
+                query, key, value = widened(query, key, value)
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
             output, probabilities = attend(
-                self,
-                torch.cat([query, rotary_query.expand(-1, self.num_heads, -1, -1)], dim=-1),
-                torch.cat([key, rotary_key.expand(-1, self.num_heads, -1, -1)], dim=-1),
-                value,
-                attention_mask,
-                dropout=0.0,
-                scaling=self.scaling,
-                **kwargs,
+                self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
             )
+            output = output[..., : self.value_size]
         return self.o_proj(output.flatten(2)), probabilities
 
     def _absorbs(self, new, cached, mask):
