@@ -54,7 +54,7 @@ class TextScore:
 
 @dataclass(frozen=True)
 class PositionBucket:
-    """The [`TextScore`] (`score`) of the tokens at the positions `first` to `last` of their rows, both included."""
+    """The [`TextScore`] (`score`) of the tokens at the positions `first` to `last` (included) of their rows."""
 
     first: int
     last: int
@@ -63,19 +63,7 @@ class PositionBucket:
 
 @dataclass(frozen=True)
 class ContextScore:
-    """
-    A text in rows of one length.
-
-    Attributes:
-        context_length (`int`):
-            Tokens a row.
-        rows (`int`):
-            Rows.
-        score ([`TextScore`]):
-            All predicted tokens.
-        buckets (`list[PositionBucket]`):
-            The same by position in the row, counted from 0; the token at 0 is not predicted.
-    """
+    """The [`TextScore`] of `rows` rows of `context_length` tokens, in all (`score`) and by position (`buckets`)."""
 
     context_length: int
     rows: int
@@ -238,20 +226,7 @@ def score_long_text(
 
 
 def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:
-    """
-    The loss in a unit that does not depend on the tokenizer.
-
-    Args:
-        loss (`float`):
-            Mean loss, in nats per token.
-        num_tokens (`int`):
-            Tokens of the text.
-        num_bytes (`int`):
-            Bytes of the text in UTF-8.
-
-    Returns:
-        `float`: `loss / ln 2 * num_tokens / num_bytes`.
-    """
+    """The loss per byte of UTF-8, in bits; `loss` in nats per token, tokens and bytes those of the whole text."""
     return loss / math.log(2) * num_tokens / num_bytes
 
 

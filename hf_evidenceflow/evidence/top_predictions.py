@@ -18,7 +18,7 @@ class Candidate:
     Attributes:
         token_id (`int`):
             Its id.
-        token (`str`):
+        text (`str`):
             Its text.
         probability (`float`):
             Probability.
@@ -27,7 +27,7 @@ class Candidate:
     """
 
     token_id: int
-    token: str
+    text: str
     probability: float
     rank: int
 
@@ -40,7 +40,7 @@ class Prediction:
     Attributes:
         position (`int`):
             Position of the last token that was read, from 0.
-        token (`str`):
+        text (`str`):
             Its text.
         candidates (`list[Candidate]`):
             The most probable next tokens, the best first.
@@ -49,7 +49,7 @@ class Prediction:
     """
 
     position: int
-    token: str
+    text: str
     candidates: list[Candidate]
     actual: Candidate | None
 
@@ -90,7 +90,7 @@ def top_predictions(
 
     ```python
     >>> prediction = top_predictions(model, tokenizer, tokenizer("Once upon a").input_ids, k=3)[-1]
-    >>> [(candidate.token, candidate.probability) for candidate in prediction.candidates]
+    >>> [(candidate.text, candidate.probability) for candidate in prediction.candidates]
     ```
     """
     if k < 1:
@@ -104,23 +104,10 @@ def top_predictions(
         row = logits[position]
         if not torch.isfinite(row.max()):
             raise ValueError(f"The logits at position {position} are not finite. Check the model's weights.")
-        probabilities = row.softmax(-1)  # [V]
-
-        def candidate(index):
-            # Ranked by the logits: probabilities far down are equal to 0 in float32
-            rank = 1 + int((row > row[index]).sum())
-            return Candidate(index, tokenizer.decode([index]), probabilities[index].item(), rank)
-
-        best = row.topk(min(k, len(row))).indices.tolist()
+        candidates = _candidates(row, row.topk(min(k, len(row))).indices.tolist(), tokenizer)
         after = following[position]
-        predictions.append(
-            Prediction(
-                position,
-                tokenizer.decode([ids[position]]),
-                [candidate(index) for index in best],
-                None if after is None else candidate(after),
-            )
-        )
+        actual = None if after is None else _candidates(row, [after], tokenizer)[0]
+        predictions.append(Prediction(position, tokenizer.decode([ids[position]]), candidates, actual))
     return predictions
 
 
@@ -139,7 +126,7 @@ def prediction_table(title: str, predictions: Sequence[Prediction]) -> tuple[str
     """
 
     def cell(candidate):
-        return f"{candidate.token!r} {candidate.probability:.3f}"
+        return f"{candidate.text!r} {candidate.probability:.3f}"
 
     rows = []
     for prediction in predictions:
@@ -147,10 +134,21 @@ def prediction_table(title: str, predictions: Sequence[Prediction]) -> tuple[str
         rows.append(
             [
                 str(prediction.position),
-                repr(prediction.token),
+                repr(prediction.text),
                 "-" if actual is None else cell(actual),
                 "-" if actual is None else str(actual.rank),
                 ", ".join(map(cell, prediction.candidates)),
             ]
         )
     return title, ["position", "after", "actual next", "rank", "most probable next tokens"], rows
+
+
+def _candidates(logits: torch.Tensor, ids: Sequence[int], tokenizer) -> list[Candidate]:
+    """Tokens with their probability and rank under logits `(V,)`."""
+    probabilities = logits.softmax(-1)
+    # Ranked by the logits: probabilities far down are all 0 in float32
+    ranks = [1 + int((logits > logits[index]).sum()) for index in ids]
+    return [
+        Candidate(index, tokenizer.decode([index]), probabilities[index].item(), rank)
+        for index, rank in zip(ids, ranks)
+    ]
