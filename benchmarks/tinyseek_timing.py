@@ -1,0 +1,116 @@
+"""What the TinySeek benchmarks share: timing in turn, the setting of a run, tables, and options for small sizes."""
+
+import argparse
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tinyseek_reference import PUBLISHED
+
+from hf_evidenceflow.early_exit import in_turn
+from hf_evidenceflow.reporting import git_revision
+
+
+# Option -> key of the published JSON file
+SIZES = {
+    "hidden_size": "d_model",
+    "heads": "n_head",
+    "latent_size": "d_c",
+    "experts": "other_experts",
+    "shared_experts": "shared_experts",
+    "experts_per_token": "keep",
+    "loops": "n_layer",
+    "vocab_size": "vocab_size",
+}
+
+
+def make_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options of all TinySeek benchmarks: output, rounds, threads, and the model's size."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each table (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    for option, key in SIZES.items():
+        parser.add_argument(f"--{option}", type=int, default=PUBLISHED[key], help="default: %(default)s, as published")
+    return parser
+
+
+def published_config(args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
+    """The published configuration at the size that the options ask for."""
+    return PUBLISHED | {key: getattr(args, option) for option, key in SIZES.items()} | changes
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Set threads and seed, before anything is measured."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    transformers.utils.logging.set_verbosity_error()
+
+
+def setting(args: argparse.Namespace, name: str, argv: list[str] | None) -> dict[str, Any]:
+    """Options, command, machine and versions, for the JSON file."""
+    given = sys.argv[1:] if argv is None else argv
+    return vars(args) | {
+        "command": shlex.join(["python", f"benchmarks/{name}.py", *given]),
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "git": git_revision(),
+    }
+
+
+def cpu_name() -> str:
+    """Name of the processor; empty where the system does not tell."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """
+    Time candidates in turn, as [`in_turn`] does.
+
+    Args:
+        candidates (`Mapping[str, Callable[[], Any]]`):
+            What to run by name; the first is what the others are compared with.
+        rounds (`int`):
+            Number of rounds.
+
+    Returns:
+        `dict[str, dict[str, float]]`: `seconds` (median), and `ratio` (`ratio_min`, `ratio_max`): how many times as
+        fast as the first candidate, median and range over the rounds; no ratio where there is one candidate only.
+    """
+
+    def counted(candidate):
+        def run():
+            candidate()
+            return 1
+
+        return run
+
+    speeds = in_turn({name: counted(candidate) for name, candidate in candidates.items()}, rounds)
+    rows = {name: {"seconds": 1 / speed.tokens_per_second} for name, speed in speeds.items()}
+    if len(rows) > 1:
+        for name, speed in speeds.items():
+            for part in ("ratio", "ratio_min", "ratio_max"):
+                rows[name][part] = round(getattr(speed, part), 3)
+    return rows
+
+
+def print_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A title, and a line for each candidate."""
+    print(f"\n{title}")
+    for name, row in rows.items():
+        line = f"  {name:36s} {1000 * row['seconds']:10.2f} ms"
+        if "ratio" in row:
+            line += f"   {row['ratio']:6.2f}x as fast ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})"
+        print(line, flush=True)
