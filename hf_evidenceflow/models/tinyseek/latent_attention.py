@@ -11,6 +11,26 @@ import torch
 import torch.nn.functional as F
 
 
+def rotate_pairs(states, cos, sin):
+    """
+    Rotary embedding of the pairs (2i, 2i + 1), whose halves come out one behind the other: dot products of queries and
+    keys are those of the interleaved layout.
+
+    Args:
+        states (`torch.Tensor` of shape `(B, 1, T, R)`):
+            Queries or keys.
+        cos, sin (`torch.Tensor` of shape `(B or 1, T, R)`):
+            Cosines and sines; the first half holds the angle of each pair.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, T, R)`.
+    """
+    half = states.shape[-1] // 2
+    cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
+    even, odd = states[..., 0::2], states[..., 1::2]
+    return torch.cat([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+
+
 def expand_latent(latent, up_projection, num_heads, nope_size):
     """
     Keys and values of each head from the latent.

@@ -22,18 +22,14 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
-    DeepseekV3RotaryEmbedding,
-    apply_rotary_pos_emb_interleave,
-    eager_attention_forward,
-)
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding, eager_attention_forward
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_tinyseek import TinySeekConfig
 from .expert_routing import balance_loss, top_k_gates
-from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent, widened
+from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent, rotate_pairs, widened
 from .sparse_experts import SparseExperts, SparseRouting
 
 
@@ -120,16 +116,16 @@ class TinySeekAttention(nn.Module):
         Returns:
             `tuple`: output `(B, T, H)` and probabilities `(B, A, T, S)` or `None`.
         """
-        latent_query = self.q_a_proj(hidden_states)
-        query = self.q_b_proj(latent_query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, A, T, N]
         latent, rotary_key = self.kv_a_proj_with_mqa(hidden_states)[:, None].split(
             [self.latent_size, self.rope_size], dim=-1
         )  # [B, 1, T, C], [B, 1, T, R]
-        rotary_query, rotary_key = apply_rotary_pos_emb_interleave(
-            self.q_rope_proj(latent_query)[:, None], rotary_key, *position_embeddings
-        )
+        rotary_key = rotate_pairs(rotary_key, *position_embeddings)
+        # Before the queries: a pass that only fills the cache, as of a token that left early, stops here
         if past_key_values is not None:
             latent, rotary_key = past_key_values.update(latent, rotary_key, layer_idx)
+        latent_query = self.q_a_proj(hidden_states)
+        query = self.q_b_proj(latent_query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, A, T, N]
+        rotary_query = rotate_pairs(self.q_rope_proj(latent_query)[:, None], *position_embeddings)
 
         if past_key_values is not None and self._absorbs(query.shape[2], latent.shape[2], attention_mask):
             weight, value_bias = self._up_projection()
