@@ -10,8 +10,8 @@ from .schedules import WARMUP_EXPONENTIAL, check_exponential
 @dataclass
 class PretrainingConfig(TrainingArguments):
     """
-    Differs from TrainingArguments in a further schedule, and in some defaults: evaluation each 500 steps, tokens are
-    counted, nothing is reported elsewhere.
+    Differs from TrainingArguments in a further schedule, in what weight decay acts on, and in some defaults: evaluation
+    each 500 steps, tokens are counted, nothing is reported elsewhere.
 
     Args:
         lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
@@ -23,12 +23,16 @@ class PretrainingConfig(TrainingArguments):
             With `warmup_exponential`, instead of the rate: last learning rate as a share of the peak, in (0, 1].
         exponential_stable_steps (`int`, *optional*, defaults to `0`):
             With `warmup_exponential`: steps of the plateau.
+        decay_extra_parameters (`bool`, *optional*, defaults to `False`):
+            Whether weight decay acts also on the parameters that a cross-layer Llama has and Llama has not. It moves
+            them without any gradient, which is easily read as learning.
     """
 
     lr_scheduler_type: str = "linear"
     exponential_decay_rate: float | None = None
     exponential_final_ratio: float | None = None
     exponential_stable_steps: int = 0
+    decay_extra_parameters: bool = False
     eval_strategy: str = "steps"
     eval_steps: float | None = 500
     logging_steps: float = 10

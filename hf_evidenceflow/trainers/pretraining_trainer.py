@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import Trainer
 
 from ..evidence.router_statistics import RouterStatistics, expert_modules
+from ..models.crosslayer.extra_parameters import no_decay_names
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
 from .training_clock import TrainingClock
@@ -87,6 +88,11 @@ class CausalLMEvaluationMixin:
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_decay_parameter_names(self, model):
+        """Differs from Trainer in the parameters that a cross-layer variant adds to its base model."""
+        kept = set() if self.args.decay_extra_parameters else no_decay_names(model)
+        return [name for name in super().get_decay_parameter_names(model) if name not in kept]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -42,8 +43,9 @@ CONFIG_KEYS = {
     "pad_idx": "pad_token_id",
 }
 _OTHER_KEYS = ("d_c", "ro_theta", "device")
-# Words, digits and signs one by one, and Chinese characters; the rest of a text is dropped
-PATTERN = r"<\|\s*im_end\s*\|>|[a-zA-Z]+|\d|[^\w\s]|[\x{4e00}-\x{9fff}]"
+# Words, digits and signs one by one, and Chinese characters; the rest of a text is dropped. The class of signs is
+# Python's [^\w\s], which the tokenizer's regular expressions take otherwise
+PATTERN = r"<\|\s*im_end\s*\|>|[a-zA-Z]+|\d|[^\p{L}\p{N}_\s\x{1c}-\x{1f}]|[\x{4e00}-\x{9fff}]"
 _SPECIAL_TOKENS = {"pad_token": "[PAD]", "eos_token": "<|im_end|>", "mask_token": "[MASK]", "unk_token": "[UNK]"}
 
 
@@ -67,7 +69,12 @@ def convert_original_config(original: Mapping[str, Any]) -> TinySeekConfig:
         raise ValueError(
             f"The configuration is not that of a published TinySeek: missing keys {missing}, unknown keys {unknown}."
         )
+    for key in known & set(original) - {"device"}:
+        if isinstance(original[key], bool) or not isinstance(original[key], (int, float)):
+            raise ValueError(f"`{key}` must be a number, got {original[key]!r}.")
     size = original["d_model"]
+    if size < 2:
+        raise ValueError(f"`d_model` must be at least 2, got {size}.")
     fields = {field: original[key] for key, field in CONFIG_KEYS.items()}
     return TinySeekConfig(
         **fields,
@@ -237,7 +244,7 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]} It must be a state dict "
+            f"{path} is no checkpoint that can be loaded safely ({type(error).__name__}). It must be a state dict "
             "(`torch.save(model.state_dict(), ...)`), whole, and not a pickled model."
         ) from error
     if not isinstance(state_dict, dict) or not all(torch.is_tensor(tensor) for tensor in state_dict.values()):
@@ -269,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         if tokenizer is not None and len(tokenizer) > config.vocab_size:
             raise ValueError(f"{args.vocab} has {len(tokenizer)} tokens, but the model {config.vocab_size}.")
         model = convert_original_checkpoint(load_checkpoint(args.checkpoint), config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     model.save_pretrained(args.output)

@@ -12,10 +12,13 @@ Shapes: N tokens, H hidden size, E experts, k experts of a token, S = N k pairs,
 
 import torch
 import torch.nn.functional as F
+from transformers.utils import is_torch_greater_or_equal
 
 from .expert_routing import top_k_gates
 
 
+# Weights that are mapped from a file may lie at any address. Remove with torch 2.10
+_TAKES_ANY_ADDRESS = is_torch_greater_or_equal("2.11")
 CHUNK = 1024  # pairs whose rows of width H are held at a time
 
 
@@ -64,7 +67,7 @@ class SparseExperts(torch.autograd.Function):
     token's experts `(N, H)`.
 
     Tokens `(N, H)`, gates `(N, k)`, and the experts' weights `(E, I, H)`, `(E, I)`, `(E, H, I)`, `(E, H)` have one
-    dtype, fp32 or fp64; indices `(N, k)` are integers.
+    floating dtype; indices `(N, k)` are integers.
     """
 
     @staticmethod
@@ -208,4 +211,4 @@ def grouped_outer_product(left, right, ends, out):
 def _has_kernel(rows, width):
     """Whether torch's grouped product takes these: not fp64, and each row a multiple of 16 bytes."""
     sizes = (rows.shape[1] * rows.element_size(), width * rows.element_size())
-    return rows.dtype != torch.float64 and not any(size % 16 for size in sizes)
+    return _TAKES_ANY_ADDRESS and rows.dtype != torch.float64 and not any(size % 16 for size in sizes)

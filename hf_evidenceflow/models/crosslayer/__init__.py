@@ -1,0 +1,1 @@
+"""Llama whose layers see more than the residual stream: earlier layers' outputs, values or attention scores."""
