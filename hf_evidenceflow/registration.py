@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .models.auto_thinking import THINKING_CLASSES
+from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, CrossLayerLlamaModel
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
 
 
@@ -16,7 +17,7 @@ def register_models() -> None:
         `ValueError`: if a foreign class owns one of the model types.
     """
     classes = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
-    classes[TinySeekForCausalLM] = TinySeekModel
+    classes |= {TinySeekForCausalLM: TinySeekModel, CrossLayerLlamaForCausalLM: CrossLayerLlamaModel}
     for causal_lm, model in classes.items():
         config = causal_lm.config_class
         if config.model_type in CONFIG_MAPPING:

@@ -10,8 +10,8 @@ from .schedules import WARMUP_EXPONENTIAL, check_exponential
 @dataclass
 class PretrainingConfig(TrainingArguments):
     """
-    Differs from TrainingArguments in a further schedule, in what weight decay acts on, and in some defaults: evaluation
-    each 500 steps, tokens are counted, nothing is reported elsewhere.
+    Differs from TrainingArguments in a further schedule, in what weight decay acts on, and in some defaults:
+    evaluation each 500 steps, tokens are counted, nothing is reported elsewhere.
 
     Args:
         lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
