@@ -20,8 +20,9 @@ per second within a round. Nothing else should run on the machine.
 from dataclasses import asdict
 
 import torch
+from timing import prepare, setting
+from tinyseek_options import make_parser, published_config
 from tinyseek_reference import make_pair
-from tinyseek_timing import make_parser, prepare, published_config, setting
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import TinySeekForCausalLM

@@ -21,7 +21,8 @@ within a round. Nothing else should run on the machine.
 from functools import partial
 
 import torch
-from tinyseek_timing import compare, make_parser, prepare, print_table, published_config, setting
+from timing import compare, prepare, print_table, setting
+from tinyseek_options import make_parser, published_config
 from transformers import DynamicCache
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RotaryEmbedding,

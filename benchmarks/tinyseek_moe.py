@@ -19,8 +19,9 @@ import copy
 from functools import partial
 
 import torch
+from timing import compare, prepare, print_table, setting
+from tinyseek_options import make_parser, published_config
 from tinyseek_reference import check_equal, make_pair
-from tinyseek_timing import compare, make_parser, prepare, print_table, published_config, setting
 from transformers import DynamicCache
 from transformers.integrations.moe import grouped_mm_experts_forward
 

@@ -16,8 +16,9 @@ medians. Nothing else should run on the machine. A picture of the same name is w
 from functools import partial
 
 import torch
+from timing import compare, prepare, print_table, setting
+from tinyseek_options import make_parser, published_config
 from tinyseek_reference import check_equal, make_pair
-from tinyseek_timing import compare, make_parser, prepare, print_table, published_config, setting
 from transformers import DynamicCache
 
 from hf_evidenceflow.evidence.figures import COLOURS, new_figure, save_figure

@@ -1,4 +1,4 @@
-"""What the TinySeek benchmarks share: timing in turn, the setting of a run, tables, and options for small sizes."""
+"""What the model benchmarks share: common options, the setting of a run, timing in turn, peak memory, tables."""
 
 import argparse
 import platform
@@ -10,39 +10,20 @@ from typing import Any
 
 import torch
 import transformers
-from tinyseek_reference import PUBLISHED
+from torch.profiler import ProfilerActivity, profile
 
 from hf_evidenceflow.early_exit import in_turn
 from hf_evidenceflow.reporting import git_revision
 
 
-# Option -> key of the published JSON file
-SIZES = {
-    "hidden_size": "d_model",
-    "heads": "n_head",
-    "latent_size": "d_c",
-    "experts": "other_experts",
-    "shared_experts": "shared_experts",
-    "experts_per_token": "keep",
-    "loops": "n_layer",
-    "vocab_size": "vocab_size",
-}
-
-
-def make_parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """A parser with the options of all TinySeek benchmarks: output, rounds, threads, and the model's size."""
+def make_parser(description: str, rounds: int | None = None) -> argparse.ArgumentParser:
+    """A parser with the options of all these benchmarks: output, threads and, where times are taken, rounds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
-    parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each table (default: %(default)s)")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each table (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
-    for option, key in SIZES.items():
-        parser.add_argument(f"--{option}", type=int, default=PUBLISHED[key], help="default: %(default)s, as published")
     return parser
-
-
-def published_config(args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    """The published configuration at the size that the options ask for."""
-    return PUBLISHED | {key: getattr(args, option) for option, key in SIZES.items()} | changes
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -50,6 +31,7 @@ def prepare(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def setting(args: argparse.Namespace, name: str, argv: list[str] | None) -> dict[str, Any]:
@@ -75,7 +57,7 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int, units: int = 1) -> dict[str, dict[str, float]]:
     """
     Time candidates in turn, as [`in_turn`] does.
 
@@ -84,6 +66,8 @@ def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
             What to run by name; the first is what the others are compared with.
         rounds (`int`):
             Number of rounds.
+        units (`int`, *optional*, defaults to `1`):
+            What a run does, in the unit of which seconds are given: tokens that it decodes, say.
 
     Returns:
         `dict[str, dict[str, float]]`: `seconds` (median), and `ratio` (`ratio_min`, `ratio_max`): how many times as
@@ -93,7 +77,7 @@ def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     def counted(candidate):
         def run():
             candidate()
-            return 1
+            return units
 
         return run
 
@@ -106,6 +90,27 @@ def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     return rows
 
 
+def peak_memory(step: Callable[[], Any], size: int | None = None) -> int:
+    """
+    Bytes that the CPU allocator holds at most above the start of a step.
+
+    Args:
+        step (`Callable[[], Any]`):
+            What to run.
+        size (`int`, *optional*):
+            Count blocks of exactly this many bytes only.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if size is None or abs(event.nbytes()) == size:
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
 def print_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     """A title, and a line for each candidate."""
     print(f"\n{title}")
@@ -113,4 +118,6 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
         line = f"  {name:36s} {1000 * row['seconds']:10.2f} ms"
         if "ratio" in row:
             line += f"   {row['ratio']:6.2f}x as fast ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})"
+        if "peak_mb" in row:
+            line += f"   peak {row['peak_mb']:8.1f} MB {row['peak_ratio']:6.2f}x"
         print(line, flush=True)
