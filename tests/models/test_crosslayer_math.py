@@ -7,7 +7,7 @@ import torch
 from crosslayer_reference import reference_logits
 from tiny_models import TINY
 
-from hf_evidenceflow.models.crosslayer import modeling_crosslayer
+from hf_evidenceflow.models.crosslayer import modeling_crosslayer, score_accumulation
 from hf_evidenceflow.models.crosslayer.accumulation import combine_running, combine_terms, initial_weights
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS, CrossLayerLlamaConfig
 from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters
@@ -215,3 +215,24 @@ def test_attention_dropout_acts_in_training_only(path, monkeypatch):
 def test_implementations_that_cannot_sum_scores_are_refused():
     with pytest.raises(ValueError, match="flash_attention_2"):
         score_path("flash_attention_2", True, 8)
+
+
+def test_widened_values_change_neither_logits_nor_gradients(monkeypatch):
+    monkeypatch.setattr(modeling_crosslayer, "score_path", lambda *given: "concatenate")
+    results = []
+    for positions in (1 << 20, 1):
+        monkeypatch.setattr(score_accumulation, "WIDENING_POSITIONS", positions)
+        torch.manual_seed(2)
+        model = CrossLayerLlamaForCausalLM(CrossLayerLlamaConfig(**TINY, variant="v4m6"))
+        output = model(IDS, labels=IDS, use_cache=False)
+        output.loss.backward()
+        results.append([output.logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for plain, widened in zip(*results, strict=True):
+        torch.testing.assert_close(widened, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_values_are_widened_from_256_positions_a_term_on_a_cpu():
+    cpu = torch.device("cpu")
+    assert score_accumulation.widens_values(1024, 4, cpu) and not score_accumulation.widens_values(1023, 4, cpu)
+    assert not score_accumulation.widens_values(1024, 1, cpu)
+    assert not score_accumulation.widens_values(1024, 4, torch.device("cuda"))

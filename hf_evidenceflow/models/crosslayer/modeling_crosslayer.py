@@ -32,6 +32,7 @@ L layers, l the layer, from 0.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
 from transformers import initialization as init
@@ -65,6 +66,7 @@ from .score_accumulation import (
     score_path,
     score_scale,
     sum_of_products,
+    widens_values,
 )
 
 
@@ -268,8 +270,10 @@ class CrossLayerLlamaAttention(TermCombination, LlamaAttention):
             queries, keys = (*memory[0::2], query), (*memory[1::2], key)
             long_query, long_key = concatenate_heads(queries, keys, self.scales())
             attention = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", eager_attention_forward)
+            if widens_values(query.shape[2], len(queries), query.device):
+                value = F.pad(value, (0, long_key.shape[-1] - value.shape[-1]))
             output, _ = attention(self, long_query, long_key, value, mask, dropout=dropout, scaling=1.0)
-            return output, None, query, key
+            return output[..., : self.head_dim], None, query, key
         length = query.shape[2]
         if mask is None and length > 1:  # the first pass into a cache of fixed size
             key, value = key[:, :, :length], value[:, :, :length]

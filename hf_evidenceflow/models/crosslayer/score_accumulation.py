@@ -2,10 +2,11 @@
 
 `"running_sum"`: one tensor of raw scores is carried from layer to layer; one product a layer, but all scores of a
 layer must have one scale. `"concatenate"`: sum_i s_i Q_i K_i^T = [s_0 Q_0 .. s_l Q_l] [K_0 .. K_l]^T is one call of
-fused attention with longer heads; no T x S matrix is held. `"products"`: the products are added up in one tensor, so
-keys are not copied. In all three raw scores are summed and the mask is applied once: two masked scores overflow.
+scaled_dot_product_attention with longer heads. `"products"`: the products are added up in one tensor, so keys are not
+copied. In all three raw scores are summed and the mask is applied once: two masked scores overflow.
 
-In training the first and the third keep one matrix of probabilities a layer, the second none.
+In training each keeps at most one T x S matrix of probabilities a layer. The second keeps none where its kernel is
+fused: on CPU that takes values as long as the heads, see [`widens_values`].
 
 Shapes: B rows, T new positions, S positions of the cache, A heads, K key-value heads, D head size, n = l + 1 layers.
 """
@@ -19,6 +20,7 @@ from .accumulation import IDENTITY_SHARE
 
 
 RUNNING_SUM_POSITIONS = 2048  # a longer pass would hold too large a matrix of scores
+WIDENING_POSITIONS = 256
 
 
 def score_path(implementation: str, scale_per_layer: bool, query_length: int, is_checkpointed: bool = False) -> str:
@@ -52,6 +54,23 @@ def score_path(implementation: str, scale_per_layer: bool, query_length: int, is
         return "running_sum"
     # For one new position the copied keys would be the larger part of the work
     return "products" if implementation == "eager" or query_length == 1 else "concatenate"
+
+
+def widens_values(new_positions: int, num_terms: int, device: torch.device) -> bool:
+    """
+    Whether values get zeros behind them up to the length of concatenated heads, for the fused kernel of a CPU. It
+    multiplies n times as many values but holds no T x S matrix: faster from about 256 positions a term on (8 heads of
+    64, forward 1.2 to 2.9 times; backward 1.0 to 1.8 times).
+
+    Args:
+        new_positions (`int`):
+            T.
+        num_terms (`int`):
+            n.
+        device (`torch.device`):
+            Where the attention runs.
+    """
+    return device.type == "cpu" and num_terms > 1 and new_positions >= WIDENING_POSITIONS * num_terms
 
 
 def score_scale(
@@ -265,4 +284,5 @@ __all__ = [
     "score_path",
     "score_scale",
     "sum_of_products",
+    "widens_values",
 ]
