@@ -22,7 +22,7 @@ _EXPORTS = {
     "losses.next_token": ["NextTokenTargets"],
     "models.auto_thinking": ["load_thinking_model"],
     "models.crosslayer.configuration_crosslayer": ["CrossLayerLlamaConfig"],
-    "models.crosslayer.extra_parameters": ["extra_parameters"],
+    "models.crosslayer.extra_parameters": ["extra_parameters", "no_decay_names"],
     "models.crosslayer.modeling_crosslayer": ["CrossLayerLlamaForCausalLM", "CrossLayerLlamaModel"],
     "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],
     "models.hub": ["hub_code"],
