@@ -336,18 +336,25 @@ def main(argv=None):
     args = parse(argv)
     prepare(args)
     first, *further = make_points(args)
-    results = {
-        "setting": setting(args, "crosslayer_cost", argv),
-        "checks": check_scores(args),
-        "points": [measure_point(args, *first, args.variants, with_generation=True)],
-    }
-    if args.growth_variants:
-        results["points"] += [measure_point(args, *point, args.growth_variants) for point in further]
-    results["paths"] = [measure_paths(args, *point) for point in (first, *further)] if args.path_variants else []
-    print_winners(results["paths"])
+    results = {"setting": setting(args, "crosslayer_cost", argv), "points": [], "paths": []}
+
+    def keep():
+        if args.output:
+            atomic_write_json(args.output, results)
+
+    results["points"].append(measure_point(args, *first, args.variants, with_generation=True))
+    keep()
+    for point in further if args.growth_variants else ():
+        results["points"].append(measure_point(args, *point, args.growth_variants))
+        keep()
     if args.output:
-        atomic_write_json(args.output, results)
         draw(results["points"], args.output.with_suffix(".png"))
+    results["checks"] = check_scores(args)
+    for point in (first, *further) if args.path_variants else ():
+        results["paths"].append(measure_paths(args, *point))
+        keep()
+    print_winners(results["paths"])
+    keep()
     return results
 
 
