@@ -2,8 +2,8 @@
 Time and peak memory of each cross-layer variant against transformers' Llama, and of the three ways to sum scores.
 
 ```bash
-python benchmarks/crosslayer_cost.py --output results/crosslayer_cost.json
-python benchmarks/crosslayer_cost.py --lengths 512 1024 2048 4096 --cross --output results/crosslayer_cost_grid.json
+python benchmarks/crosslayer_cost.py --output results/crosslayer/cost.json
+python benchmarks/crosslayer_cost.py --lengths 512 1024 2048 4096 --cross --output results/crosslayer/cost_grid.json
 ```
 
 A random model on CPU in fp32. At the first length and depth all `--variants` are measured, then some of them
@@ -178,7 +178,7 @@ def measure_paths(args, length, depth):
         results[variant] = {}
         for kind, rows in tables.items():
             positions = 1 if kind == DECODING else length
-            chosen = modeling_crosslayer.score_path("sdpa", config.scale_per_layer, positions)
+            chosen = modeling_crosslayer.score_path("sdpa", config.scale_per_layer, positions, kind == TRAINING)
             fastest = min(rows, key=lambda path: rows[path]["seconds"])
             results[variant][kind] = {"chosen": chosen, "fastest": fastest, "paths": rows}
             print_table(f"{variant}, {length} tokens, {depth} layers: {kind}; chosen {chosen}", rows)

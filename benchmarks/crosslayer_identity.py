@@ -3,7 +3,7 @@ A pretrained Llama as the start of each cross-layer variant: is it still the sam
 
 ```bash
 python benchmarks/crosslayer_identity.py --model_name_or_path HuggingFaceTB/SmolLM-135M \
-    --output results/crosslayer_identity.json
+    --output results/crosslayer/identity.json
 ```
 
 For each variant, loaded from the checkpoint with `identity_init=True`: the difference of its logits from the plain

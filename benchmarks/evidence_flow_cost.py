@@ -18,7 +18,7 @@ import platform
 import torch
 import transformers
 from thinking_speed import in_turn, print_table
-from torch.profiler import ProfilerActivity, profile
+from timing import peak_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow import EvidenceFlow, EvidenceFlowConfig
@@ -98,18 +98,6 @@ def make_step(arm: dict, size: str, checkpointing: bool):
             parameter.grad = None
 
     return step
-
-
-def peak_memory(step) -> int:
-    """Bytes that the allocator holds at most above the start of a step."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def measure(rounds: int, size: str, checkpointing: bool) -> dict:

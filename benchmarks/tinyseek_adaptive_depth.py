@@ -2,7 +2,7 @@
 Time that early exit saves in `generate` of a looped TinySeek, one row and several at a time, in one process.
 
 ```bash
-python benchmarks/tinyseek_adaptive_depth.py --model outputs/tinyseek --output results/tinyseek_adaptive_depth.json
+python benchmarks/tinyseek_adaptive_depth.py --model outputs/tinyseek --output results/tinyseek/adaptive_depth.json
 ```
 
 `--model` is a folder with a trained TinySeek and its tokenizer; prompts are the beginnings of documents of

@@ -2,7 +2,7 @@
 Decoding a token with latent attention in three ways, in one process: what the small cache costs or saves in time.
 
 ```bash
-python benchmarks/tinyseek_attention.py --output results/tinyseek_attention.json
+python benchmarks/tinyseek_attention.py --output results/tinyseek/attention.json
 ```
 
 One attention layer of the published size on CPU in fp32, one row, one new token behind 512, 2,048 and 4,096 others:

@@ -2,17 +2,17 @@
 TinySeek against the published implementation, in one process: its block of experts alone, and the whole model.
 
 ```bash
-python benchmarks/tinyseek_moe.py --output results/tinyseek_moe.json
+python benchmarks/tinyseek_moe.py --output results/tinyseek/moe.json
 ```
 
 The published size on CPU in fp32, 4 x 256 tokens, the same weights everywhere: `tinyseek_reference.py` is the plain
 loop over separate experts, with its noise on the router in evaluation too. Before anything is timed, its logits have
 to equal ours. The block of experts has two further candidates, ours but for the routed experts: a loop over stacked
-parameters (`experts_implementation="eager"`), and transformers' grouped product. Training passes are forward,
-backward and clearing gradients. Decoding is greedy, a token at a time behind 256 others, ours with a cache that is
-filled before; the reference has none and computes the sequence anew. All candidates of a table run in turn, round
-after round; a ratio is the median over the rounds of the first candidate's time / a candidate's time within a round.
-Nothing else should run on the machine.
+parameters (`experts_implementation="eager"`), and transformers' grouped product; and in training the shared experts
+alone. Training passes are forward, backward (to the states too) and clearing gradients. Decoding is greedy, a token at
+a time behind 256 others, ours with a cache that is filled before; the reference has none and computes the sequence
+anew. All candidates of a table run in turn, round after round; a ratio is the median over the rounds of the first
+candidate's time / a candidate's time within a round. Nothing else should run on the machine.
 """
 
 import copy
@@ -30,6 +30,7 @@ from hf_evidenceflow.reporting import atomic_write_json
 
 REFERENCE, OURS = "published loop over experts", "ours"
 EAGER, STOCK = "loop over stacked experts", "transformers' grouped experts"
+SHARED = "ours, shared experts alone"  # products that both sides need
 
 
 def moe_candidates(reference, model):
@@ -58,8 +59,13 @@ def check_moe(modules, states):
 
 
 def train_moe(name, module, states):
+    """With a gradient of the states, as inside a model."""
     module.zero_grad(set_to_none=True)
-    output, balance = module(states) if name == REFERENCE else module(states, with_balance=True)
+    states = states.detach().requires_grad_()
+    if name == SHARED:
+        output, balance = module(states), 0.0
+    else:
+        output, balance = module(states) if name == REFERENCE else module(states, with_balance=True)
     (output.square().mean() + 0.01 * balance).backward()
 
 
@@ -74,9 +80,10 @@ def measure_moe(modules, states, rounds):
     tables = {}
     for title, inputs in ((f"forward, {rows} x {length} tokens", states), ("forward, one token", states[:1, :1])):
         tables[title] = compare({name: partial(forward, module, inputs) for name, module in modules.items()}, rounds)
-    for module in modules.values():
+    trained = {**modules, SHARED: copy.deepcopy(modules[OURS].shared_experts)}
+    for module in trained.values():
         module.train()
-    candidates = {name: partial(train_moe, name, module, states) for name, module in modules.items()}
+    candidates = {name: partial(train_moe, name, module, states) for name, module in trained.items()}
     tables[f"forward and backward, {rows} x {length} tokens"] = compare(candidates, rounds)
     for module in modules.values():
         module.eval().zero_grad(set_to_none=True)

@@ -2,7 +2,7 @@
 How TinySeek's time grows with its experts, its loops and its context, and what decoding a token costs.
 
 ```bash
-python benchmarks/tinyseek_scaling.py --output results/tinyseek_scaling.json
+python benchmarks/tinyseek_scaling.py --output results/tinyseek/scaling.json
 ```
 
 The published size on CPU in fp32, one thing changed at a time: forward and training passes (forward, backward,

@@ -64,32 +64,6 @@ def test_the_head_alone_can_be_trained(recipe, tmp_path):
     assert trained == {"lm_head.weight", "lm_head.bias"}
 
 
-def test_a_published_configuration_gives_the_sizes(recipe, tmp_path):
-    original = {
-        "vocab_size": 5000,
-        "device": "cuda",
-        "n_layer": 4,
-        "n_head": 2,
-        "d_model": 12,
-        "d_c": 4,
-        "d_r": 2,
-        "hidden": 3,
-        "other_experts": 6,
-        "shared_experts": 2,
-        "keep": 2,
-        "ro_theta": 500.0,
-        "dropout": 0.1,
-        "scale": 0.02,
-        "alpha": 0.01,
-        "pad_idx": 0,
-    }
-    (tmp_path / "original.json").write_text(json.dumps(original))
-    options = {"original_config": tmp_path / "original.json", "config_overrides": json.dumps({"num_hidden_layers": 2})}
-    config = run(recipe, tmp_path / "run", **options).model.config
-    assert (config.hidden_size, config.num_hidden_layers, config.n_routed_experts) == (12, 2, 6)
-    assert config.rope_parameters["rope_theta"] == 500.0 and config.vocab_size == 270
-
-
 def test_a_bad_size_is_an_error_that_names_it(recipe, tmp_path):
     with pytest.raises(ValueError, match="`num_experts_per_tok` must be from 1 to `n_routed_experts`"):
         run(recipe, tmp_path / "run", config_overrides=json.dumps({**SMALL, "num_experts_per_tok": 6}))

@@ -19,11 +19,18 @@ import torch
 from .accumulation import IDENTITY_SHARE
 
 
-RUNNING_SUM_POSITIONS = 2048  # a longer pass would hold too large a matrix of scores
+# Longest passes for which a running sum was faster than concatenated heads (8 layers): benchmarks/crosslayer_cost.py
+RUNNING_SUM_POSITIONS = {"training": 2048, "inference": 1024}
 WIDENING_POSITIONS = 256
 
 
-def score_path(implementation: str, scale_per_layer: bool, query_length: int, is_checkpointed: bool = False) -> str:
+def score_path(
+    implementation: str,
+    scale_per_layer: bool,
+    query_length: int,
+    has_gradients: bool = False,
+    is_checkpointed: bool = False,
+) -> str:
     """
     Which way a pass through the model computes summed scores.
 
@@ -34,6 +41,8 @@ def score_path(implementation: str, scale_per_layer: bool, query_length: int, is
             Whether all scores summed in a layer have one scale.
         query_length (`int`):
             New positions T of the pass.
+        has_gradients (`bool`, *optional*, defaults to `False`):
+            Whether the pass may have a backward pass, for which the running sum pays up to a greater length.
         is_checkpointed (`bool`, *optional*, defaults to `False`):
             Whether layers are computed again in the backward pass. Then what goes from layer to layer is kept, and a
             running sum would be a matrix a layer.
@@ -49,7 +58,8 @@ def score_path(implementation: str, scale_per_layer: bool, query_length: int, is
             "Scores summed over layers need `attn_implementation` 'eager' or 'sdpa', got "
             f"{implementation!r}: load the model with one of them."
         )
-    short = implementation == "eager" or query_length <= RUNNING_SUM_POSITIONS
+    longest = RUNNING_SUM_POSITIONS["training" if has_gradients else "inference"]
+    short = implementation == "eager" or query_length <= longest
     if scale_per_layer and short and not is_checkpointed:
         return "running_sum"
     # For one new position the copied keys would be the larger part of the work
@@ -59,8 +69,7 @@ def score_path(implementation: str, scale_per_layer: bool, query_length: int, is
 def widens_values(new_positions: int, num_terms: int, device: torch.device) -> bool:
     """
     Whether values get zeros behind them up to the length of concatenated heads, for the fused kernel of a CPU. It
-    multiplies n times as many values but holds no T x S matrix: faster from about 256 positions a term on (8 heads of
-    64, forward 1.2 to 2.9 times; backward 1.0 to 1.8 times).
+    multiplies n times as many values but holds no T x S matrix, which pays for long passes over few terms.
 
     Args:
         new_positions (`int`):
