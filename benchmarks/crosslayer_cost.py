@@ -178,7 +178,7 @@ def measure_paths(args, length, depth):
         results[variant] = {}
         for kind, rows in tables.items():
             positions = 1 if kind == DECODING else length
-            chosen = modeling_crosslayer.score_path("sdpa", config.scale_per_layer, positions, kind == TRAINING)
+            chosen = modeling_crosslayer.score_path("sdpa", config.scale_per_layer, positions)
             fastest = min(rows, key=lambda path: rows[path]["seconds"])
             results[variant][kind] = {"chosen": chosen, "fastest": fastest, "paths": rows}
             print_table(f"{variant}, {length} tokens, {depth} layers: {kind}; chosen {chosen}", rows)
@@ -265,7 +265,7 @@ def check_scores(args):
 def draw(points, path):
     """Seconds of training and of a decoded token, and training's peak, against length and against depth."""
     figure = new_figure((12, 7))
-    from matplotlib.ticker import NullFormatter, ScalarFormatter  # behind `new_figure`, whose error names the package
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # behind `new_figure`, whose error names the package
 
     first = points[0]
     panels = ((TRAINING, "seconds", "training, s"), (DECODING, "seconds", "one token, s"), (TRAINING, "peak_mb", "MB"))
@@ -286,8 +286,9 @@ def draw(points, path):
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks([point[across] for point in line], [f"{point[across]:,}" for point in line])
-            for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                formatter(ScalarFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("tokens" if across == "length" else "layers")
             axes.set_ylabel(label)

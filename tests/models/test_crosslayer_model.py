@@ -406,3 +406,17 @@ def test_hub_round_trip_without_the_package(tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "loaded transformers_modules" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["v2m1", "v2m3", "value_residual", "denseformer", "depth_attention"])
+def test_flex_attention_equals_sdpa_where_scores_are_not_summed(variant):
+    model = make_model(variant).eval()
+    ids = torch.randint(0, model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    with torch.no_grad():  # torch's flex attention has no backward pass on CPU
+        expected = model(ids, attention_mask=mask).logits
+        model.set_attn_implementation("flex_attention")
+        logits = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)

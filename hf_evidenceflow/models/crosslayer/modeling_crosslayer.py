@@ -468,7 +468,6 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
                 config._attn_implementation,
                 config.scale_per_layer,
                 inputs_embeds.shape[1],
-                torch.is_grad_enabled(),
                 self.training and layers[0].gradient_checkpointing,
             )
         hidden_states = inputs_embeds

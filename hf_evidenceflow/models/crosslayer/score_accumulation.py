@@ -19,8 +19,8 @@ import torch
 from .accumulation import IDENTITY_SHARE
 
 
-# Longest passes for which a running sum was faster than concatenated heads (8 layers): benchmarks/crosslayer_cost.py
-RUNNING_SUM_POSITIONS = {"training": 2048, "inference": 1024}
+# Longest pass for which a running sum was faster than concatenated heads (8 layers): benchmarks/crosslayer_cost.py
+RUNNING_SUM_POSITIONS = 2048
 WIDENING_POSITIONS = 256
 
 
@@ -28,7 +28,6 @@ def score_path(
     implementation: str,
     scale_per_layer: bool,
     query_length: int,
-    has_gradients: bool = False,
     is_checkpointed: bool = False,
 ) -> str:
     """
@@ -41,8 +40,6 @@ def score_path(
             Whether all scores summed in a layer have one scale.
         query_length (`int`):
             New positions T of the pass.
-        has_gradients (`bool`, *optional*, defaults to `False`):
-            Whether the pass may have a backward pass, for which the running sum pays up to a greater length.
         is_checkpointed (`bool`, *optional*, defaults to `False`):
             Whether layers are computed again in the backward pass. Then what goes from layer to layer is kept, and a
             running sum would be a matrix a layer.
@@ -58,8 +55,7 @@ def score_path(
             "Scores summed over layers need `attn_implementation` 'eager' or 'sdpa', got "
             f"{implementation!r}: load the model with one of them."
         )
-    longest = RUNNING_SUM_POSITIONS["training" if has_gradients else "inference"]
-    short = implementation == "eager" or query_length <= longest
+    short = implementation == "eager" or query_length <= RUNNING_SUM_POSITIONS
     if scale_per_layer and short and not is_checkpointed:
         return "running_sum"
     # For one new position the copied keys would be the larger part of the work
