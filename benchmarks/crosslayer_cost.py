@@ -265,7 +265,11 @@ def check_scores(args):
 def draw(points, path):
     """Seconds of training and of a decoded token, and training's peak, against length and against depth."""
     figure = new_figure((12, 7))
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # behind `new_figure`, whose error names the package
+    from matplotlib.ticker import (  # behind `new_figure`, whose error names the package
+        LogLocator,
+        NullFormatter,
+        ScalarFormatter,
+    )
 
     first = points[0]
     panels = ((TRAINING, "seconds", "training, s"), (DECODING, "seconds", "one token, s"), (TRAINING, "peak_mb", "MB"))

@@ -162,17 +162,17 @@ def measure_generation(tokenizer, rounds):
 def share_cut(model, tokenizer):
     """Share of the states that are computed from the likely tokens only."""
     tails = []
-    original = generation_thinking.sparse_embedding_state
+    original = generation_thinking.sparse_soft_state
 
     def counted(probs, embedding, mean):
         tails.append(torch.where(probs < generation_thinking.TOKEN_CUT, probs, 0.0).sum(-1))
         return original(probs, embedding, mean)
 
-    generation_thinking.sparse_embedding_state = counted
+    generation_thinking.sparse_soft_state = counted
     try:
         generate(model, tokenizer)
     finally:
-        generation_thinking.sparse_embedding_state = original
+        generation_thinking.sparse_soft_state = original
     return (torch.cat(tails) <= generation_thinking.MAX_TAIL).float().mean().item()
 
 

@@ -47,6 +47,7 @@ _EXPORTS = {
     "models.tinyseek.convert_tinyseek": ["convert_original_checkpoint"],
     "models.tinyseek.cost_report": ["CostReport", "cost_report"],
     "models.tinyseek.modeling_tinyseek": ["TinySeekForCausalLM", "TinySeekModel"],
+    "rollouts.engine": ["RolloutEngine"],
     "trainers.atomic_checkpoint": ["AtomicCheckpointMixin"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],

@@ -21,6 +21,12 @@ class HRPOConfig(GRPOConfig):
         max_prompt_length (`int`, *optional*, defaults to `1024`):
             Training prompts with more tokens are dropped when the dataset is loaded and counted, never cut. `None`: no
             limit.
+        use_rollout_engine (`bool`, *optional*, defaults to `True`):
+            Roll out with [`RolloutEngine`], in all thinking modes: a prompt is computed once for its group, and rows
+            that end leave the batch. What it cannot run (beams, say) goes to the stock loop, with a warning.
+        rollout_max_rows (`int`, *optional*):
+            Completions that the engine decodes at the same time on a process; the others wait until some end. It
+            bounds the memory of a rollout. `None`: all.
         parity_check_steps (`int`, *optional*, defaults to `50`):
             Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of
             the training forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
@@ -53,6 +59,12 @@ class HRPOConfig(GRPOConfig):
     # Fields of HRPO
     max_prompt_length: int | None = field(
         default=1024, metadata={"help": "Longer training prompts are dropped and counted, never cut."}
+    )
+    use_rollout_engine: bool = field(
+        default=True, metadata={"help": "Roll out with shared prompts and without the rows that have ended."}
+    )
+    rollout_max_rows: int | None = field(
+        default=None, metadata={"help": "Completions that are decoded at the same time; bounds the memory."}
     )
     lr_thinking_residual_gate: float | None = field(
         default=1e-4, metadata={"help": "Learning rate of the two gates of the thinking residual."}
@@ -87,5 +99,7 @@ class HRPOConfig(GRPOConfig):
             raise ValueError(f"`parity_check_steps` must be at least 0, got {self.parity_check_steps}.")
         if self.parity_tolerance is not None and self.parity_tolerance <= 0:
             raise ValueError(f"`parity_tolerance` must be positive or None, got {self.parity_tolerance}.")
+        if self.rollout_max_rows is not None and self.rollout_max_rows < 1:
+            raise ValueError(f"`rollout_max_rows` must be at least 1 or None, got {self.rollout_max_rows}.")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"`max_prompt_length` must be at least 1 or None, got {self.max_prompt_length}.")

@@ -28,6 +28,7 @@ from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin, collect_thinking
 from ..models.thinking.thinking_residual import THINKING_MODULES, thinking_modules_in_use
+from ..rollouts.engine import RolloutEngine
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
@@ -96,6 +97,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._expected_logps = None
         self._last_parity_step = None
         self.model_card_notes = None
+        self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
 
         config = self._thinking_config(model, args)
         self.thinking_mode = config.thinking_mode
@@ -229,13 +231,15 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     # Rollout
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        """Differs from GRPOTrainer in recording the thinking states of the rollout."""
+        """Differs from GRPOTrainer in the decoding loop, and in recording the thinking states of the rollout."""
         every = self.args.parity_check_steps
         check = every and self.model.training
         if check and self._last_parity_step is not None:
             check = self.state.global_step - self._last_parity_step >= every
         start = time.perf_counter()
-        with collect_thinking(self._tokenizer, self.temperature if check else None) as rollouts:
+        with collect_thinking(
+            self._tokenizer, self.temperature if check else None, engine=self.rollout_engine
+        ) as rollouts:
             completion_ids, logps = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, **kwargs
             )

@@ -38,8 +38,7 @@ def rollout_metrics(rollout, completion_tokens: int, accelerator) -> dict[str, f
         completion_tokens (`int`): completion tokens of this process up to the end of each row.
         accelerator ([`~accelerate.Accelerator`]): of the run.
     """
-    fed = rollout.mask.clone()
-    fed[:, -1] = False
+    fed = rollout.mask & (rollout.hidden_ratio > 0)  # the last token of a row need not be fed
     sums = [rollout.gate[fed].sum(), rollout.hidden_ratio[fed].sum(), fed.sum(), rollout.mask.sum()]
     sums = torch.stack([*(value.float() for value in sums), fed.new_tensor(completion_tokens, dtype=torch.float32)])
     gate, hidden_ratio, fused, thinking, tokens = accelerator.reduce(sums, reduction="sum").tolist()

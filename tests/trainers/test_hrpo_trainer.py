@@ -15,7 +15,14 @@ from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
-from hf_evidenceflow import HRPOConfig, HRPOTrainer, ThinkingQwen2Config, ThinkingQwen2ForCausalLM, load_thinking_model
+from hf_evidenceflow import (
+    HRPOConfig,
+    HRPOTrainer,
+    RolloutEngine,
+    ThinkingQwen2Config,
+    ThinkingQwen2ForCausalLM,
+    load_thinking_model,
+)
 from hf_evidenceflow.trainers.hrpo_trainer import with_thinking_modules
 
 
@@ -212,10 +219,12 @@ def test_states_projected_under_no_grad_would_leave_the_projection_untrained(mak
 # Invariant 3: mode none is GRPO
 
 
-@pytest.mark.parametrize("peft", [False, True])
-def test_mode_none_is_grpo(make_trainer, plain_checkpoint, peft):
+@pytest.mark.parametrize("peft, engine", [(False, False), (False, True), (True, True)])
+def test_mode_none_is_grpo(make_trainer, plain_checkpoint, peft, engine):
     peft_config = LoraConfig(r=3, target_modules=["q_proj", "v_proj"]) if peft else None
-    hrpo = make_trainer("none", max_steps=3, peft_config=peft_config, beta=0.1)
+    hrpo = make_trainer("none", max_steps=3, peft_config=peft_config, beta=0.1, use_rollout_engine=engine)
+    if engine:
+        hrpo.rollout_engine = RolloutEngine(draws="multinomial")
     hrpo.train()
     grpo = make_trainer(
         model=Qwen2ForCausalLM.from_pretrained(plain_checkpoint),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 
 _CHOICES = {
-    "thinking_mode": ("projection", "embedding", "none"),
+    "thinking_mode": ("projection", "embedding", "soft", "none"),
     "thinking_projection_layers": (1, 2),
     "thinking_projection_norm": ("l2", "layernorm", "embedding_rms"),
 }
@@ -20,8 +20,9 @@ class ThinkingConfigMixin:
         thinking_mode (`str`, *optional*, defaults to `"projection"`):
             The thinking state `s` of a completion token: `"projection"`, a learned projection of the last hidden state
             at the position before; `"embedding"` (the paper), the embedding averaged by the distribution the token was
-            drawn from; `"none"`, no state: the model is exactly its base model. A runtime switch: no mode drops or
-            re-initialises weights.
+            drawn from; `"soft"`, soft thinking (arXiv 2505.15778): the mean embedding `sum_v p_v E[v]` of that
+            distribution is the input itself, without gates, so that nothing needs training; `"none"`, no state: the
+            model is exactly its base model. A runtime switch: no mode drops or re-initialises weights.
         thinking_residual_r_min, thinking_residual_r_max (`float`, *optional*, default to `0.99` and `0.999`):
             Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialisation. The
             closer to 1, the closer a fresh model is to its base.

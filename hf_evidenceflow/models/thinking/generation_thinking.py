@@ -9,6 +9,7 @@ Shapes: B rows, P prompt tokens, C completion tokens, H hidden size, V vocabular
 """
 
 import functools
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from transformers.generation import (
 )
 
 from .answer_marker import MarkerAutomaton
-from .thinking_residual import embedding_state
+from .thinking_residual import soft_state
 
 
 @dataclass
@@ -35,7 +36,7 @@ class ThinkingRollout:
     Args:
         states (`torch.Tensor` of shape `(B, C, H)`):
             State attached to each completion token, in the model's dtype: the last hidden state before the projection
-            in mode `projection`, the weighted embedding in mode `embedding`.
+            in mode `projection`, the weighted embedding in modes `embedding` and `soft`.
         mask (`torch.Tensor` of shape `(B, C)`):
             Boolean, `True` where the token's input is fused with its state.
         embeds_ratio (`torch.Tensor` of shape `(B, C)`):
@@ -70,17 +71,51 @@ class GenerateThinkingOutput(GenerateDecoderOnlyOutput):
 
 
 @dataclass
-class _Collector:
+class ThinkingCollector:
+    """What [`collect_thinking`] asks of the calls inside it."""
+
     tokenizer: object
     logps_temperature: float | None
-    rollouts: list
+    engine: Callable | None
+    rollouts: list[ThinkingRollout]
 
 
-_collector: ContextVar[_Collector | None] = ContextVar("thinking_collector", default=None)
+_collector: ContextVar[ThinkingCollector | None] = ContextVar("thinking_collector", default=None)
+
+
+def current_collector() -> ThinkingCollector | None:
+    """The collector of the innermost [`collect_thinking`] block of this thread, if there is one."""
+    return _collector.get()
+
+
+def thinking_output(sequences: torch.Tensor, rollout: ThinkingRollout | None, returns_dict: bool, **recorded):
+    """
+    What a call of `generate` returns for its sequences; hands the rollout to the collector, if there is one.
+
+    Args:
+        sequences (`torch.Tensor` of shape `(B, P + C)`): prompts and completions.
+        rollout ([`ThinkingRollout`], *optional*): recorded by a thinking model.
+        returns_dict (`bool`): `generation_config.return_dict_in_generate`.
+        recorded: other fields of [`~transformers.generation.GenerateDecoderOnlyOutput`].
+    """
+    collector = _collector.get()
+    if rollout is not None and collector is not None:
+        collector.rollouts.append(rollout)
+    if not returns_dict:
+        return sequences
+    if rollout is None:
+        return GenerateDecoderOnlyOutput(sequences=sequences, **recorded)
+    return GenerateThinkingOutput(
+        **recorded,
+        sequences=sequences,
+        thinking_states=rollout.states,
+        thinking_mask=rollout.mask,
+        embeds_ratio=rollout.embeds_ratio,
+    )
 
 
 @contextmanager
-def collect_thinking(tokenizer=None, logps_temperature: float | None = None):
+def collect_thinking(tokenizer=None, logps_temperature: float | None = None, engine: Callable | None = None):
     """
     Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes the
     call.
@@ -93,11 +128,13 @@ def collect_thinking(tokenizer=None, logps_temperature: float | None = None):
             Used by calls that bring no tokenizer.
         logps_temperature (`float`, *optional*):
             If given, log-probabilities of the chosen tokens are recorded at this temperature.
+        engine ([`RolloutEngine`], *optional*):
+            Decoding loop of the calls that it accepts, in the place of the stock one.
 
     Yields:
         `list[ThinkingRollout]`: one item a call, in the order of the calls.
     """
-    collector = _Collector(tokenizer, logps_temperature, [])
+    collector = ThinkingCollector(tokenizer, logps_temperature, engine, [])
     token = _collector.set(collector)
     try:
         yield collector.rollouts
@@ -120,26 +157,25 @@ TOKEN_CUT = 1e-4
 MAX_TAIL = 0.1
 
 
-def sparse_embedding_state(probs: torch.Tensor, embedding: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+def sparse_soft_state(probs: torch.Tensor, embedding: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """
-    [`embedding_state`] from the likely tokens, with the mean embedding in place of each unlikely one (p < 1e-4).
+    [`soft_state`] from the likely tokens, with the mean embedding in place of each unlikely one (p < 1e-4).
 
-    Rows whose unlikely tokens hold more than 0.1 of the probability are computed exactly. In the others the numerator
-    is off by at most that tail times the largest distance of an embedding from the mean; with embeddings drawn
-    independently of the distribution the measured error of the state is below 0.5 %. What is recorded is the state
-    that was used, so training is exact in any case. For CPUs: the choice reads values on the host, and on an
-    accelerator the product is cheap.
+    Rows whose unlikely tokens hold more than 0.1 of the probability are computed exactly. In the others the sum is off
+    by at most that tail times the largest distance of an embedding from the mean; with embeddings drawn independently
+    of the distribution the measured error of the state is below 0.5 %. What is recorded is the state that was used, so
+    training is exact in any case. For CPUs: the choice reads values on the host, and on an accelerator the product is
+    cheap.
 
     Args:
-        probs (`torch.Tensor` of shape `(B, V)`), embedding (`torch.Tensor` of shape `(V, H)`): as in
-            [`embedding_state`].
+        probs (`torch.Tensor` of shape `(B, V)`), embedding (`torch.Tensor` of shape `(V, H)`): as in [`soft_state`].
         mean (`torch.Tensor` of shape `(H,)`): mean of the embeddings.
     """
     likely = probs >= TOKEN_CUT
     tail = 1 - (probs * likely).sum(-1)
     flat = tail > MAX_TAIL
     if flat.all():
-        return embedding_state(probs, embedding)
+        return soft_state(probs, embedding)
     if flat.any():
         likely &= ~flat[:, None]
     rows, tokens = likely.nonzero(as_tuple=True)
@@ -150,10 +186,42 @@ def sparse_embedding_state(probs: torch.Tensor, embedding: torch.Tensor, mean: t
         mode="sum",
         per_sample_weights=probs[rows, tokens].to(embedding.dtype),
     )
-    state = (weighted + tail[:, None].to(mean.dtype) * mean) / probs.norm(dim=-1, keepdim=True).to(embedding.dtype)
+    state = weighted + tail[:, None].to(mean.dtype) * mean
     if flat.any():
-        state[flat] = embedding_state(probs[flat], embedding)
+        state[flat] = soft_state(probs[flat], embedding)
     return state
+
+
+def weighted_states(
+    mode: str,
+    scores: torch.Tensor,
+    needed: torch.Tensor,
+    embedding: torch.Tensor,
+    mean: torch.Tensor | None,
+    probs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    States that are weighted embeddings; on a CPU only where they are needed.
+
+    Args:
+        mode (`str`): `"embedding"` for [`embedding_state`], `"soft"` for [`soft_state`].
+        scores (`torch.Tensor` of shape `(B, V)`): processed scores.
+        needed (`torch.Tensor` of shape `(B,)`): `False` in rows whose state is not used; on a CPU it is 0 there.
+        embedding (`torch.Tensor` of shape `(V, H)`): input embedding matrix.
+        mean (`torch.Tensor` of shape `(H,)`, *optional*): mean of the embeddings, on a CPU.
+        probs (`torch.Tensor` of shape `(B, V)`, *optional*): the softmax of the scores, if it is there.
+    """
+    on_host = scores.device.type == "cpu"
+    rows = needed.nonzero().squeeze(1) if on_host else slice(None)
+    states = embedding.new_zeros(len(scores), embedding.shape[1])
+    if on_host and not len(rows):
+        return states
+    weights = scores[rows].softmax(-1) if probs is None else probs[rows]
+    found = sparse_soft_state(weights, embedding, mean) if on_host else soft_state(weights, embedding)
+    if mode == "embedding":
+        found = found / weights.norm(dim=-1, keepdim=True).to(found.dtype)
+    states[rows] = found
+    return states
 
 
 class ThinkingSession:
@@ -161,7 +229,7 @@ class ThinkingSession:
     The state of one `generate()` call: the phase of each row, the state of the next token and what is recorded.
 
     Args:
-        mode (`str`): `"projection"` or `"embedding"`.
+        mode (`str`): `"projection"`, `"embedding"` or `"soft"`.
         embedding (`torch.Tensor` of shape `(V, H)`): input embedding matrix.
         automaton ([`MarkerAutomaton`], *optional*): finds the end of the thinking phase; `None`: all of it thinks.
         batch_size (`int`): rows.
@@ -182,7 +250,7 @@ class ThinkingSession:
         self.unfinished = torch.ones(batch_size, dtype=torch.bool, device=device)
         self.states, self.masks, self.stats, self.logps = [], [], [], []
         self.raw_scores = None
-        self.mean = embedding.mean(0) if mode == "embedding" and device.type == "cpu" else None
+        self.mean = embedding.mean(0) if mode != "projection" and device.type == "cpu" else None
 
     def observe_logits(self, input_ids, scores):
         """First logits processor: keeps the raw scores for the log-probability of the token."""
@@ -196,15 +264,8 @@ class ThinkingSession:
         if self.mode == "projection":
             self._push(self.states, self.recorder.hidden)
             return scores
-        if scores.device.type != "cpu":
-            self._push(self.states, embedding_state(scores.softmax(-1), self.embedding))
-            return scores
-        # A row that has stopped thinking needs no state
-        rows = (self.unfinished & self.thinking).nonzero().squeeze(1)
-        state = self.embedding.new_zeros(len(scores), self.embedding.shape[1])
-        if len(rows):
-            state[rows] = sparse_embedding_state(scores[rows].softmax(-1), self.embedding, self.mean)
-        self._push(self.states, state)
+        needed = self.unfinished & self.thinking
+        self._push(self.states, weighted_states(self.mode, scores, needed, self.embedding, self.mean))
         return scores
 
     def observe_tokens(self, input_ids, done):
@@ -334,7 +395,17 @@ class ThinkingGenerationMixin:
         tokenizer=None,
         **model_kwargs,
     ):
-        """Differs from GenerationMixin._sample in nothing but the observers that it adds."""
+        """
+        Differs from GenerationMixin._sample in the observers that it adds, and in giving way to the collector's
+        engine.
+        """
+        collector = _collector.get()
+        if collector is not None and collector.engine is not None:
+            others = {"synced_gpus": synced_gpus, "streamer": streamer, **model_kwargs}
+            if collector.engine.accepts(self, generation_config, others):
+                return collector.engine(
+                    self, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer, **others
+                )
         call = functools.partial(
             super()._sample, input_ids, generation_config=generation_config, synced_gpus=synced_gpus, streamer=streamer
         )
@@ -342,7 +413,6 @@ class ThinkingGenerationMixin:
         if self.config.thinking_mode == "none":
             return call(logits_processor=logits_processor, stopping_criteria=stopping_criteria, **model_kwargs)
 
-        collector = _collector.get()
         returned = generation_config.return_dict_in_generate
         session = ThinkingSession(
             self.config.thinking_mode,
@@ -364,12 +434,7 @@ class ThinkingGenerationMixin:
         )
         if not returned and collector is None:
             return output
-        sequences = output.sequences if returned else output
+        recorded = dict(output) if returned else {"sequences": output}
+        sequences = recorded.pop("sequences")
         rollout = session.rollout(sequences.shape[1] - input_ids.shape[1])
-        if collector is not None:
-            collector.rollouts.append(rollout)
-        if not returned:
-            return output
-        return GenerateThinkingOutput(
-            **output, thinking_states=rollout.states, thinking_mask=rollout.mask, embeds_ratio=rollout.embeds_ratio
-        )
+        return thinking_output(sequences, rollout, returned, **recorded)

@@ -76,7 +76,7 @@ class ThinkingModelMixin:
 
         Returns:
             `tuple`: fused embeddings `[B, T, H]` in the dtype of `embeds`, and the tensors `a`, `r` of shape `[B, C,
-            H]`.
+            H]`. In mode `soft` the state takes the place of the embedding, and both are 0.
         """
         if mask.shape != states.shape[:2] or mask.shape[0] != embeds.shape[0] or mask.shape[1] > embeds.shape[1]:
             raise ValueError(
@@ -86,11 +86,14 @@ class ThinkingModelMixin:
         count = mask.shape[1]
         with torch.autocast(device_type=embeds.device.type, enabled=False):
             tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32))  # [B, C, H]
-            r = self.thinking_residual_gate_r(tail)
-            i = self.thinking_residual_gate_i(tail)
-            fused, a = mix_thinking_state(
-                tail, self.thinking_state(states, tail), r, i, self.thinking_residual_Lambda()
-            )
+            if self.config.thinking_mode == "soft":
+                fused, a, r = states.to(tail), torch.zeros_like(tail), torch.zeros_like(tail)
+            else:
+                r = self.thinking_residual_gate_r(tail)
+                i = self.thinking_residual_gate_i(tail)
+                fused, a = mix_thinking_state(
+                    tail, self.thinking_state(states, tail), r, i, self.thinking_residual_Lambda()
+                )
         fused = torch.where(mask.to(embeds.device, torch.bool)[..., None], fused.to(embeds.dtype), embeds[:, -count:])
         if count < embeds.shape[1]:
             fused = torch.cat([embeds[:, :-count], fused], dim=1)

@@ -28,9 +28,9 @@ def thinking_modules_in_use(thinking_mode: str) -> tuple[str, ...]:
 
     Args:
         thinking_mode (`str`):
-            `"projection"`, `"embedding"` or `"none"`.
+            `"projection"`, `"embedding"`, `"soft"` or `"none"`.
     """
-    if thinking_mode == "none":
+    if thinking_mode in ("soft", "none"):
         return ()
     return THINKING_MODULES if thinking_mode == "projection" else THINKING_MODULES[:3]
 
@@ -71,9 +71,26 @@ def embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tenso
     Returns:
         `torch.Tensor` of shape `(B, H)`, in the dtype of `embedding`.
     """
+    return soft_state(probs, embedding) / probs.norm(dim=-1, keepdim=True).to(embedding.dtype)
+
+
+def soft_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """
+    The input of soft thinking, `sum_v p_v E[v]`; a distribution with all its mass on one token gives its embedding.
+
+    Source: Zhang et al. 2025, Soft Thinking (arXiv 2505.15778), equation 3.
+
+    Args:
+        probs (`torch.Tensor` of shape `(B, V)`):
+            The distribution a token was drawn from, fp32.
+        embedding (`torch.Tensor` of shape `(V, H)`):
+            Input embedding matrix.
+
+    Returns:
+        `torch.Tensor` of shape `(B, H)`, in the dtype of `embedding`.
+    """
     # An embedding matrix may be longer than the head (padded vocabulary)
-    weighted = probs.to(embedding.dtype) @ embedding[: probs.shape[-1]]
-    return weighted / probs.norm(dim=-1, keepdim=True).to(embedding.dtype)
+    return probs.to(embedding.dtype) @ embedding[: probs.shape[-1]]
 
 
 class _Float32Module(nn.Module):

@@ -1,0 +1,44 @@
+"""One pass over prompts of different lengths."""
+
+import torch
+from transformers import DynamicCache
+
+from .shared_prompt_cache import pass_lock
+
+
+def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None):
+    """
+    Run the model over left-padded prompts.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal LM.
+        prompts (`list[list[int]]`):
+            Token ids without padding.
+        device (`torch.device`):
+            Device of the inputs.
+        recorder ([`ThinkingRecorder`], *optional*):
+            Receives the last hidden state, for a thinking model.
+
+    Returns:
+        `tuple`: logits behind each prompt `(m, V)` in fp32; the cache; the attention mask `(m, P)`.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    with pass_lock:
+        outputs = model(
+            input_ids=ids,
+            # Without padding a plain causal mask is faster
+            attention_mask=None if mask.all() else mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(config=model.config),
+            use_cache=True,
+            logits_to_keep=1,
+            **({} if recorder is None else {"thinking_recorder": recorder}),
+        )
+    return outputs.logits[:, -1].float(), outputs.past_key_values, mask

@@ -1,0 +1,268 @@
+"""Keys and values of rows that share prompts: a prompt's are held once, a row's own behind them.
+
+The rows of a prompt are the queries of one product with the prompt's keys, and of one with its values; each row's own
+part is a product of its own; one softmax goes over both. The exact attention of a copied cache, at a fraction of its
+memory and of what is read for each token (Juravsky et al. 2024, Hydragen, arXiv 2402.05099, has the same split with
+two softmaxes).
+
+Rows and prompts lie at the beginning of preallocated buffers: where one ends, the last one takes its place.
+
+Shapes: n rows, m prompts, G most rows of a prompt, A heads, K key-value heads, q = A / K, D head size, P prompt
+positions, t own positions.
+"""
+
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, Cache
+
+
+ATTENTION = "hf_evidenceflow_shared_prompt"
+_FIRST_POSITIONS = 64
+# Held by each pass of a rollout, since the attention is switched in the model's config
+pass_lock = threading.Lock()
+
+
+class SharedPromptLayout:
+    """
+    Which row belongs to which prompt and how far it is, common to all layers. Built anew when rows come or go.
+
+    Args:
+        prompts (`Sequence[int]`):
+            Place of each row's prompt.
+        num_prompts (`int`):
+            Prompts m.
+        device (`torch.device`):
+            Device of the cache.
+    """
+
+    def __init__(self, prompts: Sequence[int], num_prompts: int, device: torch.device):
+        counts = [0] * num_prompts
+        members = []
+        for prompt in prompts:
+            members.append(counts[prompt])
+            counts[prompt] += 1
+        self.num_rows, self.num_prompts, self.group = len(prompts), num_prompts, max(counts, default=0)
+        self.prompts = torch.tensor(prompts, device=device)
+        self.members = torch.tensor(members, device=device)
+        # Each place of the m x G grid taken, in order: then the grid is a view of the rows
+        places = [prompt * self.group + member for prompt, member in zip(prompts, members)]
+        self.is_grid = places == list(range(num_prompts * self.group))
+
+    def to_grid(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `(n, K, q, X)` by prompt, as queries of one product: `(m, K, G q, X)`; 0 in places that no row has."""
+        _, kv_heads, queries, size = rows.shape
+        shape = (self.num_prompts, self.group, kv_heads, queries, size)
+        if self.is_grid:
+            grid = rows.view(shape)
+        else:
+            grid = rows.new_zeros(shape)
+            grid[self.prompts, self.members] = rows
+        return grid.transpose(1, 2).reshape(self.num_prompts, kv_heads, self.group * queries, size)
+
+    def from_grid(self, grid: torch.Tensor, queries: int) -> torch.Tensor:
+        """The inverse of [`to_grid`]."""
+        grid = grid.unflatten(2, (self.group, queries))  # [m, K, G, q, X]
+        if self.is_grid:
+            return grid.transpose(1, 2).flatten(0, 1)
+        return grid[self.prompts, :, self.members]
+
+
+class SharedPromptLayer:
+    """Keys and values of one layer."""
+
+    def __init__(self, cache: "SharedPromptCache"):
+        self.cache = cache
+        self.prompt_keys = self.prompt_values = self.keys = self.values = None
+
+    def put_prompts(self, places: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the keys and values `(m, K, P', D)` of left-padded prompts; P' may be shorter than the buffer."""
+        kv_heads, length = keys.shape[1:3]
+        if self.prompt_keys is None or self.prompt_keys.shape[0] < places.stop:
+            rows = max(places.stop, 2 * (0 if self.prompt_keys is None else len(self.prompt_keys)))
+            rows = min(rows, self.cache.max_prompts)
+            for name, new in (("prompt_keys", keys), ("prompt_values", values)):
+                buffer = new.new_zeros(rows, kv_heads, self.cache.prompt_length, new.shape[-1])
+                if (old := getattr(self, name)) is not None:
+                    buffer[: len(old)] = old
+                setattr(self, name, buffer)
+        self.prompt_keys[places, :, -length:] = keys
+        self.prompt_values[places, :, -length:] = values
+
+    def update(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Append one position `(n, K, 1, D)` to each row."""
+        cache = self.cache
+        if self.keys is None or self.keys.shape[2] <= cache.last_step:
+            self._reserve(key, value)
+        if cache.same_step:
+            self.keys[: len(key), :, cache.last_step] = key[:, :, 0]
+            self.values[: len(key), :, cache.last_step] = value[:, :, 0]
+        else:
+            self.keys[cache.row_range, :, cache.steps] = key[:, :, 0]
+            self.values[cache.row_range, :, cache.steps] = value[:, :, 0]
+
+    def _reserve(self, key, value):
+        positions = _FIRST_POSITIONS if self.keys is None else 2 * self.keys.shape[2]
+        positions = min(max(positions, self.cache.last_step + 1), self.cache.max_new_tokens)
+        for name, new in (("keys", key), ("values", value)):
+            buffer = new.new_zeros(self.cache.max_rows, new.shape[1], positions, new.shape[-1])
+            if (old := getattr(self, name)) is not None:
+                buffer[:, :, : old.shape[2]] = old
+            setattr(self, name, buffer)
+
+    def move(self, buffers: str, targets: list[int], sources: list[int]) -> None:
+        """Copy rows (`buffers=""`) or prompts (`"prompt_"`) from `sources` to `targets`."""
+        for name in (f"{buffers}keys", f"{buffers}values"):
+            buffer = getattr(self, name)
+            if buffer is not None:
+                length = self.cache.last_step + 1 if not buffers else buffer.shape[2]
+                buffer[targets, :, :length] = buffer[sources, :, :length]
+
+    def attend(self, query: torch.Tensor, scaling: float, dropout: float = 0.0) -> torch.Tensor:
+        """
+        Args:
+            query (`torch.Tensor` of shape `(n, A, 1, D)`):
+                Queries of the position that was appended last.
+            scaling (`float`):
+                Factor of the scores.
+            dropout (`float`, *optional*, defaults to `0.0`):
+                Dropout of the probabilities.
+
+        Returns:
+            `torch.Tensor` of shape `(n, 1, A, D)`.
+        """
+        cache, layout = self.cache, self.cache.layout
+        rows, positions, kv_heads = len(query), cache.last_step + 1, self.keys.shape[1]
+        query = query.squeeze(2).unflatten(1, (kv_heads, -1)) * scaling  # [n, K, q, D]
+        queries = query.shape[2]
+        prompt_keys, prompt_values = self.prompt_keys[: layout.num_prompts], self.prompt_values[: layout.num_prompts]
+        grid = torch.matmul(layout.to_grid(query), prompt_keys.transpose(2, 3))  # [m, K, G q, P]
+        if cache.prompt_mask is not None:
+            grid = grid + cache.prompt_mask
+        own = torch.matmul(query, self.keys[:rows, :, :positions].transpose(2, 3))  # [n, K, q, t]
+        if cache.own_mask is not None:
+            own = own + cache.own_mask
+        scores = torch.cat([layout.from_grid(grid, queries), own], dim=-1)
+        probs = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        if dropout:
+            probs = F.dropout(probs, dropout)
+        prompt_probs, own_probs = probs.split([prompt_keys.shape[2], positions], dim=-1)
+        attended = layout.from_grid(torch.matmul(layout.to_grid(prompt_probs.contiguous()), prompt_values), queries)
+        attended = attended + torch.matmul(own_probs, self.values[:rows, :, :positions])
+        return attended.flatten(1, 2)[:, None]  # [n, 1, A, D]
+
+
+class SharedPromptCache(Cache):
+    """
+    Cache of rows that share prompts, for passes of one position under [`shared_prompt_attention`].
+
+    Args:
+        max_rows (`int`):
+            Most rows at a time.
+        max_prompts (`int`):
+            Most prompts at a time.
+        prompt_length (`int`):
+            Positions of the longest prompt.
+        max_new_tokens (`int`):
+            Most own positions of a row.
+        device (`torch.device`):
+            Device of the model's inputs.
+        dtype (`torch.dtype`):
+            Dtype of the keys.
+    """
+
+    def __init__(self, max_rows, max_prompts, prompt_length, max_new_tokens, device, dtype):
+        super().__init__(layers=[])
+        self.max_rows, self.max_prompts = max_rows, max_prompts
+        self.prompt_length, self.max_new_tokens = prompt_length, max_new_tokens
+        self.device, self.dtype = device, dtype
+        self.layout = SharedPromptLayout([], 0, device)
+        self.prompt_bias = torch.zeros(max_prompts, 1, 1, prompt_length, device=device, dtype=dtype)
+        self.prompt_mask = self.own_mask = None
+        self.last_step, self.same_step = -1, True
+
+    def put_prompts(self, first: int, prompt_cache: Cache, mask: torch.Tensor) -> None:
+        """
+        Take over prompts behind those that are there.
+
+        Args:
+            first (`int`):
+                Place of the first.
+            prompt_cache ([`~transformers.Cache`]):
+                Cache of a pass over the left-padded prompts.
+            mask (`torch.Tensor` of shape `(m, P')`):
+                1 at tokens, 0 at padding.
+        """
+        places = slice(first, first + len(mask))
+        while len(self.layers) < len(prompt_cache.layers):
+            self.layers.append(SharedPromptLayer(self))
+        for layer, source in zip(self.layers, prompt_cache.layers, strict=True):
+            layer.put_prompts(places, source.keys, source.values)
+        lowest = torch.finfo(self.dtype).min
+        self.prompt_bias[places] = lowest
+        self.prompt_bias[places, 0, 0, -mask.shape[1] :].masked_fill_(mask.bool(), 0.0)
+
+    def set_rows(self, prompts: Sequence[int], num_prompts: int) -> None:
+        """Tell each row's prompt, after rows came or went."""
+        self.layout = SharedPromptLayout(prompts, num_prompts, self.device)
+        self.row_range = torch.arange(len(prompts), device=self.device)
+        bias = self.prompt_bias[:num_prompts]
+        self.prompt_mask = bias if bool((bias < 0).any()) else None
+
+    def set_steps(self, steps: list[int]) -> None:
+        """Tell at which own position each row's next token lies, before a pass."""
+        self.last_step = max(steps)
+        self.same_step = min(steps) == self.last_step
+        self.own_mask = None
+        if not self.same_step:
+            self.steps = torch.tensor(steps, device=self.device)
+            later = torch.arange(self.last_step + 1, device=self.device) > self.steps[:, None]
+            mask = torch.zeros(later.shape, device=self.device, dtype=self.dtype)
+            self.own_mask = mask.masked_fill_(later, torch.finfo(self.dtype).min)[:, None, None]
+
+    def move_rows(self, targets: list[int], sources: list[int]) -> None:
+        """Copy the own positions of rows to other places."""
+        for layer in self.layers:
+            layer.move("", targets, sources)
+
+    def move_prompts(self, targets: list[int], sources: list[int]) -> None:
+        """Copy prompts to other places."""
+        for layer in self.layers:
+            layer.move("prompt_", targets, sources)
+        self.prompt_bias[targets] = self.prompt_bias[sources]
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """Appends, and returns the layer in the place of keys and values: see [`shared_prompt_attention`]."""
+        layer = self.layers[layer_idx]
+        layer.update(key_states, value_states)
+        return layer, layer
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before the next one, padding included."""
+        return self.prompt_length + self.last_step
+
+
+def shared_prompt_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention function of transformers' interface over a [`SharedPromptLayer`], given as `key`."""
+    return key.attend(query, scaling, dropout), None
+
+
+AttentionInterface.register(ATTENTION, shared_prompt_attention)
+
+
+@contextmanager
+def shared_prompt_passes(config):
+    """
+    Let the model of a config attend over a [`SharedPromptCache`] inside the block. Passes of rollouts exclude each
+    other; in the block the model is of no use for anything else.
+    """
+    with pass_lock:
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = before

@@ -1,0 +1,94 @@
+"""What the rollout engine can run, and a check of a model's attention before the first rollout."""
+
+import torch
+
+from .prefill import prefill
+from .shared_prompt_cache import SharedPromptCache, pass_lock, shared_prompt_passes
+
+
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest logit
+_CHECKED_TOKENS = 8
+
+
+def reason_against(model, generation_config, model_kwargs) -> str | None:
+    """
+    Why the engine cannot run a call of `generate`, or `None`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        generation_config ([`~transformers.GenerationConfig`]):
+            As prepared by `generate`.
+        model_kwargs (`dict`):
+            Further inputs of the model.
+    """
+    config = model.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if model.config.is_encoder_decoder or not model._supports_attention_backend:
+        return f"the attention of {type(model).__name__} does not go through transformers' attention interface"
+    if layer_types != {"full_attention"}:
+        return f"the model has layers of the types {sorted(layer_types)}, and only full attention is supported"
+    if generation_config.num_beams != 1:
+        return f"`num_beams={generation_config.num_beams}`"
+    if not generation_config.use_cache:
+        return "`use_cache=False`"
+    if generation_config.cache_implementation not in (None, "dynamic"):
+        return f"`cache_implementation={generation_config.cache_implementation!r}`; it brings a cache of its own"
+    if generation_config.return_dict_in_generate:
+        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+            if getattr(generation_config, name):
+                return f"`{name}=True` is not recorded"
+    past = model_kwargs.get("past_key_values")
+    if past is not None and past.get_seq_length():
+        return "`past_key_values` holds a prefix"
+    for name in ("streamer", "synced_gpus", "assistant_model", "inputs_embeds"):
+        given = model_kwargs.get(name)
+        if given is not None and given is not False:
+            return f"`{name}` is not supported"
+    if model.training and getattr(config, "attention_dropout", 0):
+        return f"`attention_dropout={config.attention_dropout}` is active in training mode"
+    return None
+
+
+def check_attention(model, prompt: list[int]) -> None:
+    """
+    Compare one decoding step over a shared prompt with one over the stock cache.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        prompt (`list[int]`):
+            Token ids; the first eight are used.
+
+    Raises:
+        `ValueError`: if the logits differ: the model does something else with its cache.
+    """
+    prompt = prompt[:_CHECKED_TOKENS]
+    device = model.get_input_embeddings().weight.device
+    logits, prompt_cache, mask = prefill(model, [prompt], device)
+    shared = SharedPromptCache(2, 1, len(prompt), 1, device, model.dtype)
+    shared.put_prompts(0, prompt_cache, mask)
+    shared.set_rows([0, 0], 1)
+    shared.set_steps([0, 0])
+    token = logits.argmax(-1)
+    inputs = {"use_cache": True, "logits_to_keep": 1}
+    position = torch.full((2, 1), len(prompt), device=device)
+    name = type(model).__name__
+    advice = "Leave the rollout engine out (`custom_generate`, or `use_rollout_engine=False`)."
+    try:
+        with shared_prompt_passes(model.config):
+            found = model(input_ids=token.expand(2, 1), position_ids=position, past_key_values=shared, **inputs).logits
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{name} does more with cached keys and values than attend ({error}). {advice}") from error
+    with pass_lock:
+        expected = model(
+            input_ids=token[None], position_ids=position[:1], past_key_values=prompt_cache, **inputs
+        ).logits
+    gap = ((found - expected).abs().max() / expected.abs().max()).item()
+    half = torch.finfo(shared.layers[0].values.dtype).bits < 32  # in the pass, autocast or not
+    tolerance = _HALF_TOLERANCE if half else _TOLERANCE
+    if not gap <= tolerance:
+        raise ValueError(
+            f"The attention of {name} over a shared prompt does not give the logits of its own cache (off by "
+            f"{gap:.2g} of the largest logit, tolerance {tolerance:.2g}). {advice}"
+        )
