@@ -32,8 +32,9 @@ from ..rollouts.engine import RolloutEngine
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
+from .rollout_guards import RolloutGuard
 from .thinking_groups import thinking_group_specs
-from .thinking_metrics import ProjectionMetrics, parity_gap, rollout_metrics
+from .thinking_metrics import ProjectionMetrics, masked_mean, parity_gap, rollout_metrics
 
 
 logger = get_logger(__name__)
@@ -139,6 +140,8 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         )
         if self.parameter_specs:
             self.add_callback(ParameterGroupWatch())
+        self.add_callback(RolloutGuard())
+        self._warn_of_settings()
         self._projection_metrics = None
         if self.thinking_mode == "projection":
             self._projection_metrics = ProjectionMetrics(self.model)
@@ -199,6 +202,21 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             raise ValueError(
                 f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
                 "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
+            )
+
+    def _warn_of_settings(self):
+        if self._tokenizer.pad_token_id in self.eos_token_ids:
+            logger.warning(
+                f"The padding token is the end of sequence ({self._tokenizer.pad_token!r}). Rollouts are cut at the "
+                "first one, so training here is right, but losses that leave out padding would never teach the model "
+                "to end. Give the tokenizer a padding token of its own."
+            )
+        generation = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        use_cache = (self.args.generation_kwargs or {}).get("use_cache", generation.generation_config.use_cache)
+        if use_cache is False:
+            logger.warning(
+                "`use_cache=False` in the generation config: each token of a rollout computes the whole text again. "
+                "Set `generation_kwargs={'use_cache': True}`."
             )
 
     def _drop_long_prompts(self):
@@ -308,6 +326,9 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             thinking_model = functools.partial(model, thinking_states=states[rows], thinking_mask=mask[rows])
             chunks.append(compute(thinking_model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
         logps, entropies, aux_losses = zip(*chunks)
+        if entropies[0] is not None:
+            entropy = masked_mean(torch.cat(entropies), mask, self.accelerator)
+            self._metrics["train" if self.model.training else "eval"]["thinking/entropy"].append(entropy)
         return (
             torch.cat(logps),
             None if entropies[0] is None else torch.cat(entropies),

@@ -29,6 +29,20 @@ def parity_gap(logps, expected, mask, accelerator) -> tuple[float, float]:
     return (total[0] / total[1].clamp(min=1)).item(), largest.item()
 
 
+def masked_mean(values, mask, accelerator) -> float:
+    """
+    Mean over the positions of a mask, over all processes; 0 if there are none.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, C)`): values.
+        mask (`torch.Tensor` of shape `(B, C)`): nonzero where a value counts.
+        accelerator ([`~accelerate.Accelerator`]): of the run.
+    """
+    total = torch.stack([(values.detach() * mask).float().sum(), mask.sum().float()])
+    total = accelerator.reduce(total, reduction="sum")
+    return (total[0] / total[1].clamp(min=1)).item()
+
+
 def rollout_metrics(rollout, completion_tokens: int, accelerator) -> dict[str, float]:
     """
     Mean gate, mean hidden ratio `sqrt(1 - a^2)` over fused tokens, and the share of completion tokens that think.

@@ -616,3 +616,31 @@ def test_long_prompts_are_dropped_and_counted(make_trainer, caplog):
 def test_a_bad_argument_is_an_error_that_names_it(tmp_path, field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .*got {value}"):
         HRPOConfig(str(tmp_path), bf16=False, **{field: value})
+
+
+# Telemetry
+
+
+def test_the_entropy_of_thinking_tokens_is_logged(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    assert 0 < history(trainer, "thinking/entropy")[0] < math.log(TINY["vocab_size"])
+
+
+def test_a_cache_that_is_off_is_warned_of(make_trainer, caplog):
+    make_trainer(max_steps=1, generation_kwargs={"use_cache": False})
+    assert "each token of a rollout computes the whole text again" in caplog.text
+
+
+def test_padding_with_the_end_of_sequence_is_warned_of(plain_checkpoint, dataset, tmp_path, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(plain_checkpoint, pad_token="</s>")
+    args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, beta=0.0, report_to="none")
+    model = load_thinking_model(plain_checkpoint)
+    HRPOTrainer(model, lambda completions, **kwargs: [0.0], args, dataset, processing_class=tokenizer)
+    assert "The padding token is the end of sequence" in caplog.text
+
+
+def test_rollouts_in_turn_keep_parity(make_trainer):
+    trainer = make_trainer(max_steps=2, parity_check_steps=1, rollout_max_rows=3)
+    trainer.train()
+    assert max(history(trainer, "thinking/parity_gap")) < 1e-4
