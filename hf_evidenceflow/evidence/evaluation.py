@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from transformers import GenerationConfig
+
+from ..models.thinking.generation_thinking import collect_thinking
+from ..rollouts.engine import RolloutEngine
 
 
 @dataclass(frozen=True)
@@ -178,11 +182,17 @@ def generate_completions(
         return_dict_in_generate=True,
         **sampling,
     )
+    base = model.get_base_model() if is_peft_model(model) else model
+    engine = RolloutEngine()
+    # It computes a prompt once for its samples, and drops what has ended
+    options = {"custom_generate": engine} if engine.accepts(base, config, {}) else {}
     batches = plan_batches([len(row) for row in ids], batch_size, num_samples)
     for number, batch in enumerate(batches[start_batch:], start=start_batch):
         start = time.perf_counter()
         batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        rows, thinking = _generate_batch(model, tokenizer, [ids[index] for index, _ in batch], config, batch_seed)
+        rows, thinking = _generate_batch(
+            model, tokenizer, [ids[index] for index, _ in batch], config, batch_seed, options
+        )
         seconds = (time.perf_counter() - start) / len(batch)
         yield [
             _completion(item, texts, ids, row, row_thinking, stop, tokenizer, seconds)
@@ -190,7 +200,7 @@ def generate_completions(
         ]
 
 
-def _generate_batch(model, tokenizer, prompts, config, seed):
+def _generate_batch(model, tokenizer, prompts, config, seed, options):
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), config.pad_token_id)  # [B, P]
     attention_mask = torch.zeros_like(input_ids)
@@ -201,13 +211,14 @@ def _generate_batch(model, tokenizer, prompts, config, seed):
     device, was_training = model.device, model.training
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), collect_thinking(tokenizer):
             torch.manual_seed(seed)
             output = model.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
                 generation_config=config,
                 tokenizer=tokenizer,
+                **options,
             )
     finally:
         model.train(was_training)

@@ -35,7 +35,7 @@ from .prefill import prefill
 from .records import RolloutRecords, thinking_rollout
 from .row_pool import RowPool
 from .shared_prompt_cache import SharedPromptCache, shared_prompt_passes
-from .support import check_attention, reason_against
+from .support import attention_reason, reason_against
 from .thinking_rows import ThinkingRows
 
 
@@ -110,11 +110,19 @@ class RolloutEngine:
         self.draws = draws
         self.prefill_tokens = prefill_tokens
         self.progress = progress
-        self._checked = weakref.WeakSet()
+        self._attention_reasons = weakref.WeakKeyDictionary()
 
+    def _reason_against(self, model, generation_config, model_kwargs):
+        if reason := reason_against(model, generation_config, model_kwargs):
+            return reason
+        if model not in self._attention_reasons:
+            self._attention_reasons[model] = attention_reason(model)
+        return self._attention_reasons[model]
+
+    @torch.no_grad()
     def accepts(self, model, generation_config, model_kwargs) -> bool:
         """Whether the engine can run a call of `generate`; if not, the reason is logged once."""
-        reason = reason_against(model, generation_config, model_kwargs)
+        reason = self._reason_against(model, generation_config, model_kwargs)
         if reason:
             logger.warning_once(f"The stock decoding loop runs, not the rollout engine: {reason}.")
         return not reason
@@ -123,13 +131,10 @@ class RolloutEngine:
         self, model, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer=None, **model_kwargs
     ):
         """The loop, called by `generate`; returns what `generate` returns."""
-        if reason := reason_against(model, generation_config, model_kwargs):
+        if reason := self._reason_against(model, generation_config, model_kwargs):
             raise ValueError(f"RolloutEngine cannot run this call: {reason}. Leave `custom_generate` out.")
         rollout = _Rollout(self, model, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer)
         prompts = rollout.prompts(model_kwargs.get("attention_mask"))
-        if model not in self._checked:
-            check_attention(model, prompts[0].ids)
-            self._checked.add(model)
         sequences = rollout.run(prompts)
         recorded = thinking_rollout(rollout.records) if rollout.thinking is not None else None
         return thinking_output(sequences, recorded, generation_config.return_dict_in_generate)
