@@ -1,4 +1,4 @@
-"""Tokenizer whose vocabulary is that of the word problems: words, single digits, and the marker as two tokens."""
+"""Tokenizers whose vocabulary is that of the self-made problems; the marker is two tokens."""
 
 import re
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = "<pad>", "<eos>", "<unk>"
 
 # A word takes the space before it; a digit does not, so that each digit is one token wherever it stands
 _PIECE = r" ?[A-Za-z]+|##|[^A-Za-z]"
+# A node is one token, its name being no quantity
+_GRAPH_PIECE = r"[0-9]+|##|[^0-9]"
 
 
 def build_word_problem_tokenizer(templates: Sequence[WordProblemTemplate] = TEMPLATES):
@@ -37,14 +39,42 @@ def build_word_problem_tokenizer(templates: Sequence[WordProblemTemplate] = TEMP
     ['1', '2', '##', '##', 'Ġ', '5']
     ```
     """
+    return _word_level_tokenizer(_pieces(templates), _PIECE)
+
+
+def build_graph_tokenizer(names: int = 20):
+    """
+    A tokenizer for the problems of [`generate_graph_problems`]: each node is one token.
+
+    Args:
+        names (`int`, *optional*, defaults to `20`):
+            Numbers that nodes are named with.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerFast`]: as [`build_word_problem_tokenizer`].
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import build_graph_tokenizer
+
+    >>> tokenizer = build_graph_tokenizer()
+    >>> tokenizer.convert_ids_to_tokens(tokenizer("12>4#### 5")["input_ids"])
+    ['12', '>', '4', '##', '##', 'Ġ', '5']
+    ```
+    """
+    return _word_level_tokenizer([*map(str, range(names)), "##", *">;?:,", "Ġ", "Ċ"], _GRAPH_PIECE)
+
+
+def _word_level_tokenizer(pieces: Sequence[str], pattern: str):
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {piece: index for index, piece in enumerate((PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, *_pieces(templates)))}
+    vocabulary = {piece: index for index, piece in enumerate((PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, *pieces))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECE), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -1,0 +1,205 @@
+"""
+Compare base, GRPO and latent thinking under one prompt, grader and token budget, over several seeds.
+
+```bash
+python recipes/compare.py --config recipes/configs/compare/sums.yaml --output_dir outputs/compare/sums --jobs 2
+```
+
+Each arm and seed is one run of `recipes/compare_arm.py` in a folder of its own: the same command again goes on, and
+finished runs stay. `--report true` writes the report of what is finished. `smoke.yaml` takes about a minute on two CPU
+cores, offline.
+
+Outputs, in `output_dir`: `status.html`, `results.jsonl` and `runs/` as of `recipes/run_experiment.py`, and `report/`:
+`compare.md` (means, contrasts at equal steps, tokens and wall-clock, thinking on against off), `compare.json`,
+`learning_curves.png`, and the general `report.html`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
+from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.evidence.curves import plot_training_curves
+from hf_evidenceflow.experiments.contrasts import contrast_arms, contrast_problems
+from hf_evidenceflow.experiments.grid import Grid
+from hf_evidenceflow.experiments.grid_file import load_grid
+from hf_evidenceflow.experiments.launcher import LaunchOptions
+from hf_evidenceflow.experiments.report import write_report
+from hf_evidenceflow.experiments.runner import ExperimentRunner
+from hf_evidenceflow.experiments.runs import is_number
+from hf_evidenceflow.experiments.summary import SAMPLES_NAME
+from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
+
+
+MEANS = {
+    "accuracy": "eval_accuracy",
+    "greedy": "eval_greedy",
+    "accuracy, off": "eval_accuracy_off",
+    "greedy, off": "eval_greedy_off",
+    "accuracy, soft": "eval_accuracy_soft",
+    "greedy, soft": "eval_greedy_soft",
+    "length": "eval_length",
+    "hidden ratio": "hidden_ratio",
+    "seconds": "train_seconds",
+    "tokens": "train_tokens",
+}
+CURVES = ("reward", "completions/mean_length", "entropy", "thinking/hidden_ratio")
+
+
+@dataclass
+class CompareArguments:
+    """
+    Args:
+        config (`str`):
+            The arms and seeds, a YAML file as of `recipes/run_experiment.py` with one axis, `arm`.
+        output_dir (`str`):
+            Folder of the comparison.
+        jobs (`int`, *optional*, defaults to `2`):
+            Runs at once, with one thread each.
+        report (`bool`, *optional*, defaults to `False`):
+            Write the report of what is finished and run nothing.
+    """
+
+    config: str
+    output_dir: str
+    jobs: int = 2
+    report: bool = False
+
+
+def by_arm(grid: Grid, rows: list[dict]) -> dict[str, dict[int, dict]]:
+    """Result row by arm and seed, the arms in the order of the grid."""
+    results = {arm: {} for arm in grid.axes["arm"]}
+    for row in rows:
+        results[row["cell"]["arm"]][row["seed"]] = row
+    return {arm: runs for arm, runs in results.items() if runs}
+
+
+def mean_metrics(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the seeds of the metrics that all of them have."""
+    found = {}
+    for title, name in MEANS.items():
+        values = [run["metrics"].get(name) for run in runs.values()]
+        if all(map(is_number, values)):
+            found[title] = sum(values) / len(values)
+    return found
+
+
+def mean_history(histories: list[list[dict]], keys=CURVES) -> list[dict]:
+    """One training log out of those of several seeds: means of the steps that all of them have."""
+    by_step = [{row["step"]: row for row in history if "reward" in row} for history in histories]
+    steps = sorted(set.intersection(*map(set, by_step)))
+    return [
+        {"step": step}
+        | {
+            key: sum(log[step][key] for log in by_step) / len(by_step)
+            for key in keys
+            if all(is_number(log[step].get(key)) for log in by_step)
+        }
+        for step in steps
+    ]
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """The comparison as Markdown tables."""
+    seeds, baseline = ", ".join(map(str, comparison["seeds"])), comparison["baseline"]
+    lines = [f"# {comparison['name']}", "", f"Means over the finished ones of the seeds {seeds}.", ""]
+    header = list(MEANS)
+    lines += ["| arm | seeds | " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) + 1)]
+    for arm, entry in comparison["arms"].items():
+        cells = [f"{entry['means'][title]:.4g}" if title in entry["means"] else "" for title in header]
+        lines.append(f"| {arm} | {len(entry['seeds'])} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "`off` is the same weights without thinking, `soft` with soft thinking, which no arm was trained for.",
+        "",
+        f"Differences of the sampled accuracy to {baseline} at equal steps, tokens and wall-clock, and of each arm to "
+        "itself without thinking: paired t interval over the seeds, p corrected over the arms (Holm).",
+        "",
+        "| arm | basis | seeds | difference | 95 % interval | p | p (Holm) |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in comparison["contrasts"]:
+        lines.append(
+            f"| {row['arm']} | {row['basis']} | {len(row['seeds'])} | {row['difference']:+.4f} | "
+            f"[{row['low']:+.4f}, {row['high']:+.4f}] | {_p(row['p_value'])} | {_p(row['p_holm'])} |"
+        )
+    lines += [
+        "",
+        f"Sampled accuracy minus that of {baseline} inside one seed: paired bootstrap over the problems.",
+        "",
+        "| arm | seed | difference | 95 % interval |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in comparison["problems"]:
+        lines.append(
+            f"| {row['arm']} | {row['seed']} | {row['difference']:+.4f} | [{row['low']:+.4f}, {row['high']:+.4f}] |"
+        )
+    return "\n".join([*lines, "", "![curves](learning_curves.png)", ""])
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def write_comparison(grid: Grid, rows: list[dict], output_dir: str) -> dict[str, Any]:
+    """Write `compare.md`, `compare.json` and `learning_curves.png` of the finished runs."""
+    results, runs_dir, folder = by_arm(grid, rows), Path(output_dir) / "runs", Path(output_dir) / "report"
+    baseline = grid.baseline["arm"]
+    problems = []
+    for arm, runs in results.items():
+        for seed in runs if arm != baseline else ():
+            if seed in results.get(baseline, {}):
+                first, second = (
+                    read_jsonl(runs_dir / results[name][seed]["id"] / SAMPLES_NAME) for name in (baseline, arm)
+                )
+                problems.append({"arm": arm, "seed": seed} | contrast_problems(first, second, "accuracy"))
+    comparison = {
+        "name": grid.name,
+        "baseline": baseline,
+        "seeds": grid.seeds,
+        "arms": {arm: {"seeds": list(runs), "means": mean_metrics(runs)} for arm, runs in results.items()},
+        "contrasts": contrast_arms(results, baseline) if baseline in results else [],
+        "problems": problems,
+    }
+    histories = {
+        arm: mean_history([read_jsonl(runs_dir / run["id"] / LOG_FILE_NAME) for run in runs.values()])
+        for arm, runs in results.items()
+    }
+    if histories := {arm: history for arm, history in histories.items() if history}:
+        plot_training_curves(histories, folder / "learning_curves.png", keys=_logged(histories))
+    atomic_write_json(folder / "compare.json", comparison)
+    atomic_write_text(folder / "compare.md", markdown(comparison))
+    return comparison
+
+
+def _logged(histories: Mapping[str, list[dict]]) -> list[str]:
+    return [key for key in CURVES if any(key in row for history in histories.values() for row in history)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    (args,) = HfArgumentParser(CompareArguments).parse_args_into_dataclasses(argv)
+    grid = load_grid(args.config, {"warm_up_dir": str(Path(args.output_dir) / "warm-up")})
+    if list(grid.axes) != ["arm"] or not grid.baseline:
+        raise ValueError(f"`{args.config}` must have one axis, `arm`, and a `baseline`, got axes {list(grid.axes)}.")
+    runner = ExperimentRunner(grid, args.output_dir, LaunchOptions("python", threads=1), args.jobs)
+    code = 0 if args.report else runner.run()
+    rows = runner.results()
+    if not rows:
+        print(f"No run in {args.output_dir} is finished: there is nothing to report.")
+        return code
+    write_report(grid, runner.plan(), rows, args.output_dir)
+    write_comparison(grid, rows, args.output_dir)
+    print(f"{len(rows)} runs in {Path(args.output_dir) / 'report' / 'compare.md'}")
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on.")
+        raise SystemExit(130) from None
