@@ -21,6 +21,7 @@ _EXPORTS = {
     "evidence.router_statistics": ["RouterStatistics"],
     "losses.next_token": ["NextTokenTargets"],
     "models.auto_thinking": ["load_thinking_model"],
+    "models.base_export": ["export_base_model"],
     "models.crosslayer.configuration_crosslayer": ["CrossLayerLlamaConfig"],
     "models.crosslayer.extra_parameters": ["extra_parameters", "no_decay_names"],
     "models.crosslayer.modeling_crosslayer": ["CrossLayerLlamaForCausalLM", "CrossLayerLlamaModel"],

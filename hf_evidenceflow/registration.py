@@ -8,6 +8,11 @@ from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, C
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
 
 
+# Causal LM -> its model without a head
+MODEL_CLASSES = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
+MODEL_CLASSES |= {TinySeekForCausalLM: TinySeekModel, CrossLayerLlamaForCausalLM: CrossLayerLlamaModel}
+
+
 def register_models() -> None:
     """
     Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the package's model types. Calling it again changes
@@ -16,9 +21,7 @@ def register_models() -> None:
     Raises:
         `ValueError`: if a foreign class owns one of the model types.
     """
-    classes = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
-    classes |= {TinySeekForCausalLM: TinySeekModel, CrossLayerLlamaForCausalLM: CrossLayerLlamaModel}
-    for causal_lm, model in classes.items():
+    for causal_lm, model in MODEL_CLASSES.items():
         config = causal_lm.config_class
         if config.model_type in CONFIG_MAPPING:
             owner = CONFIG_MAPPING[config.model_type]

@@ -12,6 +12,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
+from torch.distributed import is_torchelastic_launched
+
 from ..models.weights import broken_weights
 from ..reporting import RUN_RECORD_NAME, read_run_record
 
@@ -97,7 +99,8 @@ def resolve_output_dir(
             Output folder of the run.
         resume_from_checkpoint (`str`, `bool`, *optional*):
             `True` or `"true"` for the last whole checkpoint of `output_dir`, the path of a checkpoint, or `None`,
-            `False` or `"false"` for a new run.
+            `False` or `"false"` for a new run. Under torchrun, `True` starts anew if there is no whole checkpoint, so
+            that `--max-restarts` works from the first step.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether a new run removes the checkpoints and the run record of the one that is in the folder.
 
@@ -119,7 +122,10 @@ def _resolve(output_dir: Path, resume: str | bool, overwrite: bool) -> str | Non
         raise ValueError("A run cannot both resume from a checkpoint and overwrite it: choose one of the two.")
     if resume is True:
         checkpoint = last_whole_checkpoint(output_dir)
-        if checkpoint is None:
+        if checkpoint is None and is_torchelastic_launched():
+            # The launcher restarts a failed run with the same command, also before its first checkpoint.
+            logger.warning("`%s` holds no whole checkpoint: starting anew.", output_dir)
+        elif checkpoint is None:
             raise ValueError(
                 f"`resume_from_checkpoint` is true, but `{output_dir}` holds no whole checkpoint. Check `output_dir`, "
                 "or start anew in another folder without `resume_from_checkpoint`."

@@ -1,0 +1,95 @@
+"""Thinking models in the real lm-evaluation-harness, on a local task."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from hf_evidenceflow import load_thinking_model
+
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: {output_type}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{more}
+"""
+GENERATE = """
+generation_kwargs: {until: ["a"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(plain_checkpoint, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("thinking"))
+    torch.manual_seed(7)
+    model = load_thinking_model(plain_checkpoint, thinking_residual_r_min=0.05, thinking_residual_r_max=0.1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain_checkpoint).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": f"{n} + {n + 2} =", "answer": f" {2 * n + 2}"} for n in range(6)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = json.dumps(str(folder / "data.jsonl"))
+    for name, output_type, more in (("sums", "generate_until", GENERATE), ("sums_ll", "loglikelihood", "")):
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data, output_type=output_type, more=more))
+    return str(folder)
+
+
+def evaluate(checkpoint, tasks, model, **model_args):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import hf_evidenceflow.integrations.lm_eval  # noqa: F401  registers the model
+
+    arguments = {"pretrained": checkpoint, "dtype": "float32", "max_length": 100, **model_args}
+    results = simple_evaluate(
+        model=model,
+        model_args=arguments,
+        tasks=["sums", "sums_ll"],
+        task_manager=TaskManager(include_path=tasks, include_defaults=False),
+        device="cpu",
+        batch_size=4,
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    samples = {name: [row["resps"] for row in rows] for name, rows in results["samples"].items()}
+    return samples["sums"], samples["sums_ll"]
+
+
+@pytest.mark.slow
+def test_without_thinking_the_answers_are_those_of_the_stock_model(checkpoint, plain_base, tasks):
+    found = evaluate(checkpoint, tasks, "thinking-hf", thinking_mode="none")
+    assert found == evaluate(plain_base, tasks, "hf")
+
+
+@pytest.mark.slow
+def test_thinking_changes_what_is_generated_and_no_log_likelihood(checkpoint, plain_base, tasks):
+    texts, likelihoods = evaluate(checkpoint, tasks, "thinking-hf")
+    plain_texts, plain_likelihoods = evaluate(plain_base, tasks, "hf")
+    assert texts != plain_texts
+    assert likelihoods == plain_likelihoods
+
+
+@pytest.fixture(scope="module")
+def plain_base(checkpoint, tmp_path_factory):
+    from hf_evidenceflow import export_base_model
+
+    folder = str(tmp_path_factory.mktemp("plain"))
+    export_base_model(load_thinking_model(checkpoint), folder, AutoTokenizer.from_pretrained(checkpoint))
+    return folder

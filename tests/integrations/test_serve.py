@@ -1,0 +1,85 @@
+"""A thinking model behind `transformers serve`, asked by the real OpenAI client."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from urllib.error import URLError
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from hf_evidenceflow import load_thinking_model
+
+
+MESSAGES = [{"role": "user", "content": "Tom has 3 apples."}]
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def served(plain_checkpoint, tmp_path_factory):
+    """Client, folder and model: gates wide open, so that thinking changes the text."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package)
+    from openai import OpenAI
+
+    folder = str(tmp_path_factory.mktemp("served"))
+    torch.manual_seed(7)
+    model = load_thinking_model(plain_checkpoint, thinking_residual_r_min=0.05, thinking_residual_r_max=0.1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    model.generation_config.max_new_tokens = 16
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(plain_checkpoint)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "hf_evidenceflow.integrations.serve", folder, "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, "--device", "cpu", "--dtype", "float32"], env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    client = OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/health")
+                break
+            except URLError:
+                assert server.poll() is None, "the server has ended"
+                time.sleep(0.5)
+        yield client, folder, model, tokenizer
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def greedy_text(model, tokenizer, mode):
+    ids = tokenizer.apply_chat_template(MESSAGES, return_tensors="pt", return_dict=True, add_generation_prompt=True)
+    model.config.thinking_mode = mode
+    output = model.generate(**ids, tokenizer=tokenizer, do_sample=False, max_new_tokens=16)
+    return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.slow
+def test_a_served_model_thinks(served):
+    client, folder, model, tokenizer = served
+    answer = client.chat.completions.create(model=folder, messages=MESSAGES, temperature=0.0, max_tokens=16)
+    assert answer.choices[0].message.content == greedy_text(model, tokenizer, "projection")
+    assert answer.choices[0].message.content != greedy_text(model, tokenizer, "none")
+
+
+@pytest.mark.slow
+def test_a_served_model_thinks_while_it_is_streamed(served):
+    client, folder, model, tokenizer = served
+    stream = client.chat.completions.create(
+        model=folder, messages=MESSAGES, temperature=0.0, max_tokens=16, stream=True
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 2
+    assert "".join(pieces) == greedy_text(model, tokenizer, "projection")
