@@ -102,14 +102,18 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
         config = self._thinking_config(model, args)
         self.thinking_mode = config.thinking_mode
-        has_reference = (
-            isinstance(model, str) or config._name_or_path or peft_config is not None or is_peft_model(model)
-        )
+        has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+        has_reference = isinstance(model, str) or config._name_or_path or has_adapter
         if args.beta != 0 and not has_reference:
             raise ValueError(
                 f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
                 "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
                 "set `beta=0`."
+            )
+        if args.cast_lm_head_to_fp32 and config.tie_word_embeddings and has_adapter:
+            raise ValueError(
+                "`cast_lm_head_to_fp32=True` with an adapter over tied embeddings is not supported by TRL, which "
+                "looks for the embeddings in the wrong place. Set it to False, or untie the embeddings."
             )
         self._refuse(args, config, kwargs)
         if peft_config is not None:
@@ -358,7 +362,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         mean, largest = parity_gap(logps, inputs["rollout_logps"], inputs["completion_mask"], self.accelerator)
         self._metrics["train"]["thinking/parity_gap"].append(largest)
         self._metrics["train"]["thinking/parity_gap_mean"].append(mean)
-        half = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
+        # Not `model.dtype`: with a head in fp32 that may be the head's
+        half = self.accelerator.mixed_precision != "no" or any(
+            parameter.dtype in (torch.bfloat16, torch.float16) for parameter in self.model.parameters()
+        )
         kind, gap, tolerance = ("mean", mean, 2e-2) if half else ("largest", largest, 1e-3)
         tolerance = tolerance if self.args.parity_tolerance is None else self.args.parity_tolerance
         if not gap <= tolerance:
