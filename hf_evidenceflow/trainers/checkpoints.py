@@ -122,8 +122,8 @@ def _resolve(output_dir: Path, resume: str | bool, overwrite: bool) -> str | Non
         raise ValueError("A run cannot both resume from a checkpoint and overwrite it: choose one of the two.")
     if resume is True:
         checkpoint = last_whole_checkpoint(output_dir)
-        if checkpoint is None and is_torchelastic_launched():
-            # The launcher restarts a failed run with the same command, also before its first checkpoint.
+        if checkpoint is None and is_torchelastic_launched() and not _is_finished(read_run_record(output_dir)):
+            # The launcher restarts a failed run with the same command, also before its first checkpoint
             logger.warning("`%s` holds no whole checkpoint: starting anew.", output_dir)
         elif checkpoint is None:
             raise ValueError(
@@ -147,11 +147,15 @@ def _resolve(output_dir: Path, resume: str | bool, overwrite: bool) -> str | Non
     return None
 
 
+def _is_finished(record: dict | None) -> bool:
+    return record is not None and record["status"] == "finished"
+
+
 def _refuse_used(output_dir: Path) -> None:
     record = read_run_record(output_dir)
     if record is None and not _checkpoints(output_dir):
         return
-    if record is not None and record["status"] == "finished":
+    if _is_finished(record):
         raise ValueError(
             f"`{output_dir}` holds a finished run (`{record.get('command')}`, ended {record.get('ended')}), which is "
             "never overwritten. Choose another `output_dir`, or pass `--resume_from_checkpoint true` to train on."

@@ -13,10 +13,10 @@ from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 
 
 def fixed_rollouts(config, rows=4, prompt=5, count=6):
-    """One global batch; every row has the same number of tokens."""
+    """One global batch; the two halves have unlike numbers of tokens."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, config.vocab_size, (rows, prompt + count), generator=generator)
-    mask = torch.ones(rows, count, dtype=torch.long)
+    mask = (torch.arange(count) < torch.tensor([6, 4, 3, 1])[:, None]).long()
     return {
         "prompt_ids": ids[:, :prompt],
         "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),

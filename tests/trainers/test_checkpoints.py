@@ -7,6 +7,7 @@ import torch
 from safetensors.numpy import save_file
 
 from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.trainers import checkpoints
 from hf_evidenceflow.trainers.checkpoints import (
     broken_weights,
     checkpoint_problem,
@@ -147,3 +148,17 @@ def test_resuming_and_overwriting_exclude_each_other(tmp_path):
     make_checkpoint(tmp_path, 2)
     with pytest.raises(ValueError, match="choose one"):
         resolve_output_dir(tmp_path, True, overwrite=True)
+
+
+def test_a_restarted_launch_without_a_checkpoint_starts_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "is_torchelastic_launched", lambda: True)
+    interrupted_run(tmp_path)
+    assert resolve_output_dir(tmp_path, "true") is None
+
+
+def test_a_finished_run_without_a_checkpoint_is_not_overwritten_by_a_launch(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "is_torchelastic_launched", lambda: True)
+    with run_record(tmp_path, command=["train.py"]):
+        pass
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        resolve_output_dir(tmp_path, "true")

@@ -1,6 +1,8 @@
 """HRPOTrainer on two CPU processes against one."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 
 
@@ -29,27 +30,26 @@ def test_accelerate_reads_the_config_file(name, kind):
     assert load_config_from_file(str(CONFIGS / f"{name}.yaml")).distributed_type == kind
 
 
-@pytest.fixture
-def runs(plain_checkpoint, tmp_path):
-    """Folders of a run on one process and of one on two."""
-    folders = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        subprocess.run(
-            [sys.executable, *launch, str(WORKER), str(plain_checkpoint), str(folder), str(processes)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=True,
-            timeout=240,
-        )
-        folders.append(folder)
-    return folders
+def launch(worker, *arguments, processes=2, **environment):
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--max-restarts=3"]
+    return subprocess.run(
+        [sys.executable, *command, str(Path(__file__).with_name(worker)), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=240,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(runs):
-    one, two = runs
+def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(plain_checkpoint, tmp_path):
+    folders = []
+    for processes in (1, 2):
+        folders.append(tmp_path / str(processes))
+        folders[-1].mkdir()
+        launch("distributed_worker.py", plain_checkpoint, folders[-1], processes, processes=processes)
+    one, two = folders
     expected = load_file(one / "gradients-0.safetensors")
     assert any("thinking_projection" in name for name in expected)
     for rank in (0, 1):
@@ -57,3 +57,35 @@ def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(runs):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     first, second = (load_file(two / f"weights-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    rewards = [
+        [row["reward"] for row in json.loads((two / f"metrics-{rank}.json").read_text()) if "reward" in row]
+        for rank in (0, 1)
+    ]
+    assert rewards[0] == rewards[1]
+
+
+def checkpoint_state(folder):
+    """Weights, optimizer state and log of the last checkpoint."""
+    checkpoint = folder / "checkpoint-4"
+    log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    kept = ("loss", "reward", "grad_norm", "thinking/gate_mean", "completions/mean_length")
+    return (
+        load_file(checkpoint / "model.safetensors"),
+        torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"],
+        [{key: row.get(key) for key in kept} for row in log],
+    )
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_saving_loses_nothing(plain_checkpoint, tmp_path):
+    """SIGKILL to one of two processes inside the second checkpoint; the launcher starts both again."""
+    launch("resume_worker.py", plain_checkpoint, tmp_path / "whole")
+    killed = launch("resume_worker.py", plain_checkpoint, tmp_path / "killed", KILL_AT_STEP="4")
+    assert "start 0 from None" in killed.stdout
+    assert re.search("start [1-3] from checkpoint-2", killed.stdout)  # gloo may need a second attempt to connect
+    expected, found = checkpoint_state(tmp_path / "whole"), checkpoint_state(tmp_path / "killed")
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in expected[0].items())
+    for index, state in expected[1].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(found[1][index][name]), torch.as_tensor(value))
+    assert found[2] == expected[2] and len(found[2]) == 4
