@@ -20,6 +20,8 @@ _EXPORTS = {
     "evidence.probe": ["EvidenceProbe", "ProbeResult"],
     "evidence.router_statistics": ["RouterStatistics"],
     "losses.next_token": ["NextTokenTargets"],
+    "models.ablation.configuration_ablation": ["AblationLlamaConfig"],
+    "models.ablation.modeling_ablation": ["AblationLlamaForCausalLM", "AblationLlamaModel"],
     "models.auto_thinking": ["load_thinking_model"],
     "models.base_export": ["export_base_model"],
     "models.crosslayer.configuration_crosslayer": ["CrossLayerLlamaConfig"],

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .models.ablation.modeling_ablation import AblationLlamaForCausalLM, AblationLlamaModel
 from .models.auto_thinking import THINKING_CLASSES
 from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, CrossLayerLlamaModel
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
@@ -10,7 +11,11 @@ from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekMode
 
 # Causal LM -> its model without a head
 MODEL_CLASSES = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
-MODEL_CLASSES |= {TinySeekForCausalLM: TinySeekModel, CrossLayerLlamaForCausalLM: CrossLayerLlamaModel}
+MODEL_CLASSES |= {
+    TinySeekForCausalLM: TinySeekModel,
+    CrossLayerLlamaForCausalLM: CrossLayerLlamaModel,
+    AblationLlamaForCausalLM: AblationLlamaModel,
+}
 
 
 def register_models() -> None:
