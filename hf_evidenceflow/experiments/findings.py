@@ -1,0 +1,144 @@
+"""Tests published findings on the runs of an experiment: a reading of each run, a contrast over seeds, a verdict."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .statistics import paired_t_difference
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """
+    A finished run with its curves.
+
+    Args:
+        evals (`Sequence[Mapping]`):
+            Evaluations in training, with `step` and `eval_loss`.
+        log (`Sequence[Mapping]`):
+            Entries of the training log, with `step`, `loss` and `grad_norm`.
+    """
+
+    evals: Sequence[Mapping[str, Any]]
+    log: Sequence[Mapping[str, Any]]
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last evaluation."""
+        return self.evals[-1]["step"]
+
+    def gradients(self, first: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and gradient norms from a share of the training on."""
+        rows = [row for row in self.log if "grad_norm" in row and row["step"] > first * self.last_step]
+        return np.array([row["step"] for row in rows]), np.array([row["grad_norm"] for row in rows])
+
+
+def final_loss(run: TrainedRun) -> float:
+    """Evaluation loss at the end."""
+    return run.evals[-1]["eval_loss"]
+
+
+def half_loss(run: TrainedRun) -> float:
+    """Evaluation loss at half of the training, linear between two evaluations."""
+    return float(
+        np.interp(run.last_step / 2, [row["step"] for row in run.evals], [row["eval_loss"] for row in run.evals])
+    )
+
+
+def late_gain(run: TrainedRun) -> float:
+    """By how much the evaluation loss falls in the second half."""
+    return half_loss(run) - final_loss(run)
+
+
+def gradient_peak_step(run: TrainedRun) -> float:
+    """Step of the largest logged gradient norm."""
+    steps, norms = run.gradients()
+    return float(steps[norms.argmax()])
+
+
+def gradient_peak_ratio(run: TrainedRun) -> float:
+    """The largest logged gradient norm, in units of the mean of the second half."""
+    return float(run.gradients()[1].max() / late_gradient(run))
+
+
+def late_gradient(run: TrainedRun) -> float:
+    """Mean gradient norm of the second half."""
+    return float(run.gradients(0.5)[1].mean())
+
+
+def late_gradient_spread(run: TrainedRun) -> float:
+    """Standard deviation of the gradient norm in the second half, in units of its mean."""
+    norms = run.gradients(0.5)[1]
+    return float(norms.std() / norms.mean())
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    A published statement: a reading is lower in one arm than in another.
+
+    Args:
+        text (`str`):
+            The statement.
+        low, high (`str`):
+            Arm said to have the lower and the higher reading.
+        reading (`Callable[[TrainedRun], float]`):
+            What is read of each run.
+    """
+
+    text: str
+    low: str
+    high: str
+    reading: Callable[[TrainedRun], float]
+
+
+def judge(finding: Finding, runs: Mapping[str, Mapping[int, TrainedRun]]) -> dict[str, Any]:
+    """
+    Judge a finding over the seeds that both arms have.
+
+    Args:
+        finding ([`Finding`]):
+            The statement.
+        runs (`Mapping[str, Mapping[int, TrainedRun]]`):
+            Finished runs by arm and seed.
+
+    Returns:
+        `dict`: `finding`, `reading`, `arms`, `seeds`, `means` of the two arms, `difference` (said to be higher minus
+        said to be lower) with `low` and `high` of the 95 % paired t interval, and `verdict`: `confirmed` if the whole
+        interval is above 0, `refuted` if it is below, else `undecided`; `not run` with fewer than two seeds.
+    """
+    low, high = runs.get(finding.low, {}), runs.get(finding.high, {})
+    seeds = sorted(low.keys() & high.keys())
+    row = {
+        "finding": finding.text,
+        "reading": finding.reading.__name__,
+        "arms": [finding.low, finding.high],
+        "seeds": seeds,
+        "verdict": "not run",
+    }
+    if len(seeds) < 2:
+        return row
+    values = [[finding.reading(arm[seed]) for seed in seeds] for arm in (low, high)]
+    result = paired_t_difference(*values)
+    verdict = "confirmed" if result.low > 0 else "refuted" if result.high < 0 else "undecided"
+    means = [float(np.mean(each)) for each in values]
+    interval = {"difference": result.value, "low": result.low, "high": result.high}
+    return row | {"means": means, **interval, "verdict": verdict}
+
+
+def findings_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Verdicts as a Markdown table."""
+    lines = [
+        "| published finding | reading | said to be lower | said to be higher | difference, 95 % | verdict |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        cells = ["", "", ""]
+        if "means" in row:
+            cells = [f"{arm} {mean:.4g}" for arm, mean in zip(row["arms"], row["means"])]
+            cells.append(f"{row['difference']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]")
+        reading = row["reading"].replace("_", " ")
+        lines.append(f"| {row['finding']} | {reading} | {' | '.join(cells)} | {row['verdict']} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,152 @@
+"""
+Judge the published findings of the architecture ablations on the runs of an experiment, and draw the comparisons.
+
+```bash
+python recipes/run_experiment.py --config recipes/configs/run_experiment/ablation.yaml --output_dir outputs/ablation \
+    --options '{"train_file": "train.txt", "validation_file": "validation.txt"}' --jobs 2
+python recipes/ablation_report.py --experiment outputs/ablation --output_dir outputs/ablation/findings
+```
+
+Outputs, in `output_dir`: `findings.md` and `findings.json` (each published finding confirmed, refuted or undecided,
+with the interval over the seeds), `comparisons.png` (training loss, validation loss and gradient norm of each
+comparison of which two arms are there).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from trl import TrlParser
+
+from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
+from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.evidence.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.experiments.findings import (
+    Finding,
+    TrainedRun,
+    final_loss,
+    findings_table,
+    gradient_peak_ratio,
+    gradient_peak_step,
+    half_loss,
+    judge,
+    late_gain,
+    late_gradient,
+    late_gradient_spread,
+)
+from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
+
+
+COMPARISONS = {
+    "Llama and vanilla": ["llama", "vanilla"],
+    "norm position": ["learned_pre", "learned"],
+    "positions": ["rope", "nope", "vanilla", "learned"],
+    "tying": ["vanilla", "untied"],
+    "activation": ["vanilla", "silu", "gelu", "swiglu"],
+}
+# CS336, assignment 1: one run each, read from plots. Vanilla has sinusoidal positions, ReLU and tied embeddings.
+FINDINGS = [
+    Finding("Llama beats vanilla at the end", "llama", "vanilla", final_loss),
+    Finding("Llama beats vanilla in speed (half-way)", "llama", "vanilla", half_loss),
+    Finding("Llama's gradient peaks later", "vanilla", "llama", gradient_peak_step),
+    Finding("pre-norm ends worse than post-norm", "learned", "learned_pre", final_loss),
+    Finding("post-norm's gradient has a spike at the start", "learned_pre", "learned", gradient_peak_ratio),
+    Finding("RoPE beats sinusoidal positions", "rope", "vanilla", final_loss),
+    Finding("RoPE beats learned positions", "rope", "learned", final_loss),
+    Finding("RoPE has a lower gradient norm than sinusoidal positions", "rope", "vanilla", late_gradient),
+    Finding("RoPE has a lower gradient norm than learned positions", "rope", "learned", late_gradient),
+    Finding("NoPE is worse than sinusoidal positions", "vanilla", "nope", final_loss),
+    Finding("NoPE is worse than learned positions", "learned", "nope", final_loss),
+    Finding("learned positions lead sinusoidal ones half-way", "learned", "vanilla", half_loss),
+    Finding("sinusoidal positions overtake learned ones late", "vanilla", "learned", final_loss),
+    Finding("SiLU beats ReLU", "silu", "vanilla", final_loss),
+    Finding("GELU beats ReLU", "gelu", "vanilla", final_loss),
+    Finding("ReLU's gradient norm is higher than SiLU's", "silu", "vanilla", late_gradient),
+    Finding("ReLU's gradient norm is higher than GELU's", "gelu", "vanilla", late_gradient),
+    Finding("SwiGLU's gradient is smoother than ReLU's", "swiglu", "vanilla", late_gradient_spread),
+    Finding("untied beats tied under post-norm", "untied", "vanilla", final_loss),
+    Finding("untied has no gradient spike, tied has one", "untied", "vanilla", gradient_peak_ratio),
+    Finding("tied catches up late", "untied", "vanilla", late_gain),
+]
+
+
+@dataclass
+class ReportArguments:
+    """
+    Args:
+        experiment (`str`):
+            Folder of the experiment, with `results.jsonl` and `runs/`.
+        output_dir (`str`):
+            Folder of the report.
+        skip_steps (`int`, *optional*, defaults to `25`):
+            Steps cut from the beginning of the pictures, not from the readings (published: 1,000 of 40,000).
+    """
+
+    experiment: str
+    output_dir: str
+    skip_steps: int = 25
+
+
+def load_runs(folder: Path) -> dict[str, dict[int, TrainedRun]]:
+    """Finished runs by arm and seed."""
+    results = folder / "results.jsonl"
+    if not results.exists():
+        raise FileNotFoundError(f"`{results}` does not exist. Run recipes/run_experiment.py with that folder first.")
+    runs: dict[str, dict[int, TrainedRun]] = {}
+    for row in read_jsonl(results):
+        if row["final"]:
+            log = read_jsonl(folder / "runs" / row["id"] / LOG_FILE_NAME)
+            runs.setdefault(row["cell"]["arm"], {})[row["seed"]] = TrainedRun(row["evals"], log)
+    return runs
+
+
+def mean_curve(runs: dict[int, TrainedRun], rows: str, key: str, skip: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a curve, averaged over the seeds."""
+    by_step: dict[int, list[float]] = {}
+    for run in runs.values():
+        for row in getattr(run, rows):
+            if key in row and row["step"] > skip:
+                by_step.setdefault(row["step"], []).append(row[key])
+    steps = np.array(sorted(step for step, values in by_step.items() if len(values) == len(runs)))
+    return steps, np.array([np.mean(by_step[step]) for step in steps])
+
+
+def draw(runs, path: Path, skip: int) -> None:
+    """A row of three panels for each comparison: training loss, validation loss, gradient norm; means over seeds."""
+    panels = {"training loss": ("log", "loss"), "validation loss": ("evals", "eval_loss")}
+    panels["gradient norm"] = ("log", "grad_norm")
+    comparisons = {title: [arm for arm in arms if arm in runs] for title, arms in COMPARISONS.items()}
+    comparisons = {title: arms for title, arms in comparisons.items() if len(arms) > 1}
+    if not comparisons:
+        return
+    figure = new_figure((12, 2.6 * len(comparisons)))
+    for row, (title, arms) in zip(figure.subplots(len(comparisons), 3, squeeze=False), comparisons.items()):
+        for axes, (label, (rows, key)) in zip(row, panels.items()):
+            for arm, colour in zip(arms, COLOURS):
+                steps, values = mean_curve(runs[arm], rows, key, skip)
+                if len(steps):
+                    axes.plot(steps, values, color=colour, label=arm, linewidth=1)
+            if key != "grad_norm":
+                # The end is where the arms can be told apart
+                lowest = min(line.get_ydata().min() for line in axes.lines)
+                axes.set_ylim(lowest - 0.05, lowest + 1.5)
+            axes.set_title(f"{title}: {label}", fontsize=9)
+            axes.grid(alpha=0.3)
+        row[0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    (args,) = TrlParser(ReportArguments).parse_args_and_config(argv)
+    runs, folder = load_runs(Path(args.experiment)), Path(args.output_dir)
+    rows = [judge(finding, runs) for finding in FINDINGS]
+    table = findings_table(rows)
+    atomic_write_json(folder / "findings.json", rows)
+    atomic_write_text(folder / "findings.md", table)
+    draw(runs, folder / "comparisons.png", args.skip_steps)
+    print(table)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
