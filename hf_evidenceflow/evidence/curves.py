@@ -155,7 +155,8 @@ def plot_training_curves(
     if smoothed:
         handles.append(panels[0].plot([], [], color="0.6", alpha=0.6, linewidth=0.9)[0])
         labels.append("as logged (bold: running mean)")
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=10)
+    columns = max(1, min(len(labels), 120 // (8 + max(map(len, labels)))))  # as many as the width of the figure holds
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     if title is not None:
         figure.suptitle(title, fontsize=13)
 
