@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint format install clean
+.PHONY: demo test test-fast test-lowest lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -22,6 +22,16 @@ test: $(VENV)/.installed
 test-fast: $(VENV)/.installed
 	$(RUN) -m pytest -m "not slow"
 
+# The fast tests on the lowest supported versions, in an environment of their own
+test-lowest: $(VENV)-lowest/.installed
+	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+
+$(VENV)-lowest/.installed: constraints-lowest.txt constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	touch $@
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -31,4 +41,4 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .pytest_cache .ruff_cache

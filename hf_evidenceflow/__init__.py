@@ -6,8 +6,13 @@ use.
 
 import importlib
 
-from .registration import register_models
-from .version import __version__
+from .dependencies import check_versions
+
+
+check_versions()
+
+from .registration import register_models  # noqa: E402  transformers of another version may fail to import
+from .version import __version__  # noqa: E402
 
 
 _EXPORTS = {
