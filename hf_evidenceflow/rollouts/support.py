@@ -1,6 +1,7 @@
 """What the rollout engine can run, and a check of a model's attention before the first rollout."""
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from .prefill import prefill
 from .shared_prompt_cache import SharedPromptCache, pass_lock, shared_prompt_passes
@@ -28,6 +29,8 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
         return f"the attention of {type(model).__name__} does not go through transformers' attention interface"
     if layer_types != {"full_attention"}:
         return f"the model has layers of the types {sorted(layer_types)}, and only full attention is supported"
+    if isinstance(next(model.parameters()), DTensor):
+        return "its weights are sharded, so that processes whose rows end at different steps would wait for each other"
     if generation_config.num_beams not in (None, 1):
         return f"`num_beams={generation_config.num_beams}`"
     if generation_config.use_cache is False:

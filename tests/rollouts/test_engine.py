@@ -9,6 +9,7 @@ from tiny_models import TINY
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, StoppingCriteria, StoppingCriteriaList
 
 from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM, RolloutEngine
+from hf_evidenceflow.rollouts import support
 
 
 SAMPLING = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
@@ -226,6 +227,12 @@ def test_sliding_windows_are_refused(padded):
     model = type(make_plain())(config).eval()
     with pytest.raises(ValueError, match="sliding_attention"):
         generate(model, padded, RolloutEngine())
+
+
+def test_sharded_weights_are_refused(plain, padded, monkeypatch):
+    monkeypatch.setattr(support, "DTensor", torch.nn.Parameter)  # a real one needs a process group
+    with pytest.raises(ValueError, match="its weights are sharded"):
+        generate(plain, padded, RolloutEngine())
 
 
 def test_an_empty_prompt_is_refused(plain, padded):
