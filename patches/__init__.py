@@ -5,8 +5,10 @@ import importlib
 
 _MODULE_OF = {
     "ParameterGroupPatch": "optimizer",
+    "UnslothPatch": "unsloth",
     "patch_parameter_group_lrs": "optimizer",
     "patch_trainer_optimizer": "optimizer",
+    "patch_unsloth": "unsloth",
 }
 
 __all__ = sorted(_MODULE_OF)

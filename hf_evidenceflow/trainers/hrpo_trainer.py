@@ -268,6 +268,12 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         tokens = sum(map(len, completion_ids))
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["rollout/tokens_per_second"].append(tokens / (time.perf_counter() - start))
+        if not rollouts and self.thinking_mode != "none":
+            raise RuntimeError(
+                f"The rollout recorded no thinking states (`thinking_mode={self.thinking_mode!r}`): something "
+                "generates around the model's own `generate`, and training would go on without thinking. Take it off "
+                "the model, or set the model's `thinking_mode` to 'none'."
+            )
         if rollouts:
             rollout = rollouts[0]
             if check:
