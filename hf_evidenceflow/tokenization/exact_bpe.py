@@ -1,0 +1,115 @@
+"""Byte-pair encoding with a stated rule for ties: among the most frequent pairs the greatest one, by bytes.
+
+The rule of Stanford's CS336, assignment 1. `tokenizers` breaks ties otherwise, so that the same text gives other
+merges from some point on. An inverted index and a heap with outdated entries keep the work to the words that a merge
+changes.
+"""
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping
+
+from transformers.utils import logging
+
+
+class _Greatest:
+    """A pair of byte strings that a min-heap gives out greatest first."""
+
+    __slots__ = ("pair",)
+
+    def __init__(self, pair):
+        self.pair = pair
+
+    def __lt__(self, other):
+        return self.pair > other.pair
+
+
+def train_merges(
+    word_counts: Mapping[bytes, int], num_merges: int, progress: bool = False
+) -> list[tuple[bytes, bytes]]:
+    """
+    Learn merges from counted pre-tokens.
+
+    Args:
+        word_counts (`Mapping[bytes, int]`):
+            Occurrences by pre-token.
+        num_merges (`int`):
+            Merges to learn; fewer if every pre-token has become one token.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether a bar counts the merges.
+
+    Returns:
+        `list[tuple[bytes, bytes]]`: the merges, in order.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.tokenization.exact_bpe import train_merges
+
+    >>> train_merges({b"low": 5, b"lower": 2, b"newest": 6}, 2)
+    [(b'w', b'e'), (b'l', b'o')]
+    ```
+    """
+    tokens = [bytes([byte]) for byte in range(256)]  # by id
+    words = [list(word) for word in word_counts]
+    counts = list(word_counts.values())
+    pair_counts: dict[tuple[int, int], int] = defaultdict(int)
+    words_of: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for index, (word, count) in enumerate(zip(words, counts)):
+        for pair in itertools.pairwise(word):
+            pair_counts[pair] += count
+            words_of[pair].add(index)
+
+    def entry(pair):
+        return -pair_counts[pair], _Greatest((tokens[pair[0]], tokens[pair[1]])), pair
+
+    heap = [entry(pair) for pair in pair_counts]
+    heapq.heapify(heap)
+    merges = []
+    with logging.tqdm(total=num_merges, disable=not progress, desc="Learning merges") as bar:
+        while heap and len(merges) < num_merges:
+            count, _, pair = heapq.heappop(heap)
+            if pair_counts.get(pair) != -count or not count:
+                continue  # outdated: the pair has another entry
+            merges.append((tokens[pair[0]], tokens[pair[1]]))
+            tokens.append(tokens[pair[0]] + tokens[pair[1]])
+            changed = _merge(pair, len(tokens) - 1, words, counts, pair_counts, words_of)
+            for other in changed:
+                if pair_counts[other]:
+                    heapq.heappush(heap, entry(other))
+                else:
+                    del pair_counts[other]
+            bar.update(1)
+    return merges
+
+
+def _merge(pair, new, words, counts, pair_counts, words_of):
+    """Replace a pair in all words that hold it; returns the pairs whose counts have changed."""
+    first, second = pair
+    changed = set()
+    for index in words_of.pop(pair):
+        word, count = words[index], counts[index]
+        place = 0
+        while place < len(word) - 1:
+            if word[place] != first or word[place + 1] != second:
+                place += 1
+                continue
+            if place:
+                before = word[place - 1]
+                pair_counts[before, first] -= count
+                pair_counts[before, new] += count
+                words_of[before, new].add(index)
+                changed.update(((before, first), (before, new)))
+            if place + 2 < len(word):
+                after = word[place + 2]
+                pair_counts[second, after] -= count
+                pair_counts[new, after] += count
+                words_of[new, after].add(index)
+                changed.update(((second, after), (new, after)))
+            word[place : place + 2] = [new]
+            place += 1
+    pair_counts[pair] = 0
+    changed.discard(pair)
+    del pair_counts[pair]
+    return changed
