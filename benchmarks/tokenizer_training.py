@@ -5,10 +5,10 @@ Seconds and peak memory of training byte-level BPE: the exact rule for ties agai
 python benchmarks/tokenizer_training.py --text_file text.txt --output results/tokenizers/training.json
 ```
 
-Each training is a process of its own, in turn, round after round, with all cores; its peak memory is its own. Text is
+Each training is a process of its own, in turn, round after round, with all cores; the peak memory is its own. Text is
 grown from the file (or from generated stories): words are drawn as often as they occur, and one in fifty is made of
-the halves of two, so that the number of distinct words grows with the text. rustbpe and bpeasy take part where they are
-installed; their ties are their own. The textbook trainer, which counts all pairs anew for each merge, runs at the
+the halves of two, so that the number of distinct words grows with the text. rustbpe and bpeasy take part where they
+are installed; their ties are their own. The textbook trainer, which counts all pairs anew for each merge, runs at the
 smallest size, for a tenth of the merges.
 """
 
