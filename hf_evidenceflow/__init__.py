@@ -59,6 +59,8 @@ _EXPORTS = {
     "trainers.atomic_checkpoint": ["AtomicCheckpointMixin"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],
+    "trainers.ppo_config": ["PPOConfig"],
+    "trainers.ppo_trainer": ["PPOTrainer"],
     "trainers.pretraining_config": ["PretrainingConfig"],
     "trainers.pretraining_trainer": ["PretrainingTrainer"],
     "trainers.parameter_groups": ["ParameterGroupSpec", "ParameterGroupWatch"],

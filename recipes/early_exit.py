@@ -26,10 +26,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from trl import TrlParser
 
 from hf_evidenceflow.data.text import generate_documents, load_documents
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.early_exit import (
     FULL_DEPTH,
     EarlyExitConfig,
@@ -131,7 +132,7 @@ def load_model(args: EarlyExitArguments):
     """The model in eval mode, and its tokenizer."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype or "auto").to(device).eval()
-    return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
+    return model, load_tokenizer(args.model_name_or_path)
 
 
 def load_rows(args: EarlyExitArguments, tokenizer) -> list[torch.Tensor]:

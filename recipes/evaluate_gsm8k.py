@@ -31,11 +31,12 @@ from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from rich.console import Console
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
 from trl import TrlParser
 
 from hf_evidenceflow import load_thinking_model
 from hf_evidenceflow.data.gsm8k import load_gsm8k
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.accuracy import accuracy_table, summarise_completions
 from hf_evidenceflow.evidence.completion_log import CompletionLog, claim_folder
 from hf_evidenceflow.evidence.evaluation import (
@@ -203,9 +204,7 @@ def load_model(args: EvaluateArguments):
                 "model, which does not think. Leave `thinking_mode` out."
             )
         model.config.thinking_mode = args.thinking_mode
-    tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_path, revision=args.revision, trust_remote_code=args.trust_remote_code
-    )
+    tokenizer = load_tokenizer(tokenizer_path, revision=args.revision, trust_remote_code=args.trust_remote_code)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
 

@@ -32,13 +32,14 @@ from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from trl import TrlParser
 
 import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.data import load_split
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents
 from hf_evidenceflow.data.token_cache import encode_documents
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.continuations import continue_prompts, mean_repetition, repetition_table
 from hf_evidenceflow.evidence.evaluation import render_prompts
 from hf_evidenceflow.evidence.router_statistics import RouterStatistics, expert_modules
@@ -252,7 +253,7 @@ def load_model(args: EvaluateLMArguments):
     inside = Path(source).expanduser()
     if inside.is_dir() and not [*inside.glob("tokenizer*"), *inside.glob("vocab*"), *inside.glob("*.model")]:
         raise ValueError(f"There is no tokenizer in `{source}`. Give `tokenizer_name_or_path`.")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     if is_adapter:
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer))  # tokens were added before the adapter was trained

@@ -26,11 +26,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer
 from hf_evidenceflow.data import load_arc_challenge, load_gsm8k, load_math, load_mmlu_stem, load_open_qa
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.curves import plot_training_curves
 from hf_evidenceflow.evidence.samples import print_samples
 from hf_evidenceflow.reporting import package_versions, run_record
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
 
     with run_record(training_args.output_dir, script=script_args, training=training_args, model=model_args) as record:
         load, reward, name = TASKS[script_args.task]
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = load_tokenizer(
             model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
         )
         dataset = load(

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 from pretrain_clm import ScriptArguments, load_data
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, HfArgumentParser
 
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.completion_log import read_jsonl
 from hf_evidenceflow.evidence.probe import EvidenceProbe
 from hf_evidenceflow.experiments.grid import Cell
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         if not result["final"]:
             continue
         folder = Path(args.experiment) / "runs" / result["id"]
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         cell = Cell(result["cell"], {})
         row = {"group": grid.group(cell), "arm": grid.arm(cell), "seed": result["seed"]}

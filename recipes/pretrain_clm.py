@@ -34,7 +34,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from torch.utils.data import Subset
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from trl import TrlParser
 
 import hf_evidenceflow
@@ -45,6 +45,7 @@ from hf_evidenceflow.data import generate_word_problems, load_split
 from hf_evidenceflow.data.packing import PACKINGS, pack_rows
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents, split_documents
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer as load_saved_tokenizer
 from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
@@ -193,7 +194,7 @@ def load_tokenizer(args: ScriptArguments, train: list[str]):
     name = args.tokenizer_name_or_path or args.model_name_or_path
     if name is None:
         raise ValueError("`model_type` needs a tokenizer: give `tokenizer_name_or_path` or `train_vocab_size`.")
-    return AutoTokenizer.from_pretrained(name)
+    return load_saved_tokenizer(name)
 
 
 def load_model(args: ScriptArguments, tokenizer):

@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
 from hf_evidenceflow.evidence.probe import EvidenceProbe
 from hf_evidenceflow.evidence.probe_page import write_probe_page
@@ -148,7 +149,7 @@ def load_model(args: ProbeArguments):
         if not os.path.isfile(os.path.join(path, "tokenizer_config.json")):
             tokenizer_path = PeftConfig.from_pretrained(path).base_model_name_or_path
     model = load(path, **kwargs, **({} if args.dtype is None else {"dtype": args.dtype}))
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **kwargs)
+    tokenizer = load_tokenizer(tokenizer_path, **kwargs)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
 

@@ -7,6 +7,7 @@ from .math import MATH_SUBJECTS, MATH_SYSTEM_PROMPT, load_math
 from .multiple_choice import MMLU_STEM_SUBJECTS, MULTIPLE_CHOICE_SYSTEM_PROMPT, load_arc_challenge, load_mmlu_stem
 from .open_qa import OPEN_QA_SYSTEM_PROMPT, load_open_qa
 from .prompts import build_prompt, build_system_prompt, filter_long_prompts
+from .tokenizer_loading import load_tokenizer
 from .word_problem_tokenizer import build_graph_tokenizer, build_word_problem_tokenizer
 from .word_problems import TEMPLATES, WordProblemTemplate, generate_word_problems, make_sloppy, split_word_problems
 
@@ -33,6 +34,7 @@ __all__ = [
     "load_mmlu_stem",
     "load_open_qa",
     "load_split",
+    "load_tokenizer",
     "make_careless",
     "make_sloppy",
     "prepare_gsm8k",

@@ -15,8 +15,8 @@ are those of the base model. With `thinking_mode=none` both are exactly those of
 import importlib.util
 
 import torch
-from transformers import AutoTokenizer
 
+from ..data.tokenizer_loading import load_tokenizer
 from ..models.auto_thinking import load_thinking_model
 from ..models.thinking.generation_thinking import collect_thinking
 
@@ -62,7 +62,7 @@ class ThinkingLM(HFLM):
         model = load_thinking_model(pretrained, dtype=dtype, revision=revision, **fields)
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"
-        tokenizer = AutoTokenizer.from_pretrained(pretrained, revision=revision)
+        tokenizer = load_tokenizer(pretrained, revision=revision)
         super().__init__(pretrained=model.to(device).eval(), tokenizer=tokenizer, backend="causal", **kwargs)
 
     def _model_generate(self, context, max_length, stop, **generation_kwargs):

@@ -1,0 +1,36 @@
+"""Loads the tokenizer that was saved beside a model."""
+
+import os
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+
+def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
+    """
+    `AutoTokenizer.from_pretrained`, but a tokenizer of no family is taken as it was saved.
+
+    transformers 5 gives the folder of a plain Qwen2 model a `Qwen2Tokenizer`, whatever tokenizer was saved there, and
+    so splits text otherwise than the model was trained on.
+
+    Args:
+        path_or_id (`str` or `os.PathLike`):
+            Hub name or local folder.
+        kwargs:
+            As for `AutoTokenizer.from_pretrained`.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`]: the tokenizer.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import load_tokenizer
+
+    >>> tokenizer = load_tokenizer("outputs/from-scratch", padding_side="left")
+    ```
+    """
+    declared = get_tokenizer_config(path_or_id, **kwargs).get("tokenizer_class")
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return PreTrainedTokenizerFast.from_pretrained(path_or_id, **kwargs)
+    return AutoTokenizer.from_pretrained(path_or_id, **kwargs)

@@ -1,0 +1,237 @@
+"""Proximal policy optimisation on tokens, as pure functions: rewards, advantages, the two clipped losses.
+
+    r_t = -beta (log pi_old - log pi_ref)_t + [t is the last token] R        rewards of a completion's tokens
+    A_t = sum_l (gamma lambda)^l delta_(t+l),  delta_t = r_t + gamma V_(t+1) - V_t        (GAE)
+    L_t = -min(rho_t A_t, clip(rho_t, 1 - e, 1 + e) A_t),  rho_t = pi(a_t) / pi_old(a_t)
+
+`pi_old` and the old values are those of the rollout, and stay so through all epochs over it: the ratio is 1 at the
+first update and moves away afterwards, which is what the clip bounds.
+
+Source: Schulman et al. 2017 (PPO, arXiv 1707.06347), equations 7 and 11; Schulman et al. 2016 (GAE, arXiv 1506.02438),
+equation 16; Ouyang et al. 2022 (arXiv 2203.02155), the penalty of each token in the reward. The value clip is that of
+OpenAI's `baselines`, not of the paper.
+
+Shapes: B rows, C completion tokens. `mask` is 1 at the tokens that count; what stands elsewhere changes nothing.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def token_rewards(
+    scores: torch.Tensor,
+    mask: torch.Tensor,
+    logps: torch.Tensor | None = None,
+    ref_logps: torch.Tensor | None = None,
+    beta: float = 0.0,
+) -> torch.Tensor:
+    """
+    The reward of each token: the score of the completion at its last token, less the KL penalty (k1) of every token.
+
+    Args:
+        scores (`torch.Tensor` of shape `(B,)`):
+            Reward of each completion.
+        mask (`torch.Tensor` of shape `(B, C)`):
+            Tokens that count; a row without any gets no reward.
+        logps, ref_logps (`torch.Tensor` of shape `(B, C)`, *optional*):
+            Log-probabilities of the tokens under the policy of the rollout and under the reference, for `beta > 0`.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the penalty.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C)`: 0 outside the mask.
+
+    Example:
+
+    ```python
+    >>> token_rewards(torch.tensor([2.0]), torch.tensor([[1, 1, 0]]))
+    tensor([[0., 2., 0.]])
+    ```
+    """
+    mask = mask.bool()
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # [B, C]
+    rewards = torch.where(last, scores[:, None].float(), 0.0)
+    if beta:
+        rewards = rewards - beta * torch.where(mask, logps - ref_logps, 0.0)
+    return rewards
+
+
+def generalized_advantages(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Generalised advantage estimates and the returns that the values are fitted to. A completion ends its episode: the
+    value after its last token is 0.
+
+    Tokens outside the mask are stepped over, so that the estimates of the others are those of the sequence without
+    them, wherever they stand (padding, the output of a tool).
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, C)`):
+            Reward of each token.
+        values (`torch.Tensor` of shape `(B, C)`):
+            Value of the state in which each token was chosen.
+        mask (`torch.Tensor` of shape `(B, C)`):
+            Tokens that count.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount of a token.
+        lam (`float`, *optional*, defaults to `0.95`):
+            Lambda: 0 is the one-step error, 1 the return less the value.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: advantages and returns (advantages plus values), 0 outside the mask.
+
+    Example:
+
+    ```python
+    >>> generalized_advantages(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2), torch.ones(1, 2), lam=0.5)[0]
+    tensor([[0.5000, 1.0000]])
+    ```
+    """
+    mask = mask.bool()
+    advantages = torch.zeros_like(values)
+    advantage = next_value = values.new_zeros(len(values))  # [B]
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = torch.where(mask[:, t], delta + gamma * lam * advantage, advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantages[:, t] = advantage
+    return torch.where(mask, advantages, 0.0), torch.where(mask, advantages + values, 0.0)
+
+
+def whiten(
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    shift_mean: bool = True,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+) -> torch.Tensor:
+    """
+    Unit variance, and zero mean, over the tokens that count.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, C)`):
+            Values to whiten.
+        mask (`torch.Tensor` of shape `(B, C)`):
+            Tokens that count.
+        shift_mean (`bool`, *optional*, defaults to `True`):
+            Whether the mean becomes 0; otherwise it stays.
+        reduce (`Callable`, *optional*):
+            Sum of a tensor over the processes of a distributed run.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C)`: 0 outside the mask. Fewer than two tokens stay as they are.
+    """
+    mask = mask.bool()
+    mean, variance, count = _moments(values, mask, reduce)
+    if count < 2:
+        return torch.where(mask, values, 0.0)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+
+
+def explained_variance(
+    values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+) -> float:
+    """
+    The share of the returns' variance that the values explain: 1 for a perfect critic, 0 for a constant one.
+
+    Args:
+        values, returns, mask (`torch.Tensor` of shape `(B, C)`):
+            Values, returns and the tokens that count.
+        reduce (`Callable`, *optional*):
+            Sum of a tensor over the processes of a distributed run.
+
+    Returns:
+        `float`: at most 1; NaN where the returns are all the same.
+    """
+    mask = mask.bool()
+    variance = _moments(returns, mask, reduce)[1]
+    unexplained = _moments(returns - values, mask, reduce)[1]
+    return (1 - unexplained / variance).item() if variance > 0 else float("nan")
+
+
+def _moments(values, mask, reduce):
+    """Mean, variance (of a sample) and number of the values in the mask."""
+    total, count = reduce(torch.stack([torch.where(mask, values, 0.0).sum(), mask.sum().to(values.dtype)]))
+    mean = total / count.clamp(min=1)
+    squares = reduce(torch.where(mask, values - mean, 0.0).square().sum())
+    return mean, squares / (count - 1).clamp(min=1), count
+
+
+def clipped_policy_loss(
+    logps: torch.Tensor,
+    old_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_low: float = 0.2,
+    clip_high: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The clipped surrogate of each token, to be minimised.
+
+    Args:
+        logps (`torch.Tensor` of shape `(B, C)`):
+            Log-probabilities of the tokens under the policy, with gradient.
+        old_logps (`torch.Tensor` of shape `(B, C)`):
+            The same under the policy of the rollout.
+        advantages (`torch.Tensor` of shape `(B, C)`):
+            Advantages.
+        clip_low, clip_high (`float`, *optional*, default to `0.2` and the value of `clip_low`):
+            The ratio counts in `[1 - clip_low, 1 + clip_high]`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: loss of each token, and whether the clip takes its gradient away.
+    """
+    ratio = (logps - old_logps).exp()
+    clipped_ratio = ratio.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
+    plain, clipped = -advantages * ratio, -advantages * clipped_ratio
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float = 0.2
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Half the squared error of each value, the larger one of the value and of the value kept near that of the rollout.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, C)`):
+            Values, with gradient.
+        old_values (`torch.Tensor` of shape `(B, C)`):
+            Values at the rollout.
+        returns (`torch.Tensor` of shape `(B, C)`):
+            What they are fitted to.
+        clip (`float`, *optional*, defaults to `0.2`):
+            Farthest that a value moves; `inf` is the plain squared error.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: loss of each token, and whether the clip takes its gradient away.
+    """
+    near = values.clamp(old_values - clip, old_values + clip)
+    plain, clipped = (values - returns).square(), (near - returns).square()
+    return 0.5 * torch.maximum(plain, clipped), clipped > plain
+
+
+def reference_kl(logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tensor:
+    """
+    Estimate k3 of the KL to the reference, at least 0 for each token: the penalty for use in a loss.
+
+    The estimate k1 of [`token_rewards`] has no place there: the expectation of its gradient is 0. That of k3 is the
+    gradient of `KL(pi_ref || pi)`.
+
+    Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
+
+    Args:
+        logps (`torch.Tensor` of shape `(B, C)`):
+            Log-probabilities of the tokens under the policy, with gradient.
+        ref_logps (`torch.Tensor` of shape `(B, C)`):
+            The same under the reference.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C)`.
+    """
+    log_ratio = ref_logps - logps
+    return log_ratio.exp() - 1 - log_ratio

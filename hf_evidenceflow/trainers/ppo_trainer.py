@@ -1,0 +1,297 @@
+"""PPO with a value head, on TRL's GRPO: TRL 1.16 has no PPO, neither in its trainers nor among its experimental ones.
+
+GRPO brings what both share: rollouts, reward functions and reward models, the reference model, the buffer that keeps a
+rollout with its log-probabilities through all epochs, adapters and logging. What differs: a value for each token, by a
+linear head on the policy's last states; an advantage for each token (GAE), not for each group; the two clipped losses.
+
+Deviations from the paper: the value head shares the policy's body, and starts at 0; the minibatches of a rollout are
+drawn once, and each epoch takes them in the same order.
+
+Shapes: B rows, C completion tokens, H hidden size.
+"""
+
+import functools
+import os
+import textwrap
+from contextlib import contextmanager, nullcontext
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from ..losses.ppo import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    generalized_advantages,
+    reference_kl,
+    token_rewards,
+    whiten,
+)
+from ..rollouts.engine import RolloutEngine
+from .atomic_checkpoint import AtomicCheckpointMixin
+from .ppo_config import PPOConfig
+from .thinking_metrics import masked_mean
+
+
+VALUE_HEAD_NAME = "value_head.safetensors"
+
+
+class PPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
+    """
+    Trainer of proximal policy optimisation with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
+
+    The head is `model.value_head`. It is trained with the policy and saved beside it as `value_head.safetensors`, so
+    that the folder's weights are a plain causal LM.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.trainers.ppo_config import PPOConfig
+    >>> from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer
+
+    >>> trainer = PPOTrainer(
+    ...     model="outputs/sft",
+    ...     reward_funcs="outputs/reward-model",
+    ...     args=PPOConfig("ppo", generation_batch_size=64, per_device_train_batch_size=16),
+    ...     train_dataset=prompts,
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        reward_funcs:
+            Reward functions, reward models, or both; their weighted sum is the score of a completion.
+        args ([`PPOConfig`], *optional*):
+            Arguments.
+        further, kwargs:
+            As in [`~trl.GRPOTrainer`].
+
+    Raises:
+        `ValueError`: if there is a KL penalty, but no folder or Hub name to load the reference model from, or if there
+            are fewer prompts than a rollout takes.
+    """
+
+    _tag_names = ["trl", "ppo", "hf_evidenceflow"]
+    _name = "PPO"
+    _paper = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": textwrap.dedent("""\
+            @article{schulman2017proximal,
+                title        = {{Proximal Policy Optimization Algorithms}},
+                author       = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+                year         = 2017,
+                eprint       = {arXiv:1707.06347},
+            }"""),
+    }
+
+    def __init__(self, model, reward_funcs=None, args=None, *further, peft_config=None, **kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = PPOConfig(f"{name.split('/')[-1]}-PPO")
+        has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+        if args.beta and not (isinstance(model, str) or model.config._name_or_path or has_adapter):
+            raise ValueError(
+                f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
+                "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
+                "set `beta=0`."
+            )
+        super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
+        needed = args.generation_batch_size // args.num_generations
+        if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < needed:
+            raise ValueError(
+                f"A rollout takes {needed} different prompts, and `train_dataset` has {len(self.train_dataset)}: TRL "
+                "would train nothing. Lower `generation_batch_size`, or raise `num_generations`."
+            )
+        self._values = []  # of each pass over the policy since it was emptied, [B, C]
+        self._scores = None  # of this process's completions, [B]
+        self._engine = RolloutEngine() if args.use_rollout_engine else None
+        head = nn.Linear(self.model.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.model.value_head = head.to(self.accelerator.device)
+
+    @property
+    def _policy(self):
+        return self.accelerator.unwrap_model(self.model)
+
+    # Rollout
+
+    def _generate_single_turn(self, *args, **kwargs):
+        """Differs from GRPOTrainer in the decoding loop."""
+        base = self._policy.get_base_model() if is_peft_model(self._policy) else self._policy
+        engine = self._engine
+        uses_engine = engine is not None and engine.accepts(base, self.generation_config, {})
+        with _decoded_by(self._policy, engine) if uses_engine else nullcontext():
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs, *args, **kwargs):
+        """Differs from GRPOTrainer in keeping the score of each completion; NaN where no function gave one."""
+        rewards = super()._calculate_rewards(inputs, *args, **kwargs)
+        scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        scores[rewards.isnan().all(1)] = torch.nan
+        start = self.accelerator.process_index * len(inputs)
+        self._scores = scores[start : start + len(inputs)]
+        return rewards
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        """Differs from GRPOTrainer in computing the values with the same pass, if it goes over the policy."""
+        with _last_states(self._policy) as states:
+            result = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        if states:
+            # The value of a token is that of the state before it, in which it is chosen
+            states = torch.cat([state[:, -logits_to_keep - 1 : -1] for state in states])
+            self._values.append(self._policy.value_head(states.float()).squeeze(-1))
+        return result
+
+    def _generate_and_score_completions(self, inputs):
+        """Differs from GRPOTrainer in the advantages, one a token, and in what rides with the batch for them."""
+        self._values.clear()
+        output = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        mask = output["completion_mask"] * output.get("tool_mask", 1) * ~self._scores.isnan()[:, None]
+        if "old_per_token_logps" in output:
+            values = self._values[0]  # the reference comes after it, also where it is the policy without its adapter
+        else:
+            with torch.no_grad():
+                output["old_per_token_logps"], values = self._logps_and_values(self.model, output)[:2]
+        self._values.clear()
+
+        old_logps, ref_logps = output["old_per_token_logps"], output.get("ref_per_token_logps")
+        beta = self.beta if self.args.kl_in_reward else 0.0
+        rewards = token_rewards(self._scores.nan_to_num(), mask, old_logps, ref_logps, beta)
+        if self.args.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False, reduce=self._sum)
+        advantages, returns = generalized_advantages(rewards, values, mask, self.args.gamma, self.args.lam)
+        output |= {
+            "loss_mask": mask,
+            "num_items_in_batch": self._sum(mask.sum()),
+            "old_values": values,
+            "returns": returns,
+            "advantages": whiten(advantages, mask, reduce=self._sum),
+        }
+        self._metrics[mode]["explained_variance"].append(explained_variance(values, returns, mask, self._sum))
+        if ref_logps is not None:
+            self._log_mean("kl", old_logps - ref_logps, mask)
+        self._replace_group_logs(mode, output["advantages"], mask)
+        return output
+
+    def _replace_group_logs(self, mode, advantages, mask):
+        """The advantages and the spread of groups that GRPO has logged are not those in use."""
+        self._metrics[mode].pop("frac_reward_zero_std")
+        means = gather_object(((advantages * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist())
+        for _ in means:
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(means)
+
+    # Loss
+
+    def _logps_and_values(self, model, inputs):
+        """Log-probabilities, values and entropies of the completion tokens, each `[B, C]`, and the auxiliary loss."""
+        self._values.clear()
+        names = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
+        names += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
+        logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].shape[1],
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: inputs.get(name) for name in names},
+        )
+        return logps, self._values.pop(), entropies, aux_loss
+
+    def _compute_loss(self, model, inputs):
+        """Differs from GRPOTrainer in everything: the clipped losses of PPO."""
+        args, mask = self.args, inputs["loss_mask"]
+        logps, values, entropies, aux_loss = self._logps_and_values(model, inputs)
+        old_logps = inputs["old_per_token_logps"]
+        policy_loss, clipped = clipped_policy_loss(
+            logps, old_logps, inputs["advantages"], self.epsilon_low, self.epsilon_high
+        )
+        value_loss, value_clipped = clipped_value_loss(
+            values, inputs["old_values"], inputs["returns"], args.cliprange_value
+        )
+        loss = policy_loss + args.vf_coef * value_loss - self.entropy_coef * entropies
+        if self.beta and not args.kl_in_reward:
+            loss = loss + self.beta * reference_kl(logps, inputs["ref_per_token_logps"])
+
+        for name, per_token in {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "approx_kl": 0.5 * (logps - old_logps).square(),
+            "clip_fraction": clipped.float(),
+            "value_clip_fraction": value_clipped.float(),
+            "entropy": entropies,
+        }.items():
+            self._log_mean(name, per_token, mask)
+
+        # Each token counts the same, whatever minibatch it is in: `num_items_in_batch` is that of the whole rollout
+        normalizer = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            normalizer = normalizer * self.current_gradient_accumulation_steps / args.steps_per_generation
+        loss = torch.where(mask.bool(), loss, 0.0).sum() / normalizer
+        if self.aux_loss_enabled:
+            accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+            loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
+        return loss
+
+    def _sum(self, tensor):
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _log_mean(self, name, per_token, mask):
+        mean = masked_mean(per_token, mask, self.accelerator)
+        self._metrics["train" if self.model.training else "eval"][name].append(mean)
+
+    # Checkpoints
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Differs from GRPOTrainer in the file of the value head."""
+        output_dir = output_dir or self.args.output_dir
+        state_dict = self._policy.state_dict() if state_dict is None else state_dict
+        policy = {name: tensor for name, tensor in state_dict.items() if not name.startswith("value_head.")}
+        super()._save(output_dir, policy)
+        if self.args.should_save:
+            path = os.path.join(output_dir, VALUE_HEAD_NAME)
+            save_file(self._policy.value_head.state_dict(), f"{path}.tmp")
+            os.replace(f"{path}.tmp", path)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Differs from GRPOTrainer in loading the value head."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        head = load_file(os.path.join(resume_from_checkpoint, VALUE_HEAD_NAME))
+        self._policy.value_head.load_state_dict(head)
+
+
+@contextmanager
+def _decoded_by(model, engine):
+    """`model.generate` runs the engine's decoding loop; TRL's call has no place for one."""
+    model.generate = functools.partial(model.generate, custom_generate=engine)
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+@contextmanager
+def _last_states(model):
+    """Collects the states `[B, T, H]` behind the last norm in each pass over the model's body."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    states = []
+    handle = base.base_model.register_forward_hook(
+        lambda module, args, output: states.append(output.last_hidden_state)
+    )
+    try:
+        yield states
+    finally:
+        handle.remove()
