@@ -29,9 +29,10 @@ class TrainedRun:
         """Step of the last evaluation."""
         return self.evals[-1]["step"]
 
-    def gradients(self, first: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and gradient norms from a share of the training on."""
-        rows = [row for row in self.log if "grad_norm" in row and row["step"] > first * self.last_step]
+    def gradients(self, first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and gradient norms between two shares of the training."""
+        low, high = first * self.last_step, last * self.last_step
+        rows = [row for row in self.log if "grad_norm" in row and low < row["step"] <= high]
         return np.array([row["step"] for row in rows]), np.array([row["grad_norm"] for row in rows])
 
 
@@ -53,24 +54,26 @@ def late_gain(run: TrainedRun) -> float:
 
 
 def gradient_peak_step(run: TrainedRun) -> float:
-    """Step of the largest logged gradient norm."""
-    steps, norms = run.gradients()
+    """
+    Step of the largest logged gradient norm in the first tenth: later ones may be of an epoch's short last batch.
+    """
+    steps, norms = run.gradients(0, 0.1)
     return float(steps[norms.argmax()])
 
 
 def gradient_peak_ratio(run: TrainedRun) -> float:
-    """The largest logged gradient norm, in units of the mean of the second half."""
-    return float(run.gradients()[1].max() / late_gradient(run))
+    """The largest logged gradient norm in the first tenth, in units of the mean of the second half."""
+    return float(run.gradients(0, 0.1)[1].max() / late_gradient(run))
 
 
 def late_gradient(run: TrainedRun) -> float:
     """Mean gradient norm of the second half."""
-    return float(run.gradients(0.5)[1].mean())
+    return float(run.gradients(0.5, 1)[1].mean())
 
 
 def late_gradient_spread(run: TrainedRun) -> float:
     """Standard deviation of the gradient norm in the second half, in units of its mean."""
-    norms = run.gradients(0.5)[1]
+    norms = run.gradients(0.5, 1)[1]
     return float(norms.std() / norms.mean())
 
 

@@ -17,7 +17,7 @@ from hf_evidenceflow.experiments.findings import (
 
 RUN = TrainedRun(
     evals=[{"step": 20, "eval_loss": 5.0}, {"step": 60, "eval_loss": 3.0}, {"step": 80, "eval_loss": 2.5}],
-    log=[{"step": step, "grad_norm": norm} for step, norm in ((10, 8.0), (40, 3.0), (60, 1.0), (80, 3.0))]
+    log=[{"step": step, "grad_norm": norm} for step, norm in ((4, 6.0), (8, 8.0), (40, 9.0), (60, 1.0), (80, 3.0))]
     + [{"step": 80, "train_runtime": 3.0}],
 )
 
@@ -28,7 +28,7 @@ RUN = TrainedRun(
         (final_loss, 2.5),
         (half_loss, 4.0),
         (late_gain, 1.5),
-        (gradient_peak_step, 10),
+        (gradient_peak_step, 8),
         (late_gradient, 2.0),  # of the steps 60 and 80
         (gradient_peak_ratio, 4.0),
         (late_gradient_spread, 0.5),
