@@ -6,7 +6,7 @@ table and curves.
 python recipes/demo.py --output_dir outputs/demo
 ```
 
-About 3 minutes on two CPU cores, offline. The warm start is sloppy on purpose: most of its solutions leave out the
+About a minute on two CPU cores, offline. The warm start is sloppy on purpose: most of its solutions leave out the
 last step, so that RL has something to correct. What it shows is that the trainer learns. What it does not show is that
 latent reasoning helps: at this size HRPO and GRPO come out the same.
 
