@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow.models.ablation.configuration_ablation import SWITCHES, AblationLlamaConfig
 from hf_evidenceflow.models.ablation.modeling_ablation import AblationLlamaForCausalLM, sinusoidal_embedding
+from hf_evidenceflow.models.hub import hub_code
 
 
 WIDE = {**TINY, "initializer_range": 0.2}
@@ -189,3 +193,26 @@ def test_a_wrong_position_of_a_switch_gives_the_right_ones(name, value):
 def test_a_misspelt_switch_is_an_error():
     with pytest.raises(ValueError, match="did you mean `norm_position`"):
         AblationLlamaConfig(**TINY, norm_positon="post")
+
+
+@pytest.mark.slow
+def test_the_saved_code_loads_where_the_package_cannot_be_imported(tmp_path):
+    model = make_vanilla(mlp_type="gelu")
+    with hub_code(model):
+        model.save_pretrained(tmp_path / "model")
+    torch.save({"input_ids": IDS, "logits": model(IDS).logits.detach()}, tmp_path / "expected.pt")
+    script = """
+        import sys
+        sys.modules["hf_evidenceflow"] = None  # cannot be imported
+        import torch
+        torch.set_num_threads(1)
+        from transformers import AutoModelForCausalLM
+        saved = torch.load("expected.pt", weights_only=True)
+        model = AutoModelForCausalLM.from_pretrained("model", trust_remote_code=True)
+        torch.testing.assert_close(model(saved["input_ids"]).logits, saved["logits"], atol=1e-5, rtol=1e-4)
+        print("loaded", type(model).__module__)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.startswith("loaded transformers_modules"), result.stderr
