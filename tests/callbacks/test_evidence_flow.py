@@ -146,7 +146,7 @@ def test_gradient_checkpointing_changes_nothing(objective, reentrant):
     model, inputs = tiny_causal_lm("llama"), batch()
     settings = {"objective": objective, "apply_final_norm": True}
     loss, expected, _ = run(model, inputs, **settings)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         model.enable_input_require_grads()
     checkpointed, actual, _ = run(model, inputs, **settings)
