@@ -18,6 +18,7 @@ import math
 from functools import partial
 
 import torch
+from thinking_speed import SIZE
 from timing import compare, make_parser, prepare, print_table, setting
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, Qwen2ForCausalLM
 
@@ -26,17 +27,6 @@ from hf_evidenceflow.models.thinking.generation_thinking import collect_thinking
 from hf_evidenceflow.reporting import atomic_write_json
 
 
-SIZE = {
-    "vocab_size": 32_000,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
 MEDIAN, SPREAD = 111, 0.42
 
 

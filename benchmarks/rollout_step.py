@@ -16,8 +16,8 @@ import time
 
 import torch
 from datasets import Dataset
-from rollout_speed import SIZE, EndAt, make_load, make_model
-from thinking_speed import make_tokenizer, optimizer_step
+from rollout_speed import EndAt, make_load, make_model
+from thinking_speed import SIZE, make_tokenizer, optimizer_step
 from timing import compare, make_parser, prepare, print_table, setting
 from transformers import LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
