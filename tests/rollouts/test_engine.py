@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import make_plain
+from plain_models import make_plain
 from tiny_models import TINY
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, StoppingCriteria, StoppingCriteriaList
 
