@@ -150,12 +150,8 @@ class _Rollout:
         self.criteria = StoppingCriteriaList(
             criterion for criterion in criteria if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria)
         )
-        self.in_step = bool(
-            self.criteria
-            or engine.draws == "multinomial"
-            or any(type(processor) not in _POINTWISE for processor in processors)
-        )
-        self.needs_history = self.in_step and any(type(processor) not in _POINTWISE for processor in processors)
+        self.needs_history = any(type(processor) not in _POINTWISE for processor in processors)
+        self.in_step = bool(self.criteria or self.needs_history or engine.draws == "multinomial")
         self.do_sample = config.do_sample
         self.max_new_tokens = config.max_length - input_ids.shape[1]
         count = len(input_ids)

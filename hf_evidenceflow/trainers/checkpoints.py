@@ -99,8 +99,8 @@ def resolve_output_dir(
             Output folder of the run.
         resume_from_checkpoint (`str`, `bool`, *optional*):
             `True` or `"true"` for the last whole checkpoint of `output_dir`, the path of a checkpoint, or `None`,
-            `False` or `"false"` for a new run. Under torchrun, `True` starts anew if there is no whole checkpoint, so
-            that `--max-restarts` works from the first step.
+            `False` or `"false"` for a new run. Under torchrun, `True` starts anew if the folder is new or holds nothing
+            but an unfinished run without a whole checkpoint, so that `--max-restarts` works from the first step.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether a new run removes the checkpoints and the run record of the one that is in the folder.
 
@@ -122,7 +122,7 @@ def _resolve(output_dir: Path, resume: str | bool, overwrite: bool) -> str | Non
         raise ValueError("A run cannot both resume from a checkpoint and overwrite it: choose one of the two.")
     if resume is True:
         checkpoint = last_whole_checkpoint(output_dir)
-        if checkpoint is None and is_torchelastic_launched() and not _is_finished(read_run_record(output_dir)):
+        if checkpoint is None and is_torchelastic_launched() and _may_start_anew(output_dir):
             # The launcher restarts a failed run with the same command, also before its first checkpoint
             logger.warning("`%s` holds no whole checkpoint: starting anew.", output_dir)
         elif checkpoint is None:
@@ -145,6 +145,13 @@ def _resolve(output_dir: Path, resume: str | bool, overwrite: bool) -> str | Non
     else:
         _refuse_used(output_dir)
     return None
+
+
+def _may_start_anew(output_dir: Path) -> bool:
+    record = read_run_record(output_dir)
+    if record is not None:
+        return not _is_finished(record)
+    return not output_dir.exists() or not any(output_dir.iterdir())
 
 
 def _is_finished(record: dict | None) -> bool:

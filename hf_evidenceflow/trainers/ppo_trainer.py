@@ -276,11 +276,14 @@ class PPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 @contextmanager
 def _decoded_by(model, engine):
     """`model.generate` runs the engine's decoding loop; TRL's call has no place for one."""
+    before = vars(model).get("generate")
     model.generate = functools.partial(model.generate, custom_generate=engine)
     try:
         yield
     finally:
         del model.generate
+        if before is not None:
+            model.generate = before
 
 
 @contextmanager

@@ -162,3 +162,16 @@ def test_a_finished_run_without_a_checkpoint_is_not_overwritten_by_a_launch(tmp_
         pass
     with pytest.raises(ValueError, match="no whole checkpoint"):
         resolve_output_dir(tmp_path, "true")
+
+
+def test_a_launch_may_begin_in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "is_torchelastic_launched", lambda: True)
+    assert resolve_output_dir(tmp_path / "new", "true") is None
+    assert resolve_output_dir(tmp_path, "true") is None
+
+
+def test_a_launch_does_not_begin_over_files_that_no_run_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "is_torchelastic_launched", lambda: True)
+    (tmp_path / "model.safetensors").write_bytes(b"somebody's model")
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        resolve_output_dir(tmp_path, "true")
