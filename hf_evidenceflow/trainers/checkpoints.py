@@ -99,8 +99,8 @@ def resolve_output_dir(
             Output folder of the run.
         resume_from_checkpoint (`str`, `bool`, *optional*):
             `True` or `"true"` for the last whole checkpoint of `output_dir`, the path of a checkpoint, or `None`,
-            `False` or `"false"` for a new run. Under torchrun, `True` starts anew if the folder is new or holds nothing
-            but an unfinished run without a whole checkpoint, so that `--max-restarts` works from the first step.
+            `False` or `"false"` for a new run. Under torchrun, `True` starts anew if the folder is new or holds an
+            unfinished run without a whole checkpoint, so that `--max-restarts` works from the first step.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether a new run removes the checkpoints and the run record of the one that is in the folder.
 

@@ -27,6 +27,9 @@ class HRPOConfig(GRPOConfig):
         rollout_max_rows (`int`, *optional*):
             Completions that the engine decodes at the same time on a process; the others wait until some end. It
             bounds the memory of a rollout. `None`: all.
+        length_buckets (`int`, *optional*):
+            Parts into which the update cuts a batch, sorted by length; each is computed without the padding of longer
+            rows. `None`: one for every 8 rows. `1` computes the batch at once, as TRL does.
         parity_check_steps (`int`, *optional*, defaults to `50`):
             Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of
             the training forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
@@ -66,6 +69,10 @@ class HRPOConfig(GRPOConfig):
     rollout_max_rows: int | None = field(
         default=None, metadata={"help": "Completions that are decoded at the same time; bounds the memory."}
     )
+    length_buckets: int | None = field(
+        default=None,
+        metadata={"help": "Parts of like length into which an update cuts its batch; by default one for 8 rows."},
+    )
     lr_thinking_residual_gate: float | None = field(
         default=1e-4, metadata={"help": "Learning rate of the two gates of the thinking residual."}
     )
@@ -99,7 +106,7 @@ class HRPOConfig(GRPOConfig):
             raise ValueError(f"`parity_check_steps` must be at least 0, got {self.parity_check_steps}.")
         if self.parity_tolerance is not None and self.parity_tolerance <= 0:
             raise ValueError(f"`parity_tolerance` must be positive or None, got {self.parity_tolerance}.")
-        if self.rollout_max_rows is not None and self.rollout_max_rows < 1:
-            raise ValueError(f"`rollout_max_rows` must be at least 1 or None, got {self.rollout_max_rows}.")
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(f"`max_prompt_length` must be at least 1 or None, got {self.max_prompt_length}.")
+        for name in ("rollout_max_rows", "length_buckets", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1 or None, got {value}.")

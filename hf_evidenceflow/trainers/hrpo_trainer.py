@@ -31,6 +31,7 @@ from ..models.thinking.thinking_residual import THINKING_MODULES, thinking_modul
 from ..rollouts.engine import RolloutEngine
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
+from .length_buckets import join_buckets, length_buckets
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .rollout_guards import RolloutGuard
 from .thinking_groups import thinking_group_specs
@@ -40,6 +41,7 @@ from .thinking_metrics import ProjectionMetrics, masked_mean, parity_gap, rollou
 logger = get_logger(__name__)
 
 _ROLLOUTS_NAME = "rollouts_{rank}.pt"
+_ROWS_A_BUCKET = 8
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -322,28 +324,31 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
         """
-        Differs from GRPOTrainer in the inputs of the policy: completion tokens are fused with the states of the
-        rollout.
+        Differs from GRPOTrainer in the inputs of the policy, completion tokens being fused with the states of the
+        rollout, and in computing rows of like length together, without the padding of longer ones.
         """
-        compute = super()._get_per_token_logps_and_entropies
-        if self._thinking is None or self._is_reference(model):
-            return compute(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs)
-        states, mask = (_fit(tensor, logits_to_keep) for tensor in self._thinking)
-        batch_size = batch_size or len(input_ids)
-        chunks = []
-        for start in range(0, len(input_ids), batch_size):
-            rows = slice(start, start + batch_size)
-            thinking_model = functools.partial(model, thinking_states=states[rows], thinking_mask=mask[rows])
-            chunks.append(compute(thinking_model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs))
-        logps, entropies, aux_losses = zip(*chunks)
-        if entropies[0] is not None:
-            entropy = masked_mean(torch.cat(entropies), mask, self.accelerator)
+        count = self.args.length_buckets or -(-len(input_ids) // _ROWS_A_BUCKET)
+        if batch_size is not None:
+            count = max(count, -(-len(input_ids) // batch_size))
+        buckets = length_buckets(attention_mask, logits_to_keep, count)
+        thinking = None if self._is_reference(model) else self._thinking
+        results = []
+        for bucket in buckets:
+            policy = model
+            if thinking is not None:
+                states, mask = (_fit(tensor, bucket.completion_columns)[bucket.rows] for tensor in thinking)
+                policy = functools.partial(model, thinking_states=states, thinking_mask=mask)
+            ids, attention = (tensor[bucket.rows, bucket.columns] for tensor in (input_ids, attention_mask))
+            results.append(
+                super()._get_per_token_logps_and_entropies(policy, ids, attention, bucket.completion_columns, **kwargs)
+            )
+        logps, entropies, aux_losses = zip(*results)
+        logps = join_buckets(buckets, logps, logits_to_keep)
+        entropies = None if entropies[0] is None else join_buckets(buckets, entropies, logits_to_keep)
+        if thinking is not None and entropies is not None:
+            entropy = masked_mean(entropies, _fit(thinking[1], logits_to_keep), self.accelerator)
             self._metrics["train" if self.model.training else "eval"]["thinking/entropy"].append(entropy)
-        return (
-            torch.cat(logps),
-            None if entropies[0] is None else torch.cat(entropies),
-            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
-        )
+        return logps, entropies, None if aux_losses[0] is None else torch.stack(aux_losses).mean()
 
     def _compute_loss(self, model, inputs):
         """Differs from GRPOTrainer in handing the batch's thinking states on, and in the parity check."""

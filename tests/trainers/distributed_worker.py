@@ -50,6 +50,7 @@ def main(checkpoint, output, processes):
     args = HRPOConfig(
         output_dir=output,
         use_cpu=True,
+        ddp_timeout=60,
         bf16=False,
         report_to="none",
         disable_tqdm=True,
@@ -58,6 +59,7 @@ def main(checkpoint, output, processes):
         gradient_accumulation_steps=1,
         max_steps=2,
         max_completion_length=6,
+        length_buckets=2,
         logging_steps=1,
         save_strategy="no",
         gradient_checkpointing=False,

@@ -26,6 +26,7 @@ def main(checkpoint, output):
     args = HRPOConfig(
         output_dir=output,
         use_cpu=True,
+        ddp_timeout=60,
         bf16=False,
         report_to="none",
         disable_tqdm=True,

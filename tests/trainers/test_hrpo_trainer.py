@@ -169,6 +169,31 @@ def test_projection_dropout_keeps_parity_and_changes_the_training_forward(make_t
 # Invariant 2: gradients
 
 
+@pytest.mark.parametrize("reference", ["buckets", "TRL's batch"])
+def test_a_batch_cut_by_length_has_the_loss_and_gradients_of_a_whole_one(make_trainer, reference, monkeypatch):
+    trainer = make_trainer("none" if reference == "TRL's batch" else "projection", temperature=1.0)
+    inputs = rollout(trainer)
+    inputs["advantages"] = torch.tensor([1.0, -1.0, 2.0, 0.5])
+    inputs["completion_mask"] = (
+        torch.arange(inputs["completion_ids"].shape[1]) < torch.tensor([[6], [1], [4], [2]])
+    ).long()
+
+    def measure(buckets):
+        trainer.args.length_buckets = buckets
+        trainer.model.zero_grad()
+        loss = trainer._compute_loss(trainer.model, dict(inputs))
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+    inputs.pop("rollout_logps", None)
+    inputs.pop("rollout_step", None)
+    cut = measure(3)
+    if reference == "TRL's batch":
+        name = "_get_per_token_logps_and_entropies"
+        monkeypatch.setattr(HRPOTrainer, name, getattr(GRPOTrainer, name))
+    torch.testing.assert_close(cut, measure(1), atol=1e-6, rtol=1e-5)
+
+
 def test_all_thinking_modules_get_gradients_that_agree_with_finite_differences(make_trainer):
     trainer = make_trainer(temperature=1.0)
     inputs = rollout(trainer)

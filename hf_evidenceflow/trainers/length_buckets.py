@@ -1,0 +1,72 @@
+"""Batches of rollouts cut into buckets of like length, so that short rows are not computed to the length of long ones.
+
+Shapes: B rows, P prompt columns (padded on the left), C completion columns (padded on the right).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LengthBucket:
+    """
+    Rows that are computed together.
+
+    Args:
+        rows (`torch.Tensor` of shape `(rows,)`): their places in the batch.
+        columns (`slice`): of the batch's `P + C` columns, those that any of the rows uses.
+        completion_columns (`int`): how many of them hold completions.
+    """
+
+    rows: torch.Tensor
+    columns: slice
+    completion_columns: int
+
+
+def length_buckets(attention_mask: torch.Tensor, completion_columns: int, count: int) -> list[LengthBucket]:
+    """
+    Sort the rows by length and cut them into buckets of equally many.
+
+    Their number depends on the shape of the batch alone, so that processes that hold shards of one model make the same
+    calls.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(B, P + C)`): nonzero at tokens.
+        completion_columns (`int`): `C`.
+        count (`int`): buckets, at most; there are fewer if `B` is less.
+
+    Returns:
+        `list[LengthBucket]`: each row in one of them.
+    """
+    used = attention_mask != 0
+    prompt_columns = used.shape[1] - completion_columns
+    place = torch.arange(1, used.shape[1] + 1, device=used.device)
+    completions = (used * (place - prompt_columns)).amax(1).clamp(min=1)
+    prompts = (used * (prompt_columns + 1 - place)).amax(1).clamp(min=0)
+    prompts, completions = torch.stack([prompts, completions]).cpu()
+    # By completion among equal totals
+    order = ((prompts + completions) * used.shape[1] + completions).argsort(stable=True)
+    buckets = []
+    for rows in order.split(-(-len(order) // count)):
+        completion = int(completions[rows].max())
+        start = prompt_columns - int(prompts[rows].max())
+        columns = slice(start, prompt_columns + completion)
+        buckets.append(LengthBucket(rows.to(used.device), columns, completion))
+    return buckets
+
+
+def join_buckets(buckets: list[LengthBucket], parts: list[torch.Tensor], completion_columns: int) -> torch.Tensor:
+    """
+    What was computed for each bucket, as one batch again.
+
+    Args:
+        buckets (`list[LengthBucket]`): the buckets.
+        parts (`list[torch.Tensor]`): values of shape `(rows, completion columns of the bucket)`.
+        completion_columns (`int`): `C`.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C)`: 0 where a bucket has no column.
+    """
+    padded = [torch.nn.functional.pad(part, (0, completion_columns - part.shape[1])) for part in parts]
+    return torch.cat(padded)[torch.cat([bucket.rows for bucket in buckets]).argsort()]
