@@ -35,7 +35,7 @@ from .length_buckets import join_buckets, length_buckets
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .rollout_guards import RolloutGuard
 from .thinking_groups import thinking_group_specs
-from .thinking_metrics import ProjectionMetrics, masked_mean, parity_gap, rollout_metrics
+from .thinking_metrics import ProjectionMetrics, masked_mean, parity_gap, rollout_metrics, tokens_per_second
 
 
 logger = get_logger(__name__)
@@ -149,7 +149,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.add_callback(RolloutGuard())
         self._warn_of_settings()
         self._projection_metrics = None
-        if self.thinking_mode == "projection":
+        if self.thinking_mode == "projection" and not (
+            self.is_fsdp_enabled or self.accelerator.state.deepspeed_plugin
+        ):
+            # They read whole weights, which a process does not have where the weights are sharded
             self._projection_metrics = ProjectionMetrics(self.model)
 
     @staticmethod
@@ -269,7 +272,8 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             )
         tokens = sum(map(len, completion_ids))
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["rollout/tokens_per_second"].append(tokens / (time.perf_counter() - start))
+        speed = tokens_per_second(tokens, time.perf_counter() - start, self.accelerator)
+        self._metrics[mode]["rollout/tokens_per_second"].append(speed)
         if not rollouts and self.thinking_mode != "none":
             raise RuntimeError(
                 f"The rollout recorded no thinking states (`thinking_mode={self.thinking_mode!r}`): something "
@@ -285,7 +289,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             metrics = rollout_metrics(rollout, tokens, self.accelerator)
             if self._projection_metrics is not None:
                 base = self.accelerator.unwrap_model(self.model)
-                metrics |= self._projection_metrics.measure(base, rollout, self.temperature)
+                metrics |= self._projection_metrics.measure(base, rollout, self.temperature, self.accelerator)
             for name, value in metrics.items():
                 self._metrics[mode][f"thinking/{name}"].append(value)
         return completion_ids, logps

@@ -29,6 +29,18 @@ def parity_gap(logps, expected, mask, accelerator) -> tuple[float, float]:
     return (total[0] / total[1].clamp(min=1)).item(), largest.item()
 
 
+def tokens_per_second(tokens: int, seconds: float, accelerator) -> float:
+    """
+    Completion tokens of all processes in the time of the slowest.
+
+    Args:
+        tokens (`int`), seconds (`float`): of this process.
+        accelerator ([`~accelerate.Accelerator`]): of the run.
+    """
+    gathered = accelerator.gather(torch.tensor([[tokens, seconds]], dtype=torch.float32, device=accelerator.device))
+    return (gathered[:, 0].sum() / gathered[:, 1].max()).item()
+
+
 def masked_mean(values, mask, accelerator) -> float:
     """
     Mean over the positions of a mask, over all processes; 0 if there are none.
@@ -98,17 +110,17 @@ class ProjectionMetrics:
         return {name: torch.nn.utils.get_total_norm(tensors).item() for name, tensors in norms.items()}
 
     @torch.no_grad()
-    def measure(self, model, rollout, temperature: float) -> dict[str, float]:
+    def measure(self, model, rollout, temperature: float, accelerator) -> dict[str, float]:
         """
-        Mean cosine between projected states and probability-weighted embeddings, at the first thinking tokens of this
+        Mean cosine between projected states and probability-weighted embeddings, at the first thinking tokens of each
         process.
         """
         hidden = rollout.states[rollout.mask][:_COSINE_TOKENS]  # [N, H]
-        if not len(hidden):
-            return {}
         decoder = _decoder(model)
         embedding = decoder.get_input_embeddings().weight
         probs = (model.get_output_embeddings()(hidden).float() / temperature).softmax(-1)  # [N, V]
         projected = decoder.thinking_projection(hidden.float())
         cosine = F.cosine_similarity(projected, embedding_state(probs, embedding).float(), dim=-1)
-        return {"state_cosine": cosine.mean().item()}
+        total = torch.stack([cosine.sum(), cosine.new_tensor(len(cosine))])
+        total = accelerator.reduce(total, reduction="sum")
+        return {"state_cosine": (total[0] / total[1]).item()} if total[1] else {}

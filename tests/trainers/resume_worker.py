@@ -1,5 +1,6 @@
 """Four optimizer steps of HRPOTrainer with a checkpoint every two; one process may kill itself inside one of them."""
 
+import json
 import os
 import signal
 import sys
@@ -55,6 +56,7 @@ def main(checkpoint, output):
         processing_class=AutoTokenizer.from_pretrained(checkpoint),
     )
     trainer.train(resume_from_checkpoint=resumed)
+    Path(output, f"log-{args.process_index}.json").write_text(json.dumps(trainer.state.log_history))
 
 
 if __name__ == "__main__":

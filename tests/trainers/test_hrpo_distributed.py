@@ -80,8 +80,15 @@ def checkpoint_state(folder):
 
 @pytest.mark.slow
 def test_a_process_killed_while_saving_loses_nothing(plain_checkpoint, tmp_path):
-    """SIGKILL to one of two processes inside the second checkpoint; the launcher starts both again."""
+    """
+    SIGKILL to one of two processes inside the second checkpoint; the launcher starts both again. The uninterrupted run
+    logs the same on both.
+    """
     launch("resume_worker.py", plain_checkpoint, tmp_path / "whole")
+    for name in ("thinking/state_cosine", "thinking/gate_mean", "rollout/tokens_per_second"):
+        logs = [json.loads((tmp_path / "whole" / f"log-{rank}.json").read_text()) for rank in (0, 1)]
+        first, second = ([row[name] for row in log if name in row] for log in logs)
+        assert len(first) >= 4 and first == second, name
     killed = launch("resume_worker.py", plain_checkpoint, tmp_path / "killed", KILL_AT_STEP="4")
     assert "start 0 from None" in killed.stdout
     assert re.search("start [1-3] from checkpoint-2", killed.stdout)
