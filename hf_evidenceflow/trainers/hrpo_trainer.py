@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..data.prompts import filter_long_prompts, prompt_length
+from ..data.tokenizer_loading import load_tokenizer
 from ..models.auto_thinking import load_thinking_model, thinking_class
 from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
@@ -120,6 +121,16 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._refuse(args, config, kwargs)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
+        name = model if isinstance(model, str) else config._name_or_path
+        if name and len(further) < 3 and kwargs.get("processing_class") is None:
+            # TRL's AutoProcessor would take a tokenizer of the model's family, whatever was saved
+            kwargs["processing_class"] = load_tokenizer(
+                name,
+                revision=(args.model_init_kwargs or {}).get("revision"),
+                trust_remote_code=args.trust_remote_code,
+                truncation_side="left",
+                padding_side="left",
+            )
         model_init_kwargs = args.model_init_kwargs
         if isinstance(model, str):
             # TRL's loader takes the class to load with; the arguments get it back afterwards, since they are saved as

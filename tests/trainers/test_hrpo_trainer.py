@@ -623,6 +623,13 @@ def test_long_prompts_of_a_stream_are_dropped(plain_checkpoint, dataset, tmp_pat
     assert {row["prompt"] for row in trainer.train_dataset} == {"Ann?", "7+2=", "abc", "d"}
 
 
+def test_the_saved_tokenizer_is_taken_not_one_of_the_models_family(plain_checkpoint, tokenizer, dataset, tmp_path):
+    args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", beta=0.0)
+    trainer = HRPOTrainer(plain_checkpoint, letters_reward, args=args, train_dataset=dataset)
+    assert trainer.processing_class.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert trainer.processing_class.padding_side == "left"
+
+
 def test_long_prompts_are_dropped_and_counted(make_trainer, caplog):
     trainer = make_trainer(max_prompt_length=4)
     assert len(trainer.train_dataset) == 16
