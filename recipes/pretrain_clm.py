@@ -17,6 +17,8 @@ python recipes/pretrain_clm.py --train_file train.txt --validation_file validati
 `--task sft` trains on conversations (`messages`) or `prompt` and `completion` in TRL's SFTTrainer, the loss on the
 answers only:
 ```bash
+python recipes/pretrain_clm.py --model_type llama --tokenizer_name_or_path outputs/tokenizer \
+    --train_tokens outputs/tokens --validation_tokens outputs/tokens-validation --output_dir outputs/llama
 python recipes/pretrain_clm.py --task sft --model_name_or_path outputs/llama --block_size 64 \
     --train_file sft.jsonl --validation_share 0.1 --output_dir outputs/llama-sft
 ```
@@ -44,12 +46,14 @@ from hf_evidenceflow.callbacks.router_statistics_callback import RouterStatistic
 from hf_evidenceflow.data import generate_word_problems, load_split
 from hf_evidenceflow.data.packing import PACKINGS, pack_rows
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents, split_documents
+from hf_evidenceflow.data.token_blocks import TokenBlocks
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer as load_saved_tokenizer
 from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
 from hf_evidenceflow.trainers.checkpoints import last_whole_checkpoint, resolve_output_dir
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
@@ -82,6 +86,9 @@ class ScriptArguments:
             Splits; `train`, and none.
         train_file, validation_file (`str`, *optional*):
             Files instead of a data set.
+        train_tokens, validation_tokens (`str`, *optional*):
+            Instead of text: folders of `recipes/tokenize_corpus.py`, encoded with the same tokenizer. They are read
+            from disk row by row, and packed as `blocks`.
         validation_share (`float`, *optional*):
             Share of the training data to hold out instead.
         max_eval_samples (`int`, *optional*):
@@ -123,6 +130,8 @@ class ScriptArguments:
     validation_split: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
+    train_tokens: str | None = None
+    validation_tokens: str | None = None
     validation_share: float | None = None
     max_eval_samples: int | None = None
     text_column: str = "text"
@@ -152,12 +161,22 @@ class ScriptArguments:
                 raise ValueError(f"Give one of `{one}` and `{other}`, not both.")
         if self.document_separator is not None:
             self.document_separator = self.document_separator.replace("\\n", "\n")
+        if (self.train_tokens is None) != (self.validation_tokens is None):
+            raise ValueError("`train_tokens` and `validation_tokens` go together: give both or none.")
+        texts = ("train_file", "dataset_name_or_path", "validation_file", "validation_split", "validation_share")
+        if self.train_tokens is not None:
+            if given := [name for name in (*texts, "train_vocab_size") if getattr(self, name) is not None]:
+                raise ValueError(f"`train_tokens` takes the place of text: leave out `{given[0]}`.")
+            if self.task == "sft" or self.packing not in (None, "blocks"):
+                raise ValueError("`train_tokens` is for `task=pretrain` with `packing=blocks`.")
         if self.task == "sft" and (self.train_vocab_size is not None or self.packing not in (None, "none")):
             raise ValueError("`task=sft` takes no `train_vocab_size` and no `packing`. Leave them out.")
 
 
 def load_data(args: ScriptArguments):
-    """Data for training and for validation: documents, or the rows of SFT."""
+    """Data for training and for validation: documents, encoded shards, or the rows of SFT."""
+    if args.train_tokens is not None:
+        return load_encoded(args.train_tokens), load_encoded(args.validation_tokens)
     sft = args.task == "sft"
     source = args.train_file or args.dataset_name_or_path
     if source is None and sft:
@@ -220,6 +239,14 @@ def load_model(args: ScriptArguments, tokenizer):
 
 def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model, tokenizer, train, validation):
     """The task's trainer, with its rows."""
+
+    def rows_of(data):
+        if isinstance(data, EncodedCorpus):
+            data.check_tokenizer(tokenizer)
+            return TokenBlocks(data.shards, args.block_size)
+        ids, ends = encode_documents(data, tokenizer, args.cache_dir)
+        return pack_rows(ids, ends, args.block_size, args.packing or "blocks", pad)
+
     if args.task == "sft":
         from hf_evidenceflow.trainers.completion_trainer import CompletionConfig, CompletionTrainer
 
@@ -230,12 +257,7 @@ def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model,
     else:
         trainer_class = PretrainingTrainer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        train, validation = (
-            pack_rows(
-                *encode_documents(documents, tokenizer, args.cache_dir), args.block_size, args.packing or "blocks", pad
-            )
-            for documents in (train, validation)
-        )
+        train, validation = rows_of(train), rows_of(validation)
         if args.packing == "documents":
             check_document_isolation(model, train)
     if args.max_eval_samples is not None:
