@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,29 @@ from transformers.utils import logging
 
 from ..data.tokenizer_loading import load_tokenizer
 from ..reporting import atomic_write_json
-from .pretokens import PIECE_BYTES, all_pieces
+from .pretokens import GPT2_PATTERN, PIECE_BYTES, all_pieces
 
 
 INDEX_FILE_NAME = "index.json"
+_PATTERN = regex.compile(GPT2_PATTERN)
 _INVALID = "[\udc80-\udcff]"  # how `surrogateescape` reads a byte that is no UTF-8
+
+
+_CACHED_WORDS = 1 << 20
+
+
+class _WordIds(dict):
+    """Token ids of a pre-token; text repeats its words, so that most are only looked up."""
+
+    def __init__(self, backend):
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, word: str) -> list[int]:
+        if len(self) >= _CACHED_WORDS:
+            self.clear()
+        ids = self[word] = self._backend.encode(word, add_special_tokens=False).ids
+        return ids
 
 
 def _byte_characters() -> dict[str, int]:
@@ -37,6 +56,12 @@ def tokenizer_checksum(backend) -> str:
     parts = json.loads(backend.to_str())
     parts |= {"truncation": None, "padding": None}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _splits_like_gpt2(backend) -> bool:
+    splitter = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    wanted = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    return backend.normalizer is None and {name: splitter.get(name) for name in wanted} == wanted
 
 
 class ByteLevelCodec:
@@ -67,11 +92,13 @@ class ByteLevelCodec:
             elif set(token) <= characters.keys():
                 self._bytes[index] = bytes(characters[character] for character in token)
         singles = {value[0]: index for index, value in self._bytes.items() if len(value) == 1 and index not in special}
-        if len(singles) < 256 or len(self._bytes) < len(tokenizer.get_vocab()) or self._backend.normalizer is not None:
+        complete = len(singles) == 256 and len(self._bytes) == len(tokenizer.get_vocab())
+        if not complete or not _splits_like_gpt2(self._backend):
             raise ValueError(
-                f"The tokenizer of `{path_or_id}` is not byte-level with all 256 bytes and no normalizer, so that its "
-                "ids would not give the text back. Train one with `recipes/train_tokenizer.py`, or take GPT-2's."
+                f"The tokenizer of `{path_or_id}` is not byte-level with all 256 bytes, GPT-2's pre-tokens and no "
+                "normalizer. Train one with `recipes/train_tokenizer.py`, or take GPT-2's."
             )
+        self._words = _WordIds(self._backend)
         self._fixed = {text: index for index, text in special.items()}
         self._fixed |= {chr(0xDC00 + byte): singles[byte] for byte in range(128, 256)}
         self.dtype = np.uint16 if max(self._bytes) < 1 << 16 else np.uint32
@@ -87,15 +114,12 @@ class ByteLevelCodec:
             `np.ndarray` of shape `(N,)`, uint16 or uint32.
         """
         text = data.decode("utf-8", errors="surrogateescape")
-        parts = [part for part in self._split.split(text) if part]
-        texts = [part for part in parts if part not in self._fixed]
-        encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         ids: list[int] = []
-        for part in parts:
+        for part in self._split.split(text):
             if part in self._fixed:
                 ids.append(self._fixed[part])
             else:
-                ids.extend(next(encoded).ids)
+                ids.extend(chain.from_iterable(map(self._words.__getitem__, _PATTERN.findall(part))))
         return np.array(ids, dtype=self.dtype)
 
     def decode(self, ids: np.ndarray) -> bytes:
@@ -255,7 +279,7 @@ def _encode_all(todo, processes):
             _encode_shard(*job)
             yield job[2]
         return
-    # A process has one core: threads of the tokenizer would only wait for each other
+    # New words are encoded one by one: the tokenizer's own threads would be of no use
     with ProcessPoolExecutor(
         min(processes, len(todo)), initializer=os.environ.__setitem__, initargs=("TOKENIZERS_PARALLELISM", "false")
     ) as pool:

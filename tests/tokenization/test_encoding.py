@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_evidenceflow.tokenization import encoding
 from hf_evidenceflow.tokenization.encoding import ByteLevelCodec, encode_files, load_encoded
+from hf_evidenceflow.tokenization.pretokens import GPT2_PATTERN
 from hf_evidenceflow.tokenization.training import train_tokenizer
 
 
@@ -42,6 +43,21 @@ def test_any_bytes_come_back(folder):
     )
     assert codec.decode(codec.encode(data)) == data
     assert len(codec.encode(b"a\xffb")) == 3
+
+
+def test_words_are_split_as_the_tokenizer_does(folder, monkeypatch):
+    text = "Tom's  has\n\n3 apples \n Ann\t\thas'll 22½ \u00a0\u3000 \tapples.\r\n" * 20
+    monkeypatch.setattr(encoding, "_CACHED_WORDS", 5)
+    ids = ByteLevelCodec(str(folder / "tokenizer")).encode(text.encode()).tolist()
+    assert ids == AutoTokenizer.from_pretrained(folder / "tokenizer")(text)["input_ids"]
+
+
+def test_ids_equal_tiktokens_for_the_same_vocabulary(folder):
+    tiktoken = pytest.importorskip("tiktoken")
+    codec = ByteLevelCodec(str(folder / "tokenizer"))
+    ranks = {value: index for index, value in codec._bytes.items() if index > 1}
+    other = tiktoken.Encoding("test", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 0})
+    assert codec.encode(DATA).tolist() == other.encode(DATA.decode(), allowed_special="all")
 
 
 def test_special_tokens_in_the_text_are_one_id_the_longer_first(folder):
@@ -101,17 +117,20 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tokenizer, tmp_path):
         ByteLevelCodec(str(tmp_path))
 
 
-def test_a_text_that_does_not_come_back_stops_the_run(folder, tmp_path):
-    backend = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
-    backend["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "WhitespaceSplit"}, backend["pre_tokenizer"]],
-    }
-    changed = tmp_path / "changed.json"
-    changed.write_text(json.dumps(backend))
-    PreTrainedTokenizerFast(tokenizer_file=str(changed)).save_pretrained(tmp_path / "tokenizer")
+def test_a_text_that_does_not_come_back_stops_the_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ByteLevelCodec, "decode", lambda self, ids: b"another text")
     with pytest.raises(RuntimeError, match="do not come back from their token ids"):
-        encode_files([folder / "text.txt"], str(tmp_path / "tokenizer"), tmp_path / "out")
+        encode(folder, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["pre_tokenizer", "normalizer"])
+def test_a_tokenizer_that_splits_otherwise_is_refused(folder, tmp_path, change):
+    backend = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
+    backend[change] = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "normalizer": {"type": "Lowercase"}}[change]
+    (tmp_path / "changed.json").write_text(json.dumps(backend))
+    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "changed.json")).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="is not byte-level with all 256 bytes"):
+        ByteLevelCodec(str(tmp_path / "tokenizer"))
 
 
 def test_an_empty_file_is_refused(folder, tmp_path):
