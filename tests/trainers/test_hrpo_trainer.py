@@ -626,7 +626,8 @@ def test_long_prompts_of_a_stream_are_dropped(plain_checkpoint, dataset, tmp_pat
 def test_the_saved_tokenizer_is_taken_not_one_of_the_models_family(plain_checkpoint, tokenizer, dataset, tmp_path):
     args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", beta=0.0)
     trainer = HRPOTrainer(plain_checkpoint, letters_reward, args=args, train_dataset=dataset)
-    assert trainer.processing_class.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert trainer.processing_class.get_vocab() == tokenizer.get_vocab()
+    assert trainer.processing_class("Ann? 7+2=9 ####")["input_ids"] == tokenizer("Ann? 7+2=9 ####")["input_ids"]
     assert trainer.processing_class.padding_side == "left"
 
 
