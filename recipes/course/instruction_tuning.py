@@ -42,16 +42,16 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 from transformers import logging as transformers_logging
 
-from hf_evidenceflow.course.alignment_report import alignment_table, plot_alignment
-from hf_evidenceflow.course.chains import preference_pairs, sample_chains
-from hf_evidenceflow.course.instruction_templates import (
+from hf_evidenceflow.course.instruction_tuning.alignment_report import alignment_table, plot_alignment
+from hf_evidenceflow.course.instruction_tuning.chains import preference_pairs, sample_chains
+from hf_evidenceflow.course.instruction_tuning.policy_evaluation import evaluate_policy
+from hf_evidenceflow.course.instruction_tuning.reward_model import reward_model_function
+from hf_evidenceflow.course.instruction_tuning.templates import (
     INSTRUCTIONS,
     build_instruction_tokenizer,
     instruction_mixture,
     render_instruction,
 )
-from hf_evidenceflow.course.policy_evaluation import evaluate_policy
-from hf_evidenceflow.course.reward_model import reward_model_function
 from hf_evidenceflow.course.stages import run_stage, stage_settings
 from hf_evidenceflow.data import load_tokenizer, make_sloppy, split_word_problems
 from hf_evidenceflow.data.loading import load_split

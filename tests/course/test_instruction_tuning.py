@@ -10,17 +10,17 @@ import torch
 from tiny_models import TINY
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from hf_evidenceflow.course import chains as chains_module
-from hf_evidenceflow.course.alignment_report import alignment_table
-from hf_evidenceflow.course.chains import SampledChains, preference_pairs, sample_chains
-from hf_evidenceflow.course.instruction_templates import (
+from hf_evidenceflow.course.instruction_tuning import chains as chains_module
+from hf_evidenceflow.course.instruction_tuning.alignment_report import alignment_table
+from hf_evidenceflow.course.instruction_tuning.chains import SampledChains, preference_pairs, sample_chains
+from hf_evidenceflow.course.instruction_tuning.policy_kl import completion_kl, sampled_kl
+from hf_evidenceflow.course.instruction_tuning.reward_model import reward_model_function
+from hf_evidenceflow.course.instruction_tuning.templates import (
     INSTRUCTIONS,
     build_instruction_tokenizer,
     instruction_mixture,
     render_instruction,
 )
-from hf_evidenceflow.course.policy_kl import completion_kl, sampled_kl
-from hf_evidenceflow.course.reward_model import reward_model_function
 from hf_evidenceflow.data import generate_word_problems
 from hf_evidenceflow.evidence.evaluation import Completion
 from hf_evidenceflow.rewards import grade

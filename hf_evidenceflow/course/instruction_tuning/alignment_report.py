@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..evidence.curves import curve
-from ..evidence.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from ...evidence.curves import curve
+from ...evidence.figures import COLOURS, LINE_STYLES, new_figure, save_figure
 
 
 def alignment_table(results: Mapping[str, Mapping]) -> str:

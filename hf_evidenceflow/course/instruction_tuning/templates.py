@@ -12,9 +12,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.word_problem_tokenizer import build_word_problem_tokenizer
-from ..data.word_problems import TEMPLATES, WordProblemTemplate
-from ..rewards.text import MARKER
+from ...data.word_problem_tokenizer import build_word_problem_tokenizer
+from ...data.word_problems import TEMPLATES, WordProblemTemplate
+from ...rewards.text import MARKER
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from ..evidence.evaluation import generate_completions
-from ..evidence.intervals import mean_interval
-from ..rewards.gsm8k import grade
+from ...evidence.evaluation import generate_completions
+from ...evidence.intervals import mean_interval
+from ...rewards.gsm8k import grade
 from .policy_kl import sampled_kl
 
 

@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..evidence.evaluation import generate_completions
-from ..rewards.gsm8k import grade
+from ...evidence.evaluation import generate_completions
+from ...rewards.gsm8k import grade
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Smaller models: eight and four bits, quantisation-aware training, distillation."""

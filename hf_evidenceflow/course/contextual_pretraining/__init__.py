@@ -1,0 +1,1 @@
+"""Words in their context: ELMo, and what BERT is trained on."""

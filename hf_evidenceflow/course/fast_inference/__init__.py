@@ -1,0 +1,1 @@
+"""Faster generation: speculative decoding and paged caches."""

@@ -1,0 +1,1 @@
+"""Search for a prompt of real tokens, guided by gradients."""

@@ -1,0 +1,1 @@
+"""What T5 is trained on."""

@@ -1,0 +1,1 @@
+"""Vectors of words from what stands beside them."""
