@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow.course.fast_inference.acceptance import AcceptanceStatistics, generate_with_acceptance
 from hf_evidenceflow.course.fast_inference.speculation import (
+    compare_speculation,
     continuation_probabilities,
     count_continuations,
     fixed_drafts,
@@ -20,6 +21,7 @@ from hf_evidenceflow.course.fast_inference.speculative_sampling import (
     speculative_step,
 )
 from hf_evidenceflow.course.fast_inference.total_variation import total_variation, total_variation_test
+from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
 
 
 P = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
@@ -165,6 +167,21 @@ def test_rates_by_position_count_only_drafts_that_could_be_reached():
 
 def test_no_drafts_have_no_rate():
     assert math.isnan(AcceptanceStatistics([(0, 0)]).rate)
+
+
+def test_a_decoding_method_of_another_kind_is_refused(models):
+    with pytest.raises(ValueError, match="`SelfSpeculation` counts its own"):
+        generate_with_acceptance(models[0], torch.tensor([[1, 2]]), custom_generate=SelfSpeculation(models[0], 1))
+
+
+def test_self_speculation_is_counted_by_itself(models):
+    target, _ = models
+    ways = {"plain": {}, "own": {"custom_generate": SelfSpeculation(target, 2, min_confidence=0.0)}}
+    prompts = [torch.tensor([[1, 2, 3]]), torch.tensor([[5, 6]])]
+    results = compare_speculation(target, prompts, ways, max_new_tokens=19, rounds=1)
+    assert results["own"].identical == 2
+    assert 0 <= results["own"].acceptance <= 1 <= results["own"].tokens_per_pass
+    assert results["plain"].tokens_per_pass == 1 and math.isnan(results["plain"].acceptance)
 
 
 def test_the_model_is_left_without_hooks(models):

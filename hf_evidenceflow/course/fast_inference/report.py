@@ -18,13 +18,12 @@ def speculation_table(results: Mapping[str, SpeculationResult], prompts: int) ->
     """Ways of decoding with drafts, in Markdown."""
     rows = []
     for name, result in results.items():
-        rate = result.statistics.rate
         rows.append(
             [
                 name,
                 f"{result.identical} of {prompts}",
-                "" if math.isnan(rate) else f"{rate:.2f}",
-                f"{result.statistics.tokens_per_pass:.2f}",
+                "" if math.isnan(result.acceptance) else f"{result.acceptance:.2f}",
+                f"{result.tokens_per_pass:.2f}",
                 f"{result.ratio:.2f} ({result.ratio_min:.2f} to {result.ratio_max:.2f})",
             ]
         )
@@ -133,13 +132,13 @@ def _plot_drafts(panel, speculation, draft_counts):
     measured = [speculation[draft_counts[count]] for count in counts]
     panel.plot(
         counts,
-        [result.statistics.tokens_per_pass for result in measured],
+        [result.tokens_per_pass for result in measured],
         color=COLOURS[0],
         marker="o",
         label="tokens a pass",
     )
     # The first draft of each pass is always tried: its share of successes is the probability in the formula
-    rate = statistics.mean(result.statistics.rate_by_position()[0] for result in measured)
+    rate = statistics.mean(result.by_position[0] for result in measured)
     panel.plot(
         counts,
         [expected_tokens_per_pass(rate, count) for count in counts],

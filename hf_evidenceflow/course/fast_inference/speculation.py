@@ -19,14 +19,18 @@ class SpeculationResult:
     Args:
         identical (`int`):
             Prompts with the tokens of plain greedy decoding.
-        statistics ([`AcceptanceStatistics`]):
-            What became of the drafts.
+        acceptance, tokens_per_pass (`float`):
+            Share of the drafts that were kept (NaN without any), and new tokens for each pass of the whole model.
+        by_position (`list[float]`):
+            As [`AcceptanceStatistics.rate_by_position`]; empty for a [`SelfSpeculation`], which counts no places.
         ratio, ratio_min, ratio_max (`float`):
             Tokens per second over those of plain greedy decoding in the same round: median and range over rounds.
     """
 
     identical: int
-    statistics: AcceptanceStatistics
+    acceptance: float
+    tokens_per_pass: float
+    by_position: list[float]
     ratio: float
     ratio_min: float
     ratio_max: float
@@ -35,9 +39,9 @@ class SpeculationResult:
         """As numbers, for `metrics.json`."""
         return {
             "identical": self.identical,
-            "acceptance": self.statistics.rate,
-            "acceptance_by_position": self.statistics.rate_by_position(),
-            "tokens_per_pass": self.statistics.tokens_per_pass,
+            "acceptance": self.acceptance,
+            "acceptance_by_position": self.by_position,
+            "tokens_per_pass": self.tokens_per_pass,
             "speed": {"ratio": self.ratio, "min": self.ratio_min, "max": self.ratio_max},
         }
 
@@ -79,7 +83,7 @@ def compare_speculation(
             Prompts of shape `(1, T)`.
         ways (`Mapping[str, Mapping[str, Any]]`):
             Arguments of `generate` by name; those of the first, plain greedy decoding, are empty. A `draft_count`
-            beside `assistant_model` fixes the number of drafts.
+            beside `assistant_model` fixes the number of drafts. `custom_generate` may be a [`SelfSpeculation`].
         max_new_tokens (`int`):
             Tokens a prompt.
         rounds (`int`, *optional*, defaults to `3`):
@@ -100,20 +104,17 @@ def compare_speculation(
     plain = decoding.outputs()
     counted = {}
     for name in ways:
-        settings, statistics = settings_of(name), AcceptanceStatistics()
-        outputs = [
-            generate_with_acceptance(
-                model,
-                prompt,
-                statistics,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                **settings,
-            )[0][0, prompt.shape[1] :]
-            for prompt in prompts
-        ]
-        counted[name] = sum(torch.equal(one, other) for one, other in zip(outputs, plain)), statistics
+        settings = settings_of(name)
+        own = settings.get("custom_generate")
+        if own is not None:
+            own.reset()
+            outputs = decoding.outputs(**settings)
+            passes = own.rounds + len(prompts)  # and the one over each prompt
+            counts = own.accept_rate, (own.accepted + passes) / passes, []
+        else:
+            outputs, statistics = _counted_outputs(model, prompts, max_new_tokens, settings)
+            counts = statistics.rate, statistics.tokens_per_pass, statistics.rate_by_position()
+        counted[name] = sum(torch.equal(one, other) for one, other in zip(outputs, plain)), *counts
     speeds = in_turn(
         {name: lambda name=name: sum(map(len, decoding.outputs(**settings_of(name)))) for name in ways}, rounds
     )
@@ -121,6 +122,23 @@ def compare_speculation(
         name: SpeculationResult(*counted[name], speed.ratio, speed.ratio_min, speed.ratio_max)
         for name, speed in speeds.items()
     }
+
+
+def _counted_outputs(model, prompts, max_new_tokens, settings):
+    statistics = AcceptanceStatistics()
+    outputs = [
+        generate_with_acceptance(
+            model,
+            prompt,
+            statistics,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            **settings,
+        )[0][0, prompt.shape[1] :]
+        for prompt in prompts
+    ]
+    return outputs, statistics
 
 
 @torch.no_grad()
