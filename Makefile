@@ -2,7 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-fast test-lowest lint format install clean
+COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
+	scaling_laws compression fast_inference
+
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -15,6 +18,12 @@ install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/demo.py --output_dir outputs/demo
+
+# Every recipe of the course in its small form, some minutes each; `make course-word_vectors` runs one
+course: $(addprefix course-,$(COURSE))
+
+$(addprefix course-,$(COURSE)): course-%: $(VENV)/.installed
+	$(RUN) recipes/course/$*.py --config recipes/configs/course/$*.yaml
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest

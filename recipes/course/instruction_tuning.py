@@ -32,15 +32,13 @@ Sources: Wei et al. 2022 (FLAN, 2109.01652), Yuan et al. 2023 (rejection samplin
 """
 
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import trl
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
-from transformers import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_evidenceflow.course.instruction_tuning.alignment_report import alignment_table, plot_alignment
 from hf_evidenceflow.course.instruction_tuning.chains import preference_pairs, sample_chains
@@ -52,12 +50,12 @@ from hf_evidenceflow.course.instruction_tuning.templates import (
     instruction_mixture,
     render_instruction,
 )
+from hf_evidenceflow.course.recipe import course_run
 from hf_evidenceflow.course.stages import run_stage, stage_settings
 from hf_evidenceflow.data import load_tokenizer, make_sloppy, split_word_problems
 from hf_evidenceflow.data.loading import load_split
 from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
-from hf_evidenceflow.trainers.checkpoints import resolve_output_dir
+from hf_evidenceflow.reporting import atomic_write_json
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
 from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer
 
@@ -170,12 +168,8 @@ def load_base(args, demonstrations: list[dict]):
 
 def main(argv: list[str] | None = None) -> dict:
     (args,) = trl.TrlParser(InstructionTuningArguments).parse_args_and_config(argv)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    set_seed(args.seed)
-    resolve_output_dir(args.output_dir, overwrite=args.overwrite)
-    folder, start = Path(args.output_dir), time.perf_counter()
-    with run_record(folder, script=args) as record:
+    with course_run("instruction_tuning", args) as run:
+        folder = run.folder
         train, test = load_problems(args)
         demonstrations = train if args.dataset_name_or_path else make_sloppy(train, 0.5, args.seed)
         base, tokenizer = load_base(args, demonstrations)
@@ -265,21 +259,16 @@ def main(argv: list[str] | None = None) -> dict:
                 policy, reference, tokenizer, prompts, answers, score, args.chains_per_problem, args.max_new_tokens
             )
             results[name] = {**measured, "seconds": runs[name]["seconds"] if name in runs else None}
-        table = alignment_table(results)
         plot_alignment(results, {name: run["log"] for name, run in runs.items()}, folder / "instruction_tuning.png")
         note = (
             f"Right chains of the base model: {kept:.0%}. Held-out pairs in the right order: {reward_accuracy:.2f}. "
-            f"{args.test_problems} test problems, {args.chains_per_problem} samples each, one seed. "
-            f"{time.perf_counter() - start:.0f} seconds in all."
+            f"{args.test_problems} test problems, {args.chains_per_problem} samples each, one seed."
         )
-        atomic_write_text(
-            folder / "instruction_tuning.md", f"{table}\n\n{note}\n\n![results](instruction_tuning.png)\n"
+        return run.finish(
+            [alignment_table(results)],
+            note,
+            {"base_right_share": kept, "reward_model_accuracy": reward_accuracy, **results},
         )
-        metrics = {"base_right_share": kept, "reward_model_accuracy": reward_accuracy, **results}
-        atomic_write_json(folder / "metrics.json", metrics)
-        record.add(metrics=metrics)
-        print(f"\n{table}\n\n{note}\nTable: {folder / 'instruction_tuning.md'}")
-    return metrics
 
 
 if __name__ == "__main__":

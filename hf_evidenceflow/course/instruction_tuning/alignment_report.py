@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...evidence.curves import curve
 from ...evidence.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from ..recipe import markdown_table
 
 
 def alignment_table(results: Mapping[str, Mapping]) -> str:
@@ -20,14 +21,19 @@ def alignment_table(results: Mapping[str, Mapping]) -> str:
     Returns:
         `str`: one row a model.
     """
-    lines = ["| | reward model's score | accuracy (95 %) | KL to SFT (nats) | seconds |", "| --- |" + " ---: |" * 4]
+    rows = []
     for name, row in results.items():
-        accuracy = row["accuracy"]
-        lines.append(
-            f"| {name} | {row['reward']:.2f} | {accuracy['value']:.2f} [{accuracy['low']:.2f}, "
-            f"{accuracy['high']:.2f}] | {row['kl']:.2f} | {'' if row['seconds'] is None else round(row['seconds'])} |"
+        accuracy, seconds = row["accuracy"], row["seconds"]
+        rows.append(
+            [
+                name,
+                f"{row['reward']:.2f}",
+                f"{accuracy['value']:.2f} [{accuracy['low']:.2f}, {accuracy['high']:.2f}]",
+                f"{row['kl']:.2f}",
+                "" if seconds is None else f"{seconds:.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(["", "reward model's score", "accuracy (95 %)", "KL to SFT (nats)", "seconds"], rows)
 
 
 def plot_alignment(
