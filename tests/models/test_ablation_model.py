@@ -190,6 +190,11 @@ def test_a_wrong_position_of_a_switch_gives_the_right_ones(name, value):
         AblationLlamaConfig(**TINY, **{name: value})
 
 
+def test_sinusoidal_positions_need_an_even_size():
+    with pytest.raises(ValueError, match="even `hidden_size`, got 21"):
+        AblationLlamaConfig(hidden_size=21, num_attention_heads=3, position_embedding="sinusoidal")
+
+
 def test_a_misspelt_switch_is_an_error():
     with pytest.raises(ValueError, match="did you mean `norm_position`"):
         AblationLlamaConfig(**TINY, norm_positon="post")

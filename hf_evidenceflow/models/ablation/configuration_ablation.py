@@ -79,6 +79,8 @@ class AblationLlamaConfig(LlamaConfig):
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}."
                 )
+        if self.position_embedding == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"Sinusoidal positions need an even `hidden_size`, got {self.hidden_size}.")
         if self.ungated_intermediate_size is not None and self.ungated_intermediate_size < 1:
             raise ValueError(
                 f"`ungated_intermediate_size` must be at least 1 or None, got {self.ungated_intermediate_size}."

@@ -1,0 +1,143 @@
+"""
+Continue prompts with any causal LM: greedily, or by sampling with temperature, top-k and top-p.
+
+```bash
+python recipes/generate.py --model_name_or_path outputs/llama --prompts "Once upon a time" "The king said" \
+    --max_new_tokens 100 --temperature 0.8 --top_k 40 --top_p 0.95 --num_samples 2
+```
+
+`--prompt_file prompts.txt` reads one prompt a line. Everything is stock `generate`; the same seed gives the same text
+on CPU. `--config settings.yaml` takes the arguments from a file. With `--output_file` the continuations are written as
+JSON lines too: `prompt`, `sample`, `text`, and `finished`, which says whether the model ended the text itself.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+from trl import TrlParser
+
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
+from hf_evidenceflow.reporting import atomic_write_text
+
+
+@dataclass
+class GenerateArguments:
+    """
+    What to continue, and how.
+
+    Args:
+        model_name_or_path (`str`):
+            Hub name or local folder of a causal LM with its tokenizer.
+        prompts (`list[str]`, *optional*):
+            Texts to continue. Without any the model begins by itself, from its BOS token.
+        prompt_file (`str`, *optional*):
+            File with a prompt a line, UTF-8; empty lines are left out.
+        max_new_tokens (`int`, *optional*, defaults to `100`):
+            Tokens of a continuation at most.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits before sampling; 0 takes the most probable token always.
+        top_k (`int`, *optional*, defaults to `0`):
+            Samples from so many of the most probable tokens; 0: from all.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Samples from the fewest most probable tokens with at least this probability together, in (0, 1].
+        num_samples (`int`, *optional*, defaults to `1`):
+            Continuations of each prompt.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+        output_file (`str`, *optional*):
+            JSON lines to write.
+    """
+
+    model_name_or_path: str
+    prompts: list[str] = field(default_factory=list)
+    prompt_file: str | None = None
+    max_new_tokens: int = 100
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_samples: int = 1
+    seed: int = 0
+    output_file: str | None = None
+
+    def __post_init__(self):
+        if self.prompts and self.prompt_file:
+            raise ValueError("Give `prompts` or `prompt_file`, not both.")
+        if self.max_new_tokens < 1 or self.num_samples < 1:
+            raise ValueError(
+                f"`max_new_tokens` and `num_samples` must be at least 1, got {self.max_new_tokens} and "
+                f"{self.num_samples}."
+            )
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "`temperature` and `top_k` must not be negative and `top_p` must be in (0, 1], got "
+                f"{self.temperature}, {self.top_k} and {self.top_p}."
+            )
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(f"At `temperature` 0 all {self.num_samples} samples would be the same: take one.")
+
+
+def read_prompts(args: GenerateArguments) -> list[str]:
+    if args.prompt_file is None:
+        return args.prompts or [""]
+    path = Path(args.prompt_file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {args.prompt_file}. Check the path.")
+    prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{args.prompt_file} holds no prompt.")
+    return prompts
+
+
+def encode(tokenizer, prompt: str) -> torch.Tensor:
+    ids = tokenizer(prompt)["input_ids"] if prompt else []
+    if not ids:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise ValueError("The tokenizer has no BOS and no EOS token to begin with. Give `prompts`.")
+        ids = [start]
+    return torch.tensor([ids])
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    (args,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+    prompts = read_prompts(args)
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype="auto").to(device).eval()
+    sampling = {"do_sample": False}
+    if args.temperature > 0:
+        sampling = {"do_sample": True, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ends = {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
+    rows = []
+    for prompt in prompts:
+        input_ids = encode(tokenizer, prompt).to(device)
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=args.max_new_tokens,
+            num_return_sequences=args.num_samples,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=pad,
+            tokenizer=tokenizer,
+            **sampling,
+        )
+        for sample, tokens in enumerate(output[:, input_ids.shape[1] :].tolist()):
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            rows.append({"prompt": prompt, "sample": sample, "text": text, "finished": not ends.isdisjoint(tokens)})
+            print(f"{prompt}{text}\n", flush=True)
+    if args.output_file is not None:
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        path = atomic_write_text(args.output_file, "".join(f"{line}\n" for line in lines))
+        print(f"Continuations: {path}")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
