@@ -8,123 +8,22 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import regex
 from transformers.utils import logging
 
-from ..data.tokenizer_loading import load_tokenizer
 from ..reporting import atomic_write_json
-from .pretokens import GPT2_PATTERN, PIECE_BYTES, all_pieces
+from .byte_level_codec import ByteLevelCodec, tokenizer_checksum
+from .pretokens import PIECE_BYTES, all_pieces, cut
 
 
 INDEX_FILE_NAME = "index.json"
-_PATTERN = regex.compile(GPT2_PATTERN)
-_INVALID = "[\udc80-\udcff]"  # how `surrogateescape` reads a byte that is no UTF-8
-
-
-_CACHED_WORDS = 1 << 20
-
-
-class _WordIds(dict):
-    """Token ids of a pre-token; text repeats its words, so that most are only looked up."""
-
-    def __init__(self, backend):
-        super().__init__()
-        self._backend = backend
-
-    def __missing__(self, word: str) -> list[int]:
-        if len(self) >= _CACHED_WORDS:
-            self.clear()
-        ids = self[word] = self._backend.encode(word, add_special_tokens=False).ids
-        return ids
-
-
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones stand for themselves, the others follow from 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-def tokenizer_checksum(backend) -> str:
-    """SHA-256 of what a `tokenizers.Tokenizer` does, apart from truncation and padding."""
-    parts = json.loads(backend.to_str())
-    parts |= {"truncation": None, "padding": None}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _splits_like_gpt2(backend) -> bool:
-    splitter = json.loads(backend.to_str())["pre_tokenizer"] or {}
-    wanted = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    return backend.normalizer is None and {name: splitter.get(name) for name in wanted} == wanted
-
-
-class ByteLevelCodec:
-    """
-    Bytes to token ids and back, with a byte-level tokenizer; bytes that are no UTF-8 get the tokens of single bytes.
-
-    Args:
-        path_or_id (`str` or `os.PathLike`):
-            Folder or Hub name of a fast tokenizer.
-
-    Raises:
-        `ValueError`: if it is not byte-level, or lacks some bytes.
-    """
-
-    def __init__(self, path_or_id: str | os.PathLike):
-        tokenizer = load_tokenizer(path_or_id)
-        self._backend = tokenizer.backend_tokenizer
-        self.checksum = tokenizer_checksum(self._backend)
-        special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-        # The longest first, where one begins like another
-        self.separators = sorted(filter(None, special.values()), key=len, reverse=True)
-        self._split = regex.compile(f"({'|'.join([*map(regex.escape, self.separators), _INVALID])})")
-        characters = _byte_characters()
-        self._bytes = {}
-        for token, index in tokenizer.get_vocab().items():
-            if index in special:
-                self._bytes[index] = special[index].encode()
-            elif set(token) <= characters.keys():
-                self._bytes[index] = bytes(characters[character] for character in token)
-        singles = {value[0]: index for index, value in self._bytes.items() if len(value) == 1 and index not in special}
-        complete = len(singles) == 256 and len(self._bytes) == len(tokenizer.get_vocab())
-        if not complete or not _splits_like_gpt2(self._backend):
-            raise ValueError(
-                f"The tokenizer of `{path_or_id}` is not byte-level with all 256 bytes, GPT-2's pre-tokens and no "
-                "normalizer. Train one with `recipes/train_tokenizer.py`, or take GPT-2's."
-            )
-        self._words = _WordIds(self._backend)
-        self._fixed = {text: index for index, text in special.items()}
-        self._fixed |= {chr(0xDC00 + byte): singles[byte] for byte in range(128, 256)}
-        self.dtype = np.uint16 if max(self._bytes) < 1 << 16 else np.uint32
-
-    def encode(self, data: bytes) -> np.ndarray:
-        """
-        Token ids of a text.
-
-        Args:
-            data (`bytes`): text, valid UTF-8 or not.
-
-        Returns:
-            `np.ndarray` of shape `(N,)`, uint16 or uint32.
-        """
-        text = data.decode("utf-8", errors="surrogateescape")
-        ids: list[int] = []
-        for part in self._split.split(text):
-            if part in self._fixed:
-                ids.append(self._fixed[part])
-            else:
-                ids.extend(chain.from_iterable(map(self._words.__getitem__, _PATTERN.findall(part))))
-        return np.array(ids, dtype=self.dtype)
-
-    def decode(self, ids: np.ndarray) -> bytes:
-        """The bytes of token ids; the inverse of [`ByteLevelCodec.encode`]."""
-        return b"".join([self._bytes[index] for index in ids.tolist()])
+_PART_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -158,37 +57,50 @@ def _read(path, span) -> bytes:
         return file.read(span[1] - span[0])
 
 
-def _encode_shard(tokenizer, path, span, target: Path) -> dict:
-    codec = _codec(tokenizer)
+def _encode_shard(codec: ByteLevelCodec, path, span, target: Path, run_all=map) -> dict:
     data = _read(path, span)
-    ids = codec.encode(data)
-    if codec.decode(ids) != data:
+
+    def encode(part: tuple[int, int]) -> np.ndarray | None:
+        text = data[part[0] : part[1]]
+        ids = codec.encode(text)
+        return ids if codec.decode(ids) == text else None
+
+    # A part may end behind a line, but not within a special token that has one
+    whole = run_all is map or any("\n" in separator for separator in codec.separators)
+    parts = [(0, len(data))] if whole else cut(BytesIO(data), len(data), (), _PART_BYTES)
+    encoded = list(run_all(encode, parts))
+    if any(ids is None for ids in encoded):
         raise RuntimeError(
             f"Bytes {span[0]} to {span[1]} of `{path}` do not come back from their token ids: the tokenizer of "
-            f"`{tokenizer}` changes text. Take another one."
+            f"`{codec.name}` changes text. Take another one."
         )
+    ids = np.concatenate(encoded)
     partial = target.with_suffix(".part.npy")
     np.save(partial, ids)
     os.replace(partial, target)
     entry = {"file": target.name, "source": str(path), "span": list(span), "tokens": len(ids)}
-    entry["sha256"] = hashlib.sha256(ids.tobytes()).hexdigest()
+    entry["sha256"] = hashlib.sha256(ids.data).hexdigest()
     atomic_write_json(target.with_suffix(".json"), entry)
     return entry
 
 
-_CODECS: dict[str, ByteLevelCodec] = {}
+_codec_of_process: ByteLevelCodec | None = None
 
 
-def _codec(name) -> ByteLevelCodec:
-    """One for each process."""
-    if name not in _CODECS:
-        _CODECS[name] = ByteLevelCodec(name)
-    return _CODECS[name]
+def _start_process(name: str) -> None:
+    global _codec_of_process
+    # New words are encoded one by one: the tokenizer's own threads would be of no use
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _codec_of_process = ByteLevelCodec(name, use_tiktoken=False)
+
+
+def _encode_shard_in_process(*job) -> dict:
+    return _encode_shard(_codec_of_process, *job)
 
 
 def encode_files(
     paths: Sequence[str | os.PathLike],
-    tokenizer_name_or_path: str,
+    tokenizer: str | os.PathLike | ByteLevelCodec,
     output_dir: str | os.PathLike,
     processes: int = 1,
     piece_bytes: int = PIECE_BYTES,
@@ -201,12 +113,12 @@ def encode_files(
     Args:
         paths (`Sequence[str | os.PathLike]`):
             Text files; special tokens in them become the tokens.
-        tokenizer_name_or_path (`str`):
-            Byte-level tokenizer, a folder or Hub name.
+        tokenizer (`str`, `os.PathLike` or [`ByteLevelCodec`]):
+            Byte-level tokenizer: a folder, a Hub name, or the codec of one.
         output_dir (`str` or `os.PathLike`):
             Folder of the shards.
         processes (`int`, *optional*, defaults to `1`):
-            Processes that encode at the same time.
+            Processes that encode at the same time; threads, where tiktoken encodes.
         piece_bytes (`int`, *optional*, defaults to 16 MiB):
             Bytes of text in a shard, about.
         progress (`bool`, *optional*, defaults to `False`):
@@ -229,8 +141,7 @@ def encode_files(
     >>> corpus = encode_files(["train.txt"], "outputs/tokenizer", "outputs/tokens", processes=8)
     ```
     """
-    _CODECS.clear()  # the folder may have changed since
-    codec = _codec(tokenizer_name_or_path)
+    codec = tokenizer if isinstance(tokenizer, ByteLevelCodec) else ByteLevelCodec(tokenizer)
     spans = all_pieces(paths, codec.separators, piece_bytes)
     if not spans:
         raise ValueError(f"The files hold no text to encode: {', '.join(map(str, paths))}.")
@@ -250,17 +161,13 @@ def encode_files(
     atomic_write_json(started, settings)
     names = [folder / f"tokens-{number:05d}.npy" for number in range(len(spans))]
     entries = [_finished(name) for name in names]
-    todo = [
-        (tokenizer_name_or_path, path, span, name)
-        for (path, span), name, entry in zip(spans, names, entries)
-        if entry is None
-    ]
+    todo = [(path, span, name) for (path, span), name, entry in zip(spans, names, entries) if entry is None]
     size = sum(span[1] - span[0] for _, span in spans)
-    done = size - sum(span[1] - span[0] for _, _, span, _ in todo)
+    done = size - sum(span[1] - span[0] for _, span, _ in todo)
     with logging.tqdm(
         total=size, initial=done, disable=not progress, desc="Encoding", unit="B", unit_scale=True
     ) as bar:
-        for span in _encode_all(todo, processes):
+        for span in _encode_all(codec, todo, processes):
             bar.update(span[1] - span[0])
     entries = [_finished(name) for name in names]
     index = {"tokens": sum(entry["tokens"] for entry in entries), "bytes": size, **settings, "shards": entries}
@@ -273,17 +180,16 @@ def _finished(name: Path) -> dict | None:
     return json.loads(entry.read_text()) if entry.exists() and name.exists() else None
 
 
-def _encode_all(todo, processes):
-    if processes == 1 or len(todo) < 2:
-        for job in todo:
-            _encode_shard(*job)
-            yield job[2]
+def _encode_all(codec, todo, processes):
+    if codec.uses_tiktoken or processes == 1 or len(todo) < 2:
+        threads = ThreadPoolExecutor(processes) if codec.uses_tiktoken and processes > 1 else nullcontext()
+        with threads as pool:
+            for job in todo:
+                _encode_shard(codec, *job, map if pool is None else pool.map)
+                yield job[1]
         return
-    # New words are encoded one by one: the tokenizer's own threads would be of no use
-    with ProcessPoolExecutor(
-        min(processes, len(todo)), initializer=os.environ.__setitem__, initargs=("TOKENIZERS_PARALLELISM", "false")
-    ) as pool:
-        jobs = {pool.submit(_encode_shard, *job): job[2] for job in todo}
+    with ProcessPoolExecutor(min(processes, len(todo)), initializer=_start_process, initargs=(codec.name,)) as pool:
+        jobs = {pool.submit(_encode_shard_in_process, *job): job[1] for job in todo}
         for future in as_completed(jobs):
             future.result()
             yield jobs[future]

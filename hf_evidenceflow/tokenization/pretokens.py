@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import regex
 from transformers.utils import logging
@@ -35,14 +36,18 @@ def pieces(path: str | os.PathLike, separators: Sequence[str], size: int = PIECE
     Yields:
         `tuple[int, int]`: first byte of a piece, and the one behind its last.
     """
-    marks = [separator.encode() for separator in separators]
-    end = os.path.getsize(path)
     with open(path, "rb") as file:
-        start = 0
-        while start < end:
-            stop = end if start + size >= end else _boundary(file, start + size, end, marks)
-            yield start, stop
-            start = stop
+        yield from cut(file, os.path.getsize(path), separators, size)
+
+
+def cut(file: BinaryIO, end: int, separators: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
+    """[`pieces`] of an open file of `end` bytes."""
+    marks = [separator.encode() for separator in separators]
+    start = 0
+    while start < end:
+        stop = end if start + size >= end else _boundary(file, start + size, end, marks)
+        yield start, stop
+        start = stop
 
 
 def _boundary(file, position, end, marks):
