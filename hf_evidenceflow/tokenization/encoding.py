@@ -66,7 +66,7 @@ def _encode_shard(codec: ByteLevelCodec, path, span, target: Path, run_all=map) 
         return ids if codec.decode(ids) == text else None
 
     # A part may end behind a line, but not within a special token that has one
-    whole = run_all is map or any("\n" in separator for separator in codec.separators)
+    whole = any("\n" in separator for separator in codec.separators)
     parts = [(0, len(data))] if whole else cut(BytesIO(data), len(data), (), _PART_BYTES)
     encoded = list(run_all(encode, parts))
     if any(ids is None for ids in encoded):

@@ -73,6 +73,14 @@ def test_a_run_of_spaces_that_tiktoken_gives_up_on_is_encoded_all_the_same(folde
     assert codec.decode(codec.encode(data)) == data
 
 
+def test_a_special_token_with_a_line_break_is_not_cut(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_bytes(b"Tom has 3 apples.<a\nb>Ann<a\nb>" * 9)
+    train_tokenizer([tmp_path / "text.txt"], 280, ["<a\nb>"]).save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setattr(encoding, "_PART_BYTES", 5)
+    corpus = encode_files([tmp_path / "text.txt"], tmp_path / "tokenizer", tmp_path / "out", processes=2)
+    assert np.concatenate(corpus.shards).tolist().count(0) == 18
+
+
 @pytest.mark.parametrize(
     ("ranks", "merges", "follows"),
     [
