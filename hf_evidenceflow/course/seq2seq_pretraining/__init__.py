@@ -1,1 +1,1 @@
-"""What T5 is trained on."""
+"""What T5 is trained on, and how a model with a view of both sides fills gaps."""
