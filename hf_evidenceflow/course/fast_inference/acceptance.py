@@ -95,9 +95,7 @@ def generate_with_acceptance(
     if len(input_ids) != 1:
         raise ValueError(f"Assisted generation takes one row, got {len(input_ids)}. Call it for each of them.")
     if generate_kwargs.get("custom_generate") is not None:
-        raise ValueError(
-            "The passes of a `custom_generate` cannot be read here. `SelfSpeculation` counts its own."
-        )
+        raise ValueError("The passes of a `custom_generate` cannot be read here. `SelfSpeculation` counts its own.")
     statistics = AcceptanceStatistics() if statistics is None else statistics
     depth = model.config.num_hidden_layers
     calls = []

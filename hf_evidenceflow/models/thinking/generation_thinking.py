@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
@@ -406,6 +407,10 @@ class ThinkingGenerationMixin:
                 return collector.engine(
                     self, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer, **others
                 )
+        embedding = self.get_input_embeddings().weight
+        if isinstance(embedding, DTensor):
+            # FSDP2: a process whose rows have ended must go on with the others' passes, and read whole embeddings
+            synced_gpus, embedding = True, embedding.full_tensor()
         call = functools.partial(
             super()._sample, input_ids, generation_config=generation_config, synced_gpus=synced_gpus, streamer=streamer
         )
@@ -416,7 +421,7 @@ class ThinkingGenerationMixin:
         returned = generation_config.return_dict_in_generate
         session = ThinkingSession(
             self.config.thinking_mode,
-            self.get_input_embeddings().weight,
+            embedding,
             self._automaton(tokenizer, input_ids.device),
             batch_size=input_ids.shape[0],
             device=input_ids.device,
