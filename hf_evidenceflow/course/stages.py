@@ -39,6 +39,7 @@ def stage_settings(output_dir: str | os.PathLike, seed: int, steps: int, learnin
         "weight_decay": 0.0,
         "per_device_train_batch_size": 64,
         "bf16": torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "save_strategy": "no",

@@ -137,7 +137,7 @@ class CompressionArguments(CourseArguments):
 
 def settings(args: CompressionArguments, stage: str, steps: int, learning_rate: float) -> dict:
     common = stage_settings(Path(args.output_dir) / stage, args.seed, steps, learning_rate)
-    return common | {"per_device_train_batch_size": args.batch_size, "dataloader_pin_memory": False}
+    return common | {"per_device_train_batch_size": args.batch_size}
 
 
 def train_on_text(args, stage: str, model, rows, steps: int, learning_rate: float) -> dict:

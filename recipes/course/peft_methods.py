@@ -1,6 +1,7 @@
 """
 Parameter-efficient tuning in one table: LoRA, bottleneck adapters, prefix tuning, soft prompts with three starts,
-P-tuning with an MLP and an LSTM, and P-tuning v2, against full tuning, the head alone, and no tuning.
+P-tuning with an MLP and an LSTM, P-tuning v2, and a prompt of real tokens, against full tuning, the head alone, and no
+tuning.
 
 ```bash
 python recipes/course/peft_methods.py --config recipes/configs/course/peft_methods.yaml
@@ -28,7 +29,7 @@ model) and, of the first seed, a folder for each method, written by `save_pretra
 
 Sources: Hu et al. 2021 (LoRA, 2106.09685), Houlsby et al. 2019 (adapters, 1902.00751), Li and Liang 2021 (prefix
 tuning, 2101.00190), Lester et al. 2021 (soft prompts, 2104.08691), Liu et al. 2021 (P-tuning, 2103.10385) and 2021
-(P-tuning v2, 2110.07602).
+(P-tuning v2, 2110.07602), Zou et al. 2023 (the search for a prompt of real tokens, 2307.15043).
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
+from hf_evidenceflow.course.peft_methods.discrete_prompt import search_discrete_prompt
 from hf_evidenceflow.course.peft_methods.lora_merge import merge_errors
 from hf_evidenceflow.course.peft_methods.methods import Method, lora_method, parameter_counts, tuning_methods
 from hf_evidenceflow.course.peft_methods.peft_report import lora_table, method_table, plot_methods, summarise
@@ -78,6 +80,8 @@ class PeftMethodsArguments(CourseArguments):
             Tokens of the tiny Llama's vocabulary, at most.
         virtual_tokens (`int`, *optional*, defaults to `8`):
             Length of the prompts and prefixes.
+        search_budget (`int`, *optional*, defaults to `300`):
+            Prompts of real tokens that are evaluated, each on 32 rows; 0 leaves this method out.
         prompt_text (`str`, *optional*, defaults to `"the man and the woman"`):
             Text that a soft prompt starts from.
         lora_ranks (`list[int]`, *optional*, defaults to `[1, 8]`):
@@ -100,6 +104,7 @@ class PeftMethodsArguments(CourseArguments):
     seeds: int = 3
     vocab_size: int = 1200
     virtual_tokens: int = 8
+    search_budget: int = 300
     prompt_text: str = "the man and the woman"
     lora_ranks: list[int] | None = None
     bottleneck: int = 8
@@ -196,6 +201,14 @@ def main(argv: list[str] | None = None) -> dict:
                 if seed == args.seed and name != "not tuned":
                     model.save_pretrained(run.folder / name.replace(", ", "-").replace(" ", "_"))
             print(f"{name}: {runs[name][0]['trained']:,} parameters; {accuracies_of(runs[name])}", flush=True)
+
+        if args.search_budget:
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+            sizes = args.virtual_tokens, args.search_budget
+            found = [search_discrete_prompt(model, task, tokenizer, *sizes, seed=seed) for seed in seeds]
+            runs["discrete prompt"] = [measured for _, measured in found]
+            prompts = ", ".join(repr(prompt) for prompt, _ in found)
+            print(f"discrete prompt: {prompts}; {accuracies_of(runs['discrete prompt'])}", flush=True)
 
         # LoRA: rank and alpha at one seed, and what its merge costs
         lora = []

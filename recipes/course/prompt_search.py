@@ -142,7 +142,7 @@ def load_or_train(args: PromptSearchArguments, folder):
     encoded = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(documents)["input_ids"]]
     rows = pack_rows(np.concatenate(encoded), np.cumsum([len(ids) for ids in encoded]), args.block_size)
     settings = stage_settings(folder / "model", args.seed, args.steps, args.learning_rate)
-    settings |= {"per_device_train_batch_size": 32, "dataloader_pin_memory": torch.cuda.is_available()}
+    settings |= {"per_device_train_batch_size": 32}
     trainer = Trainer(
         model_from_scratch("llama", SMALL_LLAMA, tokenizer),
         TrainingArguments(**settings),

@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> dict:
             settings |= {"per_device_train_batch_size": args.batch_size, "logging_steps": max(1, args.steps // 100)}
             return Trainer(
                 model,
-                TrainingArguments(**settings, dataloader_pin_memory=torch.cuda.is_available()),
+                TrainingArguments(**settings),
                 data_collator=data_collator,
                 train_dataset=rows,
                 eval_dataset=held_out,

@@ -12,6 +12,7 @@ from tiny_models import TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow.course.corpus import PEOPLE, generate_corpus
+from hf_evidenceflow.course.peft_methods.discrete_prompt import search_discrete_prompt
 from hf_evidenceflow.course.peft_methods.lora_merge import merge_errors
 from hf_evidenceflow.course.peft_methods.methods import parameter_counts, tuning_methods
 from hf_evidenceflow.course.peft_methods.peft_report import method_table, summarise
@@ -394,6 +395,21 @@ def test_an_interval_does_not_leave_the_range_of_an_accuracy():
     assert (accuracy["low"], accuracy["high"]) == (0.0, 1.0)
 
 
+def test_a_discrete_prompt_is_measured_where_prompt_tuning_puts_its_tokens(base, task, words_tokenizer):
+    model = load(base)
+    text, found = search_discrete_prompt(model, task, words_tokenizer, length=3, budget=60, items=5, seed=1)
+    _, first = search_discrete_prompt(model, task, words_tokenizer, length=3, budget=1, items=5, seed=1)
+    assert found["loss"] < first["loss"] and (found["trained"], found["share"]) == (0, 0.0)
+    # The loss of the same rows, with the prompt before each and the label behind it
+    losses = []
+    for row in task.train[:5]:
+        ids = words_tokenizer(text)["input_ids"] + words_tokenizer(task.template.format(text=row["text"]))["input_ids"]
+        logps = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        losses.append(-logps[label_token(words_tokenizer, row["label"])].item())
+    assert found["loss"] == pytest.approx(sum(losses) / 5, rel=1e-4)
+    assert set(found["accuracy"]) == set(task.tests)
+
+
 def recipe_module():
     spec = importlib.util.spec_from_file_location("peft_methods", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
@@ -413,10 +429,11 @@ def test_the_recipe_compares_all_methods_and_saves_them(tmp_path):
             *("--output_dir", str(tmp_path), "--max_documents", "300", "--vocab_size", "500", "--train_rows", "40"),
             *("--test_rows", "20", "--pretraining_steps", "10", "--steps", "12", "--batch_size", "8", "--seeds", "2"),
             *("--virtual_tokens", "3", "--lora_ranks", "2", "--bottleneck", "5"),
+            *("--search_budget", "40"),
         ]
     )
     methods = metrics["methods"]
-    assert len(methods) == 13 and [row["alpha"] for row in metrics["lora"]] == [2, 16]
+    assert len(methods) == 14 and [row["alpha"] for row in metrics["lora"]] == [2, 16]
     # Two answers, each right for half of the rows: what has learned to give one of them is right in half
     assert methods["full"]["accuracy"]["new texts"]["value"] >= 0.4
     assert methods["not tuned"]["trained"] == 0 and methods["full"]["share"] == 1

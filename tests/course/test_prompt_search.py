@@ -26,7 +26,10 @@ from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "course" / "prompt_search.py"
 VOCAB = 23
-ITEMS = [Item([3, 4, 5], [6]), Item([7], [8, 9]), Item([10, 11], [12])]
+ITEMS = [
+    *(Item([3, 4, 5], [6]), Item([7], [8, 9]), Item([10, 11], [12])),
+    *(Item([2], [14, 1], [15]), Item([], [16], [17, 18])),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,9 @@ def everything():
 def slow_loss(model, prompt):
     """The loss in plain loops, an item and a token at a time."""
     total = 0.0
-    for query, answer in ITEMS:
+    for query, answer, between in ITEMS:
         for index, token in enumerate(answer):
-            ids = torch.tensor([[*query, *prompt, *answer[:index]]])
+            ids = torch.tensor([[*query, *prompt, *between, *answer[:index]]])
             total -= model(ids).logits[0, -1].log_softmax(-1)[token].item()
     return total / len(ITEMS)
 
@@ -86,12 +89,13 @@ def test_the_gradient_is_that_of_the_embeddings_times_the_embedding_matrix(objec
     prompt = torch.tensor([13, 2, 20, 5])
     weight = model.get_input_embeddings().weight
     total = torch.zeros(4, weight.shape[1])
-    for query, answer in ITEMS:
-        embedded = weight[torch.tensor([*query, *prompt.tolist(), *answer])].detach().clone().requires_grad_()
+    for query, answer, between in ITEMS:
+        tokens = torch.tensor([*query, *prompt.tolist(), *between, *answer])
+        embedded = weight[tokens].detach().clone().requires_grad_()
         logps = model(inputs_embeds=embedded[None]).logits[0].log_softmax(-1)
-        start = len(query) + 4
+        start = len(query) + 4 + len(between)
         loss = -sum(logps[start + index - 1, token] for index, token in enumerate(answer)) / len(ITEMS)
-        total += torch.autograd.grad(loss, embedded)[0][len(query) : start]
+        total += torch.autograd.grad(loss, embedded)[0][len(query) : len(query) + 4]
     torch.testing.assert_close(objective.gradient(prompt), total @ weight.T, atol=1e-5, rtol=1e-4)
 
 
@@ -119,7 +123,7 @@ def test_an_answer_is_right_only_if_all_its_tokens_are_the_most_probable(model):
     assert objective.right(torch.tensor(prompt)) == [True, True, False, False]
 
 
-def test_items_without_a_query_or_an_answer_are_refused(model):
+def test_items_without_an_answer_or_anything_before_it_are_refused(model):
     with pytest.raises(ValueError, match="no items"):
         PromptObjective(model, [])
     for item in (Item([], [3]), Item([3], [])):

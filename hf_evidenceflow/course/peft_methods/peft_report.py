@@ -1,11 +1,12 @@
 """Tables and the picture of the compared tuning methods."""
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...evidence.figures import COLOURS, new_figure, save_figure
+from ...evidence.figures import COLOURS, LINE_STYLES, new_figure, save_figure
 from ...experiments.statistics import mean_t_interval
 from ..recipe import markdown_table
 
@@ -132,9 +133,9 @@ def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: 
             linestyle="none",
             label=name,
         )
-    for name, method in summary.items():
-        if not method["trained"]:
-            left.axhline(method["accuracy"][test]["value"], color="0.5", linestyle=":", label=name)
+    untrained = [(name, method) for name, method in summary.items() if not method["trained"]]
+    for (name, method), style in zip(untrained, itertools.cycle(LINE_STYLES[::-1])):
+        left.axhline(method["accuracy"][test]["value"], color="0.5", linestyle=style, label=name)
     left.set(xscale="log", xlabel="trained parameters", ylabel=f"accuracy, {test}", ylim=(-0.03, 1.05))
     left.set_title("accuracy over trained parameters", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)

@@ -1,7 +1,8 @@
 """
 How well a prompt makes a causal LM give the right answers: the loss of many prompts at once, its gradient, accuracy.
 
-An item reads `query prompt answer`. The loss is -log p(answer), summed over the answer's tokens, mean over the items.
+An item reads `query prompt between answer`. The loss is -log p(answer), summed over the answer's tokens, mean over the
+items.
 
 Shapes: M items, B prompts, L tokens of a prompt, T tokens of the longest item, V tokens of the vocabulary.
 """
@@ -20,13 +21,16 @@ class Item(NamedTuple):
 
     Args:
         query (`list[int]`):
-            Tokens before the prompt, 1 or more.
+            Tokens before the prompt.
         answer (`list[int]`):
-            Tokens after it, 1 or more.
+            Tokens that it should bring about, 1 or more.
+        between (`Sequence[int]`, *optional*, defaults to `()`):
+            Tokens after the prompt and before the answer.
     """
 
     query: list[int]
     answer: list[int]
+    between: Sequence[int] = ()
 
 
 class PromptObjective:
@@ -42,15 +46,17 @@ class PromptObjective:
             Items times prompts in a forward pass.
 
     Raises:
-        `ValueError`: if there is no item, or one has no query or no answer.
+        `ValueError`: if there is no item, or one has no answer, or nothing but the prompt before it.
     """
 
     def __init__(self, model, items: Sequence[Item], rows_at_once: int = 512):
         if not items:
             raise ValueError("There are no items to evaluate a prompt on. Give at least one.")
         for item in items:
-            if not item.query or not item.answer:
-                raise ValueError(f"An item needs a query and an answer of 1 token or more, got {item}.")
+            if not item.answer or not (item.query or item.between):
+                raise ValueError(
+                    f"An item needs an answer of 1 token or more, and 1 beside the prompt before it, got {item}."
+                )
         self.model, self.items, self.rows_at_once = model.eval().requires_grad_(False), list(items), rows_at_once
         self.embedding = model.get_input_embeddings()
         self.vocab_size = self.embedding.weight.shape[0]
@@ -121,15 +127,16 @@ class PromptObjective:
     def _template(self, length: int):
         """Items with room for a prompt: ids, attention mask and places of the prompt `[M, T]`, places of the answers
         `[M, longest answer]`, 0 where an answer is shorter."""
-        longest = max(len(item.query) + length + len(item.answer) for item in self.items)
+        longest = max(len(item.query) + length + len(item.between) + len(item.answer) for item in self.items)
         ids = torch.zeros(len(self.items), longest, dtype=torch.long)
         mask, is_prompt = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         answers = torch.zeros(len(self.items), max(len(item.answer) for item in self.items), dtype=torch.long)
-        for row, (query, answer) in enumerate(self.items):
-            start, end = len(query), len(query) + length
-            ids[row, :start] = torch.tensor(query)
-            ids[row, end : end + len(answer)] = torch.tensor(answer)
-            mask[row, : end + len(answer)] = 1
-            is_prompt[row, start:end] = True
-            answers[row, : len(answer)] = torch.arange(end, end + len(answer))
+        for row, (query, answer, between) in enumerate(self.items):
+            start, asked = len(query), len(query) + length + len(between)
+            end = asked + len(answer)
+            ids[row, :start] = torch.tensor(query, dtype=torch.long)
+            ids[row, start + length : end] = torch.tensor([*between, *answer])
+            mask[row, :end] = 1
+            is_prompt[row, start : start + length] = True
+            answers[row, : len(answer)] = torch.arange(asked, end)
         return ids, mask, is_prompt, answers
