@@ -1,0 +1,82 @@
+"""Every YAML of the recipes is read by its recipe, down to the last option of the last arm of a grid."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import trl
+import yaml
+
+from hf_evidenceflow.experiments.grid_file import load_grid
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CONFIGS = RECIPES / "configs"
+# Bases of grids, in folders of their own
+BASES = {"ablation/paper.yaml", "ablation/small.yaml", "crosslayer_sweep/study.yaml", "pretrain_clm/loss_p.yaml"}
+# What a file leaves to the user or to the arms of its grid
+LEFT_OPEN = {
+    "early_exit/smoke.yaml": ("--model_name_or_path", "model"),
+    "pretrain_clm/loss_p.yaml": ("--model_type", "llama"),
+}
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+GRIDS = [name for name in FILES if "recipe" in yaml.safe_load((CONFIGS / name).read_text())]
+PLAIN = [name for name in FILES if name not in GRIDS]
+
+
+class ParsedError(Exception):
+    """Raised behind the parsing, instead of the run."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Calls a recipe's `main` up to where its arguments are parsed."""
+    original = trl.TrlParser.parse_args_and_config
+
+    def parse_and_stop(self, *args, **kwargs):
+        raise ParsedError(original(self, *args, **kwargs))
+
+    monkeypatch.setattr(trl.TrlParser, "parse_args_and_config", parse_and_stop)
+    monkeypatch.syspath_prepend(str(RECIPES))  # some recipes import another one
+
+    def parse(recipe: Path, config: Path, *options: str):
+        spec = importlib.util.spec_from_file_location(f"{recipe.stem}_of_configs", recipe)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        with pytest.raises(ParsedError):
+            module.main(["--config", str(config), *options])
+
+    return parse
+
+
+def test_grids_and_plain_files_are_all_there():
+    assert len(GRIDS) > 10 and len(PLAIN) > 20 and set(PLAIN) > BASES
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_recipe_reads_its_config(name, parse, tmp_path):
+    folder = Path(name).parent.as_posix()
+    if name in BASES:
+        recipe = RECIPES / "pretrain_clm.py"
+    elif folder == "course":
+        recipe = RECIPES / "course" / f"{Path(name).stem}.py"
+    else:
+        recipe = RECIPES / f"{folder}.py"
+    given = yaml.safe_load((CONFIGS / name).read_text())
+    options = [] if "output_dir" in given else ["--output_dir", str(tmp_path)]
+    if given.get("bf16"):
+        options += ["--use_cpu", "true"]  # transformers refuses bf16 without a GPU otherwise
+    parse(recipe, CONFIGS / name, *options, *LEFT_OPEN.get(name, ()))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_recipe_of_a_grid_reads_the_options_of_each_arm(name, parse, tmp_path):
+    grid = load_grid(CONFIGS / name, {"warm_up_dir": "warm-up"} if name.startswith("compare/") else {})
+    value = grid.tune.values[0] if grid.tune is not None else None
+    for cell in grid.cells:
+        run = grid.run(cell, grid.seeds[0], value)
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**run.options, "output_dir": str(tmp_path / "out")}))
+        parse(RECIPES.parent / grid.recipe, path)
