@@ -5,7 +5,7 @@ Smaller models: LLM.int8(), NF4 with double quantisation, QLoRA, quantisation-aw
 python recipes/course/compression.py --config recipes/configs/course/compression.yaml
 ```
 
-92 seconds of CPU time on one core at a time, offline: a tiny Llama learns stories of a small world. Then
+80 seconds on one CPU core, offline: a tiny Llama learns stories of a small world. Then
 
 1. its weights are rounded: int8 with and without the split of outlier columns, NF4, FP4, integers of few bits; the
    layers' errors are shown once more with outlier features planted, which so small a model does not grow by itself;

@@ -6,7 +6,7 @@ and next sentences, both from scratch on the same text; then what their frozen v
 python recipes/course/contextual_pretraining.py --config recipes/configs/course/contextual_pretraining.yaml
 ```
 
-About 3 minutes on two CPU cores, offline, on stories of a small world. The probe asks a word that says nothing by
+About two minutes on one CPU core, offline, on stories of a small world. The probe asks a word that says nothing by
 itself: `the` for the country of the story, an animal for the gender of its owner. ELMo's own word vector (the
 character convolution) and BERT's embedding table know no context; what is above them does. On text of your own the
 probe is left out; a single document is cut at its blank lines or, without any, at its line breaks:

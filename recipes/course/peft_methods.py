@@ -7,7 +7,7 @@ tuning.
 python recipes/course/peft_methods.py --config recipes/configs/course/peft_methods.yaml
 ```
 
-Offline, 144 seconds of one CPU core with these settings: a tiny Llama reads the stories of a small world. Then all
+Offline, two minutes on one CPU core: a tiny Llama reads the stories of a small world. Then all
 methods tune copies of it, for as many steps on the same batches, to say of a story's first sentence whether it is of a
 man or a woman. One test has new sentences on the same people, the other people that no method was tuned on: of them
 the model can know from the stories only. The bottleneck adapter is written in

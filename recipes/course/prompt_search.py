@@ -9,7 +9,7 @@ python recipes/course/prompt_search.py --model_name_or_path openai-community/gpt
     --manual_prompt " The answer is"
 ```
 
-The first command takes 81 seconds of CPU time (measured); it uses one core.
+The first command takes 80 seconds on one CPU core.
 
 1. A small Llama learns the stories of the course (or `model_name_or_path` is loaded).
 2. A task is a query and an answer, such as `the king went to oslo , the capital of norway .` and ` norwegian`. The

@@ -7,7 +7,7 @@ python recipes/course/scaling_laws.py --config recipes/configs/course/scaling_la
 python recipes/course/scaling_laws.py --text_file my_text.txt --budgets 1e10 3e10 1e11
 ```
 
-The first command takes 111 seconds of CPU time (measured); it uses one core.
+The first command takes two minutes on one CPU core.
 
 1. With published constants: optimal parameters N* and tokens D* for several budgets, and the smallest budget that
    reaches a loss.

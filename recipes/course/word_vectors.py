@@ -6,7 +6,7 @@ with a hierarchical softmax on a Huffman tree, and GloVe.
 python recipes/course/word_vectors.py --config recipes/configs/course/word_vectors.yaml
 ```
 
-About 25 seconds on two CPU cores (17 of CPU time), offline, on stories of a small world in which countries have
+About 16 seconds on one CPU core, offline, on stories of a small world in which countries have
 capitals and languages, there are kings and queens, and adjectives have degrees. The vectors are asked "france is to
 paris as italy is to ...". On text of your own, questions whose words are missing are left out, and nearest neighbours
 are shown:
