@@ -5,7 +5,8 @@ Faster generation: speculative decoding, kinds of KV cache, and PagedAttention's
 python recipes/course/fast_inference.py --config recipes/configs/course/fast_inference.yaml
 ```
 
-Offline, in 100 seconds on one CPU core, it trains a target model and a small draft model on stories of a small world, and then asks:
+Offline, in 100 seconds on one CPU core, it trains a target model and a small draft model on stories of a small world,
+and then asks:
 
 1. Speculative decoding, greedy: does it give the same tokens, how many drafts are kept, and is it faster? Drafts come
    from a draft model, from the prompt itself (n-gram look-up), and from the target's own first layers, which are
