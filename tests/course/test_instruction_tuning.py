@@ -218,7 +218,7 @@ def test_the_recipe_runs_through_all_stages(tmp_path):
             *("--reward_steps", "3", "--dpo_steps", "2", "--rollouts", "1"),
         ]
     )
-    assert set(metrics) == {"base_right_share", "reward_model_accuracy", "SFT", "PPO", "DPO", "GRPO"}
+    assert set(metrics) == {"base_right_share", "reward_model_accuracy", "SFT", "PPO", "DPO", "GRPO", "seconds"}
     assert metrics["SFT"]["kl"] == 0 and min(metrics[name]["kl"] for name in ("PPO", "DPO", "GRPO")) > 0
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() == metrics.keys()
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
