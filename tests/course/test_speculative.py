@@ -123,6 +123,7 @@ def test_greedy_decoding_with_drafts_gives_the_same_tokens(models, way):
     assert torch.equal(sequence, plain)
     # Each pass of the target gives the drafts that it keeps and one token more
     assert statistics.accepted + len(statistics.passes) == 23
+    assert all(0 <= accepted <= drafted for drafted, accepted in statistics.passes)
 
 
 def test_a_draft_model_equal_to_the_target_is_always_right(models):

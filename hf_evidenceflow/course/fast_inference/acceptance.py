@@ -113,10 +113,10 @@ def generate_with_acceptance(
         handle.remove()
 
     tokens = input_ids.shape[1]
-    # Behind the last pass the output ends: with the pass's own token, or cut off within its drafts
+    # Behind the last pass the output ends: with the pass's own token or, cut off, with a draft that counts as it
     lengths = [cached + 1 for cached, _ in calls[1:]] + [sequence.shape[1]]
     for (cached, entered), length in zip(calls, lengths):
         drafted = cached + entered - tokens
-        statistics.passes.append((drafted, min(length - tokens - 1, drafted)))
+        statistics.passes.append((drafted, length - tokens - 1))
         tokens = length
     return sequence, statistics
