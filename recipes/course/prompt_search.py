@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import trl
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
 from hf_evidenceflow.course.prompt_search.gcg import search_prompt
@@ -44,6 +44,7 @@ from hf_evidenceflow.course.prompt_search.search_plots import plot_search
 from hf_evidenceflow.course.prompt_search.tasks import TASKS, Question, encode_questions, split_by_group
 from hf_evidenceflow.course.recipe import course_run, markdown_table
 from hf_evidenceflow.course.stages import run_stage, stage_settings
+from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.evidence.completion_log import read_jsonl
@@ -136,7 +137,7 @@ def load_or_train(args: PromptSearchArguments, folder):
     """The model that a prompt is searched for, and its tokenizer."""
     if args.model_name_or_path is not None:
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
-        return model, AutoTokenizer.from_pretrained(args.model_name_or_path)
+        return model, load_tokenizer(args.model_name_or_path)
     documents = course_documents(args)
     tokenizer = train_text_tokenizer(documents, args.vocab_size)
     encoded = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(documents)["input_ids"]]
