@@ -24,6 +24,7 @@ from hf_evidenceflow.evidence.figures import COLOURS, new_figure, save_figure
 from hf_evidenceflow.experiments.findings import (
     Finding,
     TrainedRun,
+    corrected,
     final_loss,
     findings_table,
     gradient_peak_ratio,
@@ -48,6 +49,7 @@ COMPARISONS = {
 FINDINGS = [
     Finding("Llama beats vanilla at the end", "llama", "vanilla", final_loss),
     Finding("Llama beats vanilla in speed (half-way)", "llama", "vanilla", half_loss),
+    Finding("Llama beats vanilla in stability", "llama", "vanilla", late_gradient_spread),
     Finding("Llama's gradient peaks later", "vanilla", "llama", gradient_peak_step),
     Finding("pre-norm ends worse than post-norm", "learned", "learned_pre", final_loss),
     Finding("post-norm's gradient has a spike at the start", "learned_pre", "learned", gradient_peak_ratio),
@@ -55,6 +57,7 @@ FINDINGS = [
     Finding("RoPE beats learned positions", "rope", "learned", final_loss),
     Finding("RoPE has a lower gradient norm than sinusoidal positions", "rope", "vanilla", late_gradient),
     Finding("RoPE has a lower gradient norm than learned positions", "rope", "learned", late_gradient),
+    Finding("NoPE is worse than RoPE", "rope", "nope", final_loss),
     Finding("NoPE is worse than sinusoidal positions", "vanilla", "nope", final_loss),
     Finding("NoPE is worse than learned positions", "learned", "nope", final_loss),
     Finding("learned positions lead sinusoidal ones half-way", "learned", "vanilla", half_loss),
@@ -64,6 +67,8 @@ FINDINGS = [
     Finding("ReLU's gradient norm is higher than SiLU's", "silu", "vanilla", late_gradient),
     Finding("ReLU's gradient norm is higher than GELU's", "gelu", "vanilla", late_gradient),
     Finding("SwiGLU's gradient is smoother than ReLU's", "swiglu", "vanilla", late_gradient_spread),
+    Finding("SwiGLU's gradient is smoother than SiLU's", "swiglu", "silu", late_gradient_spread),
+    Finding("SwiGLU's gradient is smoother than GELU's", "swiglu", "gelu", late_gradient_spread),
     Finding("untied beats tied under post-norm", "untied", "tied", final_loss),
     Finding("untied has no gradient spike, tied has one", "untied", "tied", gradient_peak_ratio),
     Finding("tied catches up late", "untied", "tied", late_gain),
@@ -141,7 +146,7 @@ def draw(runs, path: Path, skip: int) -> None:
 def main(argv: list[str] | None = None) -> list[dict]:
     (args,) = TrlParser(ReportArguments).parse_args_and_config(argv)
     runs, folder = load_runs(Path(args.experiment)), Path(args.output_dir)
-    rows = [judge(finding, runs) for finding in FINDINGS]
+    rows = corrected([judge(finding, runs) for finding in FINDINGS])
     table = findings_table(rows)
     atomic_write_json(folder / "findings.json", rows)
     atomic_write_text(folder / "findings.md", table)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import paired_t_difference
+from .statistics import holm, paired_t_difference
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def judge(finding: Finding, runs: Mapping[str, Mapping[int, TrainedRun]]) -> dic
 
     Returns:
         `dict`: `finding`, `reading`, `arms`, `seeds`, `means` of the two arms, `difference` (said to be higher minus
-        said to be lower) with `low` and `high` of the 95 % paired t interval, and `verdict`: `confirmed` if the whole
-        interval is above 0, `refuted` if it is below, else `undecided`; `not run` with fewer than two seeds.
+        said to be lower) with `low` and `high` of the 95 % paired t interval, the `p_value` of the paired t-test, and
+        `verdict`: `confirmed` if the whole interval is above 0, `refuted` if it is below, else `undecided`; `not run`
+        with fewer than two seeds.
     """
     low, high = runs.get(finding.low, {}), runs.get(finding.high, {})
     seeds = sorted(low.keys() & high.keys())
@@ -127,21 +128,37 @@ def judge(finding: Finding, runs: Mapping[str, Mapping[int, TrainedRun]]) -> dic
     result = paired_t_difference(*values)
     verdict = "confirmed" if result.low > 0 else "refuted" if result.high < 0 else "undecided"
     means = [float(np.mean(each)) for each in values]
-    interval = {"difference": result.value, "low": result.low, "high": result.high}
+    interval = {"difference": result.value, "low": result.low, "high": result.high, "p_value": result.p_value}
     return row | {"means": means, **interval, "verdict": verdict}
 
 
+def corrected(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """
+    The judged findings with their p-values corrected as one family.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            As [`judge`] gives them.
+
+    Returns:
+        `list[dict]`: the same rows with `p_holm` (Holm), `None` where a finding was not run.
+    """
+    values = holm([row.get("p_value") for row in rows])
+    return [{**row, "p_holm": value} for row, value in zip(rows, values)]
+
+
 def findings_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Verdicts as a Markdown table."""
+    """Verdicts of [`corrected`] findings as a Markdown table."""
     lines = [
-        "| published finding | reading | said to be lower | said to be higher | difference, 95 % | verdict |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
+        "| published finding | reading | said to be lower | said to be higher | difference, 95 % | p (Holm) | verdict |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
-        cells = ["", "", ""]
+        cells = ["", "", "", ""]
         if "means" in row:
             cells = [f"{arm} {mean:.4g}" for arm, mean in zip(row["arms"], row["means"])]
             cells.append(f"{row['difference']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]")
+            cells.append("" if row["p_holm"] is None else f"{row['p_holm']:.3f}")
         reading = row["reading"].replace("_", " ")
         lines.append(f"| {row['finding']} | {reading} | {' | '.join(cells)} | {row['verdict']} |")
     return "\n".join(lines) + "\n"

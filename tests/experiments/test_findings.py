@@ -1,8 +1,11 @@
+import math
+
 import pytest
 
 from hf_evidenceflow.experiments.findings import (
     Finding,
     TrainedRun,
+    corrected,
     final_loss,
     findings_table,
     gradient_peak_ratio,
@@ -63,5 +66,17 @@ def test_only_seeds_of_both_arms_count():
 
 def test_the_table_shows_the_means_and_the_verdict():
     row = judge(Finding("a beats b", "a", "b", final_loss), {"a": runs(2.0, 2.1), "b": runs(3.0, 3.2)})
-    table = findings_table([row, judge(Finding("c beats b", "c", "b", final_loss), {"b": runs(1.0)})])
+    rows = corrected([row, judge(Finding("c beats b", "c", "b", final_loss), {"b": runs(1.0)})])
+    table = findings_table(rows)
     assert "| a beats b | final loss | a 2.05 | b 3.1 |" in table and table.rstrip().endswith("| not run |")
+    # Two seeds: differences of 1.0 and 1.1, so t = 1.05 / 0.05 with one degree of freedom
+    assert f"| {2 / math.pi * math.atan(0.05 / 1.05):.3f} | confirmed |" in table
+
+
+def test_p_values_are_corrected_over_the_findings_that_were_run():
+    better, worse = runs(2.0, 2.1, 2.2), runs(3.0, 3.1, 3.21)
+    arms = {"a": better, "b": worse, "c": runs(2.1, 2.0, 2.3)}
+    rows = [judge(Finding("", *pair, final_loss), arms) for pair in (("a", "b"), ("a", "c"), ("a", "d"))]
+    first, second, third = corrected(rows)
+    assert first["p_holm"] == pytest.approx(2 * rows[0]["p_value"]) and third["p_holm"] is None
+    assert second["p_holm"] == pytest.approx(rows[1]["p_value"])
