@@ -149,10 +149,8 @@ def corrected(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def findings_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Verdicts of [`corrected`] findings as a Markdown table."""
-    lines = [
-        "| published finding | reading | said to be lower | said to be higher | difference, 95 % | p (Holm) | verdict |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
-    ]
+    columns = ("published finding", "reading", "said to be lower", "said to be higher", "difference, 95 %")
+    lines = [f"| {' | '.join(columns)} | p (Holm) | verdict |", "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
     for row in rows:
         cells = ["", "", "", ""]
         if "means" in row:
