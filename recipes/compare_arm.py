@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from filelock import FileLock
-from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer, TrlParser
 
@@ -37,6 +37,7 @@ from hf_evidenceflow.data import (
     split_word_problems,
 )
 from hf_evidenceflow.evidence.evaluation import generate_completions
+from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.reporting import atomic_write_text, run_record
 from hf_evidenceflow.rewards import grade, gsm8k_reward
 from hf_evidenceflow.trainers.training_clock import TrainingClock
@@ -206,19 +207,17 @@ _WARM_UP_FIELDS = (
 
 def train_warm_up(args: ArmArguments, problems: list[dict], tokenizer, folder: Path) -> None:
     set_seed(args.seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        intermediate_size=11 * args.hidden_size // 4,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {
+        "hidden_size": args.hidden_size,
+        "intermediate_size": 11 * args.hidden_size // 4,
+        "num_hidden_layers": args.num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+    }
+    model = model_from_scratch("qwen2", sizes, tokenizer)
     rows = TASKS[args.task][1](problems, args.wrong_share, seed=args.seed)
     short = torch.rand(len(rows), generator=torch.Generator().manual_seed(args.seed)) < args.short_share
     solutions = [shorten(row["answer"]) if cut else row["answer"] for row, cut in zip(rows, short.tolist())]
@@ -238,7 +237,7 @@ def train_warm_up(args: ArmArguments, problems: list[dict], tokenizer, folder: P
         max_length=256,
         logging_steps=100,
     )
-    trainer = SFTTrainer(Qwen2ForCausalLM(config), args=settings, train_dataset=dataset, processing_class=tokenizer)
+    trainer = SFTTrainer(model, args=settings, train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
 

@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..rewards.text import MARKER
-
-
-MAX_DRAWS_IN_VAIN = 10_000  # in a row, before the problems that the settings allow count as used up
+from .distinct_problems import distinct_problems
 
 
 def generate_graph_problems(
@@ -63,21 +61,8 @@ def generate_graph_problems(
     if names < 2 * nodes:
         raise ValueError(f"`names` must be at least {2 * nodes} for two graphs of {nodes} nodes, got {names}.")
     rng = random.Random(seed)
-    problems: dict[str, str] = {}
-    in_vain = 0
-    while len(problems) < n:
-        if in_vain == MAX_DRAWS_IN_VAIN:
-            raise ValueError(
-                f"Only {len(problems)} of {n} different problems were found with `nodes={nodes}`, `depth={depth}` and "
-                f"`names={names}`. Ask for fewer, or raise one of these."
-            )
-        problem = _draw(rng, nodes, extra_edges, depth, names)
-        if problem is None or problem[0] in problems:
-            in_vain += 1
-        else:
-            problems[problem[0]] = problem[1]
-            in_vain = 0
-    return [{"question": question, "answer": answer} for question, answer in problems.items()]
+    settings = f"`nodes={nodes}`, `depth={depth}` and `names={names}`"
+    return distinct_problems(n, lambda: _draw(rng, nodes, extra_edges, depth, names), settings)
 
 
 def split_graph_problems(train: int, test: int, seed: int = 0, **settings) -> dict[str, list[dict]]:

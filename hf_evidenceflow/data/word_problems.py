@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..rewards.text import MARKER
+from .distinct_problems import distinct_problems
 
 
 NAMES = ("Ann", "Ben", "Eva", "Leo", "Mia", "Sam", "Tom", "Zoe")
 OBJECTS = ("apples", "books", "cards", "coins", "pens", "shells", "stamps", "toys")
 OPERATIONS = {"add": "+", "subtract": "-", "multiply": "*"}
-MAX_DRAWS_IN_VAIN = 10_000  # in a row, before the problems that the settings allow count as used up
 
 
 @dataclass(frozen=True)
@@ -133,22 +133,11 @@ def generate_word_problems(
     """
     _check(n, templates, operations, max_number, steps)
     rng = random.Random(seed)
-    problems: dict[str, str] = {}
-    in_vain = 0
-    while len(problems) < n:
-        if in_vain == MAX_DRAWS_IN_VAIN:
-            raise ValueError(
-                f"Only {len(problems)} of {n} different problems were found with `max_number={max_number}`, "
-                f"`steps={steps}`, {len(templates)} templates and the operations {', '.join(operations)}. Ask for "
-                "fewer, or raise one of these."
-            )
-        problem = _draw(rng, rng.choice(templates), operations, max_number, steps)
-        if problem is None or problem[0] in problems:
-            in_vain += 1
-        else:
-            problems[problem[0]] = problem[1]
-            in_vain = 0
-    return [{"question": question, "answer": answer} for question, answer in problems.items()]
+    settings = (
+        f"`max_number={max_number}`, `steps={steps}`, {len(templates)} templates and the operations "
+        f"{', '.join(operations)}"
+    )
+    return distinct_problems(n, lambda: _draw(rng, rng.choice(templates), operations, max_number, steps), settings)
 
 
 def split_word_problems(train: int, test: int, seed: int = 0, **settings) -> dict[str, list[dict]]:

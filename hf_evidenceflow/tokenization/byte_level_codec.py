@@ -22,7 +22,7 @@ _INVALID = "[\udc80-\udcff]"  # how `surrogateescape` reads a byte that is no UT
 _CACHED_WORDS = 1 << 20
 _LONG_RUN = 500_000  # tiktoken 0.14 panics at a million spaces in a row
 _SPACES = regex.compile(rf"\s{{{_LONG_RUN}}}")
-_DECODED_AT_A_TIME = 1 << 16
+_DECODED_AT_A_TIME = 1 << 14
 
 
 class _WordIds(dict):
@@ -141,10 +141,10 @@ class ByteLevelCodec:
         self._fixed = {text: index for index, text in special.items()}
         self._fixed |= {chr(0xDC00 + byte): singles[byte] for byte in range(128, 256)}
         self.dtype = np.uint16 if max(values) < 1 << 16 else np.uint32
-        self._lengths = np.zeros(max(values) + 1, dtype=np.int64)
+        self._lengths = np.zeros(max(values) + 1, dtype=np.int32)
         for index, value in values.items():
             self._lengths[index] = len(value)
-        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
         self._bytes = np.frombuffer(b"".join(values[index] for index in sorted(values)), dtype=np.uint8)
         self._tiktoken = None if use_tiktoken is False else self._make_tiktoken(plain, characters, use_tiktoken)
 
@@ -195,7 +195,8 @@ class ByteLevelCodec:
     def _encode_text(self, text: str) -> np.ndarray:
         if self._tiktoken is not None and (len(text) < _LONG_RUN or not _SPACES.search(text)):
             # Faster than `encode_to_numpy`, which looks for special tokens on its way
-            return np.array(self._tiktoken.encode_ordinary(text), dtype=self.dtype)
+            ids = self._tiktoken.encode_ordinary(text)
+            return np.fromiter(ids, dtype=self.dtype, count=len(ids))
         return np.array(list(chain.from_iterable(map(self._words.__getitem__, _PATTERN.findall(text)))))
 
     def decode(self, ids: np.ndarray) -> bytes:
@@ -203,10 +204,10 @@ class ByteLevelCodec:
         pieces = []
         for start in range(0, len(ids), _DECODED_AT_A_TIME):
             part = ids[start : start + _DECODED_AT_A_TIME]
-            lengths = self._lengths[part]
-            ends = np.cumsum(lengths)
+            lengths = self._lengths.take(part)
+            ends = lengths.cumsum(dtype=np.int32)
             # Place of each byte: its token's first one, and how far it is from there
-            places = np.repeat(self._starts[part] - (ends - lengths), lengths)
-            places += np.arange(len(places))
-            pieces.append(self._bytes[places].tobytes())
+            places = (self._starts.take(part) - (ends - lengths)).repeat(lengths)
+            places += np.arange(len(places), dtype=np.int32)
+            pieces.append(self._bytes.take(places))
         return b"".join(pieces)

@@ -23,7 +23,7 @@ from .pretokens import PIECE_BYTES, all_pieces, cut
 
 
 INDEX_FILE_NAME = "index.json"
-_PART_BYTES = 1 << 18
+_PART_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ tokens.
 Shapes: B rows, C completion tokens, H hidden size.
 """
 
-import copy
 import functools
 import os
 import textwrap
@@ -24,14 +23,14 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data.prompts import filter_long_prompts, prompt_length
 from ..data.tokenizer_loading import load_tokenizer
-from ..models.auto_thinking import load_thinking_model, thinking_class
+from ..models.auto_thinking import load_thinking_model
 from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
-from ..models.thinking.generation_thinking import ThinkingGenerationMixin, collect_thinking
-from ..models.thinking.thinking_residual import THINKING_MODULES, thinking_modules_in_use
+from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
+from .hrpo_setup import prepare_thinking_parameters, refuse_unsupported, thinking_config, with_thinking_modules
 from .length_buckets import join_buckets, length_buckets
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .rollout_guards import RolloutGuard
@@ -43,7 +42,6 @@ logger = get_logger(__name__)
 
 _ROLLOUTS_NAME = "rollouts_{rank}.pt"
 _ROWS_A_BUCKET = 8
-_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
@@ -103,22 +101,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.model_card_notes = None
         self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
 
-        config = self._thinking_config(model, args)
+        config = thinking_config(model, args.model_init_kwargs)
         self.thinking_mode = config.thinking_mode
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        has_reference = isinstance(model, str) or config._name_or_path or has_adapter
-        if args.beta != 0 and not has_reference:
-            raise ValueError(
-                f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
-                "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
-                "set `beta=0`."
-            )
-        if args.cast_lm_head_to_fp32 and config.tie_word_embeddings and has_adapter:
-            raise ValueError(
-                "`cast_lm_head_to_fp32=True` with an adapter over tied embeddings is not supported by TRL, which "
-                "looks for the embeddings in the wrong place. Set it to False, or untie the embeddings."
-            )
-        self._refuse(args, config, kwargs)
+        refuse_unsupported(args, config, model, has_adapter, kwargs)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
         name = model if isinstance(model, str) else config._name_or_path
@@ -142,7 +128,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         finally:
             args.model_init_kwargs = model_init_kwargs
 
-        self._prepare_thinking_parameters()
+        prepare_thinking_parameters(self.model, self.thinking_mode)
         if config.thinking_answer_start is not None and self.thinking_mode != "none":
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
@@ -165,64 +151,6 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         ):
             # They read whole weights, which a process does not have where the weights are sharded
             self._projection_metrics = ProjectionMetrics(self.model)
-
-    @staticmethod
-    def _thinking_config(model, args):
-        if isinstance(model, str):
-            kwargs = {k: v for k, v in (args.model_init_kwargs or {}).items() if k not in ("dtype", "device_map")}
-            return thinking_class(model, **kwargs).config_class.from_pretrained(model, **kwargs)
-        base = model.get_base_model() if is_peft_model(model) else model
-        if not isinstance(base, ThinkingGenerationMixin):
-            raise ValueError(
-                f"HRPOTrainer needs a thinking model, got {type(base).__name__}. Load the checkpoint with "
-                "`hf_evidenceflow.load_thinking_model(path_or_id)`, or pass its path as a string."
-            )
-        return base.config
-
-    @staticmethod
-    def _refuse(args, config, kwargs):
-        if config.thinking_mode == "none":
-            return
-        engines = {
-            "use_vllm": "vLLM",
-            "use_transformers_continuous_batching": "continuous batching",
-            "use_transformers_paged": "continuous batching",
-        }
-        for name, engine in engines.items():
-            if getattr(args, name):
-                raise ValueError(
-                    f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking "
-                    f"states. Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
-                )
-        for name in ("tools", "environment_factory", "rollout_func"):
-            if kwargs.get(name):
-                raise ValueError(
-                    f"`{name}` with `thinking_mode={config.thinking_mode!r}` is not supported: only single-turn "
-                    "rollouts of the model itself record thinking states. Set the model's `thinking_mode` to 'none'."
-                )
-        if args.parity_check_steps and getattr(config, "attention_dropout", 0):
-            raise ValueError(
-                f"`attention_dropout={config.attention_dropout}` is random in rollouts too, so that no parity check "
-                "can hold. Load the model with `attention_dropout=0.0`, or set `parity_check_steps=0`."
-            )
-
-    def _prepare_thinking_parameters(self):
-        in_use = thinking_modules_in_use(self.thinking_mode)
-        trained = set()
-        for name, parameter in self.model.named_parameters():
-            module = next((module for module in THINKING_MODULES if module in name), None)
-            if module is None:
-                continue
-            if module not in in_use:
-                parameter.requires_grad_(False)
-            elif parameter.requires_grad:
-                trained.add(module)
-                parameter.data = parameter.data.float()  # TRL casts what a quantised base trains to bf16
-        if missing := [module for module in in_use if module not in trained]:
-            raise ValueError(
-                f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
-                "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
-            )
 
     def _warn_of_settings(self):
         if self._tokenizer.pad_token_id in self.eos_token_ids:
@@ -479,29 +407,3 @@ def _fit(tensor, count):
     if missing <= 0:
         return tensor[:, :count]
     return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)
-
-
-def with_thinking_modules(peft_config, thinking_mode):
-    """
-    A copy of a PEFT config that also trains the thinking modules, in full.
-
-    Args:
-        peft_config ([`~peft.PeftConfig`]):
-            Config of an adapter. The thinking modules are added to `modules_to_save` and kept out of `target_modules`.
-        thinking_mode (`str`):
-            Mode of the model: modules that it does not use are left out.
-    """
-    peft_config = copy.deepcopy(peft_config)
-    if not hasattr(peft_config, "modules_to_save"):
-        raise ValueError(
-            f"{type(peft_config).__name__} cannot train the thinking modules, since it has no `modules_to_save`. Use "
-            "`LoraConfig`, or a model without `peft_config`."
-        )
-    in_use = thinking_modules_in_use(thinking_mode)
-    saved = list(peft_config.modules_to_save or [])
-    peft_config.modules_to_save = [*saved, *(module for module in in_use if module not in saved)] or None
-    if getattr(peft_config, "target_modules", None) is None:
-        peft_config.target_modules = set(_LORA_TARGETS)
-    if not isinstance(peft_config.exclude_modules, str):
-        peft_config.exclude_modules = sorted({*(peft_config.exclude_modules or []), *THINKING_MODULES})
-    return peft_config

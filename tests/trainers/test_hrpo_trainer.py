@@ -23,7 +23,7 @@ from hf_evidenceflow import (
     ThinkingQwen2ForCausalLM,
     load_thinking_model,
 )
-from hf_evidenceflow.trainers.hrpo_trainer import with_thinking_modules
+from hf_evidenceflow.trainers.hrpo_setup import with_thinking_modules
 
 
 THINKING = ("thinking_residual_gate_r", "thinking_residual_gate_i", "thinking_residual_Lambda", "thinking_projection")

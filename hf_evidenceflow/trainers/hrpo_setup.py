@@ -1,0 +1,157 @@
+"""What [`HRPOTrainer`] checks and prepares before it trains: the thinking mode, the settings, the thinking modules."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+
+from ..models.auto_thinking import thinking_class
+from ..models.thinking.generation_thinking import ThinkingGenerationMixin
+from ..models.thinking.thinking_residual import THINKING_MODULES, thinking_modules_in_use
+
+
+_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_OTHER_ENGINES = {
+    "use_vllm": "vLLM",
+    "use_transformers_continuous_batching": "continuous batching",
+    "use_transformers_paged": "continuous batching",
+}
+
+
+def thinking_config(model, model_init_kwargs: Mapping[str, Any] | None):
+    """
+    Config of the thinking model that is going to be trained.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Checkpoint or model.
+        model_init_kwargs (`Mapping[str, Any]`, *optional*):
+            Arguments of `from_pretrained`, for a checkpoint.
+
+    Returns:
+        [`~transformers.PreTrainedConfig`]: with the fields of [`ThinkingConfigMixin`].
+
+    Raises:
+        `ValueError`: if a model is given that does not think.
+    """
+    if isinstance(model, str):
+        kwargs = {k: v for k, v in (model_init_kwargs or {}).items() if k not in ("dtype", "device_map")}
+        return thinking_class(model, **kwargs).config_class.from_pretrained(model, **kwargs)
+    base = model.get_base_model() if is_peft_model(model) else model
+    if not isinstance(base, ThinkingGenerationMixin):
+        raise ValueError(
+            f"HRPOTrainer needs a thinking model, got {type(base).__name__}. Load the checkpoint with "
+            "`hf_evidenceflow.load_thinking_model(path_or_id)`, or pass its path as a string."
+        )
+    return base.config
+
+
+def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse what the trainer could not do right.
+
+    Args:
+        args ([`HRPOConfig`]):
+            Arguments.
+        config ([`~transformers.PreTrainedConfig`]):
+            What [`thinking_config`] returned.
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Checkpoint or model.
+        has_adapter (`bool`):
+            Whether an adapter is trained.
+        trainer_kwargs (`Mapping[str, Any]`):
+            Further arguments of the trainer.
+
+    Raises:
+        `ValueError`: with the argument, and what to do.
+    """
+    has_reference = isinstance(model, str) or config._name_or_path or has_adapter
+    if args.beta != 0 and not has_reference:
+        raise ValueError(
+            f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
+            "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
+            "set `beta=0`."
+        )
+    if args.cast_lm_head_to_fp32 and config.tie_word_embeddings and has_adapter:
+        raise ValueError(
+            "`cast_lm_head_to_fp32=True` with an adapter over tied embeddings is not supported by TRL, which "
+            "looks for the embeddings in the wrong place. Set it to False, or untie the embeddings."
+        )
+    if config.thinking_mode == "none":
+        return
+    for name, engine in _OTHER_ENGINES.items():
+        if getattr(args, name):
+            raise ValueError(
+                f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking "
+                f"states. Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
+            )
+    for name in ("tools", "environment_factory", "rollout_func"):
+        if trainer_kwargs.get(name):
+            raise ValueError(
+                f"`{name}` with `thinking_mode={config.thinking_mode!r}` is not supported: only single-turn "
+                "rollouts of the model itself record thinking states. Set the model's `thinking_mode` to 'none'."
+            )
+    if args.parity_check_steps and getattr(config, "attention_dropout", 0):
+        raise ValueError(
+            f"`attention_dropout={config.attention_dropout}` is random in rollouts too, so that no parity check "
+            "can hold. Load the model with `attention_dropout=0.0`, or set `parity_check_steps=0`."
+        )
+
+
+def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> None:
+    """
+    Freeze the thinking modules that the mode does not use, and keep the others in fp32.
+
+    Args:
+        model (`torch.nn.Module`):
+            A thinking model or a PEFT model around one; changed in place.
+        thinking_mode (`str`):
+            Its mode.
+
+    Raises:
+        `ValueError`: if a module that the mode uses is not trained.
+    """
+    in_use = thinking_modules_in_use(thinking_mode)
+    trained = set()
+    for name, parameter in model.named_parameters():
+        module = next((module for module in THINKING_MODULES if module in name), None)
+        if module is None:
+            continue
+        if module not in in_use:
+            parameter.requires_grad_(False)
+        elif parameter.requires_grad:
+            trained.add(module)
+            parameter.data = parameter.data.float()  # TRL casts what a quantised base trains to bf16
+    if missing := [module for module in in_use if module not in trained]:
+        raise ValueError(
+            f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
+            "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
+        )
+
+
+def with_thinking_modules(peft_config, thinking_mode):
+    """
+    A copy of a PEFT config that also trains the thinking modules, in full.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]):
+            Config of an adapter. The thinking modules are added to `modules_to_save` and kept out of `target_modules`.
+        thinking_mode (`str`):
+            Mode of the model: modules that it does not use are left out.
+    """
+    peft_config = copy.deepcopy(peft_config)
+    if not hasattr(peft_config, "modules_to_save"):
+        raise ValueError(
+            f"{type(peft_config).__name__} cannot train the thinking modules, since it has no `modules_to_save`. Use "
+            "`LoraConfig`, or a model without `peft_config`."
+        )
+    in_use = thinking_modules_in_use(thinking_mode)
+    saved = list(peft_config.modules_to_save or [])
+    peft_config.modules_to_save = [*saved, *(module for module in in_use if module not in saved)] or None
+    if getattr(peft_config, "target_modules", None) is None:
+        peft_config.target_modules = set(_LORA_TARGETS)
+    if not isinstance(peft_config.exclude_modules, str):
+        peft_config.exclude_modules = sorted({*(peft_config.exclude_modules or []), *THINKING_MODULES})
+    return peft_config

@@ -1,0 +1,91 @@
+"""
+Trains HRPOTrainer with weights that accelerate shards (FSDP2 or DeepSpeed), on CPU processes, through a checkpoint.
+
+accelerate shards on accelerators only; here it is told that two CPU processes with gloo are some.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def shard_on_cpu(strategy):
+    """As `accelerate launch` would for accelerators, with its own code from there on."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    if strategy == "fsdp2":
+        os.environ.update(FSDP2)
+    if strategy.startswith("zero"):
+        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": strategy[-1]}
+    if strategy != "ddp":
+        kind = DistributedType.MULTI_GPU
+        PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", kind)
+
+
+def make_trainer(checkpoint, output, strategy, mode, **settings):
+    args = HRPOConfig(
+        output_dir=output,
+        use_cpu=strategy == "ddp",
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=6,
+        logging_steps=1,
+        gradient_checkpointing=False,
+        learning_rate=0.5,
+        lr_thinking_residual_gate=0.5,
+        lr_thinking_projection=0.5,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        beta=0.0,
+        seed=3,
+        **settings,
+    )
+    torch.manual_seed(5)
+    model = load_thinking_model(
+        checkpoint, thinking_mode=mode, thinking_residual_r_min=0.5, thinking_residual_r_max=0.6
+    )
+    return HRPOTrainer(
+        model,
+        lambda completions, **kwargs: [float(len(text) % 3) for text in completions],
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in ("abc", "7+2=", "Ann?", "d")] * 4),
+        processing_class=AutoTokenizer.from_pretrained(checkpoint),
+    )
+
+
+def main(checkpoint, output, strategy, mode):
+    """Two steps with a checkpoint each, then the second step once more from the first checkpoint."""
+    shard_on_cpu(strategy)
+    for name, resume in (("whole", None), ("resumed", Path(output, "whole", "checkpoint-1"))):
+        trainer = make_trainer(checkpoint, str(Path(output, name)), strategy, mode, max_steps=2, save_steps=1)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        rank = trainer.accelerator.process_index
+        kind = str(trainer.accelerator.distributed_type)
+        log = {"kind": kind, "log": trainer.state.log_history}
+        Path(output, f"{name}-{rank}.json").write_text(json.dumps(log))
+        del trainer
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
