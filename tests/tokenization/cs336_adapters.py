@@ -42,7 +42,7 @@ class AssignmentTokenizer:
         held = ""
         for text in texts:
             # Only a lone line break between printable characters surely ends a pre-token
-            if re.search(r"[!-~]\n$", held) and re.match("[!-~]", text):
+            if re.search(r"[!-~]\n\Z", held) and re.match("[!-~]", text):
                 yield from self.encode(held)
                 held = ""
             held += text
