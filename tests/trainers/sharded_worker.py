@@ -13,11 +13,13 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from distributed_worker import RecordedTrainer
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 
 
+UNSHARDED = ("one", "ddp")
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -32,30 +34,37 @@ def shard_on_cpu(strategy):
     """As `accelerate launch` would for accelerators, with its own code from there on."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if strategy == "fsdp2":
-        os.environ.update(FSDP2)
+        os.environ |= FSDP2
     if strategy.startswith("zero"):
-        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": strategy[-1]}
-    if strategy != "ddp":
+        os.environ |= {
+            "DS_ACCELERATOR": "cpu",
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": strategy[-1],
+            "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        }
+    if strategy not in UNSHARDED:
         kind = DistributedType.MULTI_GPU
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", kind)
 
 
-def make_trainer(checkpoint, output, strategy, mode, **settings):
+def make_trainer(trainer_class, checkpoint, output, strategy, mode, rows=2, **settings):
     args = HRPOConfig(
-        output_dir=output,
-        use_cpu=strategy == "ddp",
+        output_dir=str(output),
+        use_cpu=strategy in UNSHARDED,
         bf16=False,
         report_to="none",
         disable_tqdm=True,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=rows,
         num_generations=2,
+        max_steps=2,
         max_completion_length=6,
+        length_buckets=2,
         logging_steps=1,
         gradient_checkpointing=False,
         learning_rate=0.5,
         lr_thinking_residual_gate=0.5,
         lr_thinking_projection=0.5,
-        optim="sgd",
+        adam_epsilon=1.0,  # updates then follow the gradients, and differ no more than these
         lr_scheduler_type="constant",
         beta=0.0,
         seed=3,
@@ -65,7 +74,7 @@ def make_trainer(checkpoint, output, strategy, mode, **settings):
     model = load_thinking_model(
         checkpoint, thinking_mode=mode, thinking_residual_r_min=0.5, thinking_residual_r_max=0.6
     )
-    return HRPOTrainer(
+    return trainer_class(
         model,
         lambda completions, **kwargs: [float(len(text) % 3) for text in completions],
         args=args,
@@ -75,16 +84,25 @@ def make_trainer(checkpoint, output, strategy, mode, **settings):
 
 
 def main(checkpoint, output, strategy, mode):
-    """Two steps with a checkpoint each, then the second step once more from the first checkpoint."""
+    """
+    Two steps on fixed rollouts; but for one process, two on real ones with a checkpoint each, and the second of them
+    once more from the first checkpoint.
+    """
     shard_on_cpu(strategy)
-    for name, resume in (("whole", None), ("resumed", Path(output, "whole", "checkpoint-1"))):
-        trainer = make_trainer(checkpoint, str(Path(output, name)), strategy, mode, max_steps=2, save_steps=1)
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        rank = trainer.accelerator.process_index
-        kind = str(trainer.accelerator.distributed_type)
+    rows = 4 if strategy == "one" else 2
+    trainer = make_trainer(
+        RecordedTrainer, checkpoint, Path(output, "fixed"), strategy, mode, rows, save_strategy="no"
+    )
+    trainer.train()
+    trainer.save_model()
+    kind = trainer.accelerator.distributed_type
+    for name, resumed in (("whole", None), ("resumed", str(Path(output, "whole", "checkpoint-1")))):
+        if strategy == "one":
+            break
+        trainer = make_trainer(HRPOTrainer, checkpoint, Path(output, name), strategy, mode, save_steps=1)
+        trainer.train(resume_from_checkpoint=resumed)
         log = {"kind": kind, "log": trainer.state.log_history}
-        Path(output, f"{name}-{rank}.json").write_text(json.dumps(log))
-        del trainer
+        Path(output, f"{name}-{trainer.accelerator.process_index}.json").write_text(json.dumps(log))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """HRPOTrainer on two CPU processes against one."""
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+
+from hf_evidenceflow import load_thinking_model
 
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -78,6 +81,38 @@ def test_generation_on_sharded_weights_is_that_on_whole_ones_when_processes_end_
             torch.testing.assert_close(found[f"{name}.found"], found[f"{name}.expected"], rtol=1e-5, atol=1e-5)
     assert results[0]["projection.tokens.found"].shape[1] > results[1]["projection.tokens.found"].shape[1]
     assert {name.split(".")[1] for name in results[0]} == {"tokens", "mask", "states"}
+
+
+@pytest.fixture(scope="module")
+def one_process(plain_checkpoint, tmp_path_factory):
+    """Weights by mode after two steps on fixed rollouts in one process."""
+    found = {}
+    for mode in ("projection", "embedding"):
+        folder = tmp_path_factory.mktemp("one-process")
+        launch("sharded_worker.py", plain_checkpoint, folder, "one", mode, processes=1)
+        found[mode] = load_file(folder / "fixed" / "model.safetensors")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("mode", ["projection", "embedding"])
+def test_sharded_training_equals_one_process_and_resumes(strategy, mode, one_process, plain_checkpoint, tmp_path):
+    """The real Trainer with accelerate's FSDP2 and DeepSpeed, on two CPU processes: updates, rollouts, checkpoints."""
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    launch("sharded_worker.py", plain_checkpoint, tmp_path, strategy, mode)
+    weights = load_file(tmp_path / "fixed" / "model.safetensors")
+    for name, expected in one_process[mode].items():
+        torch.testing.assert_close(weights[name], expected, atol=1e-5, rtol=0)
+    kept = ("loss", "reward", "grad_norm", "thinking/gate_mean", "thinking/hidden_ratio", "completions/mean_length")
+    for rank in (0, 1):
+        whole, resumed = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for name in ("whole", "resumed"))
+        assert whole["kind"] == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
+        first, second = ([[row.get(key) for key in kept] for row in run["log"][:2]] for run in (whole, resumed))
+        assert first == second and None not in itertools.chain(*first)
+        assert max(row["thinking/parity_gap"] for row in whole["log"] if "thinking/parity_gap" in row) < 1e-4
+    load_thinking_model(tmp_path / "resumed" / "checkpoint-2")
 
 
 def checkpoint_state(folder):
