@@ -13,6 +13,7 @@ from .pretokens import all_pieces, count_pretokens, read_texts
 
 BYTES = 256
 TIE_RULES = ("tokenizers", "greatest")
+_TEXT_BYTES = 1 << 16  # `tokenizers` counts texts in parallel and keeps many of them
 
 
 def train_tokenizer(
@@ -69,7 +70,7 @@ def train_tokenizer(
     if tie_rule == "greatest":
         words = count_pretokens(paths, special_tokens, processes, progress=progress)
         return from_merges(train_merges(words, vocab_size - least, progress), special_tokens)
-    spans = all_pieces(paths, special_tokens)
+    spans = all_pieces(paths, special_tokens, _TEXT_BYTES)
     if not spans:
         raise ValueError(f"The files hold no text to train on: {', '.join(map(str, paths))}.")
     backend = Tokenizer(models.BPE())

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from torch.distributed.fsdp import fully_shard
 
 from ..models.auto_thinking import thinking_class
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
-from ..models.thinking.thinking_residual import THINKING_MODULES, thinking_modules_in_use
+from ..models.thinking.thinking_residual import THINKING_MODULES, Float32Module, thinking_modules_in_use
 
 
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -129,6 +130,37 @@ def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> N
             f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
             "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
         )
+
+
+def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
+    """
+    Keep trained thinking modules in fp32 where FSDP2 gathers weights in half precision: each gets a unit of its own,
+    which gathers them as they are.
+
+    Args:
+        model (`torch.nn.Module`):
+            A thinking model or a PEFT model around one, not sharded yet; changed in place.
+        accelerator ([`~accelerate.Accelerator`]):
+            What is going to shard the rest.
+
+    Raises:
+        `ValueError`: if only one process loads the weights, which does not go with units of our own.
+    """
+    if not accelerator.is_fsdp2 or accelerator.mixed_precision == "no":
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            f"`fsdp_cpu_ram_efficient_loading=True` with `mixed_precision={accelerator.mixed_precision!r}` is not "
+            "supported for thinking models, whose modules stay in fp32. Set it to false in the FSDP config, as "
+            "`recipes/accelerate/fsdp2.yaml` does."
+        )
+    mesh = accelerator.torch_device_mesh
+    mesh = None if mesh is None else mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
+    for module in model.modules():
+        trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if isinstance(module, Float32Module) and trained:
+            fully_shard(module, mesh=mesh, offload_policy=plugin.cpu_offload)
 
 
 def with_thinking_modules(peft_config, thinking_mode):

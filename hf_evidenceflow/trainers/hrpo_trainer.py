@@ -30,7 +30,13 @@ from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
-from .hrpo_setup import prepare_thinking_parameters, refuse_unsupported, thinking_config, with_thinking_modules
+from .hrpo_setup import (
+    prepare_thinking_parameters,
+    refuse_unsupported,
+    shard_thinking_modules,
+    thinking_config,
+    with_thinking_modules,
+)
 from .length_buckets import join_buckets, length_buckets
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .rollout_guards import RolloutGuard
@@ -129,6 +135,7 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             args.model_init_kwargs = model_init_kwargs
 
         prepare_thinking_parameters(self.model, self.thinking_mode)
+        shard_thinking_modules(self.model, self.accelerator)
         if config.thinking_answer_start is not None and self.thinking_mode != "none":
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)

@@ -115,9 +115,10 @@ def apply_parameter_groups(
     Moves the matched parameters of a fresh optimizer into groups with their own learning rates, in place.
 
     A new group keeps every other option of the group that its parameters leave, so a pattern that matches weights and
-    biases makes two groups, one with weight decay and one without. New groups come last, and emptied ones stay: the
-    first group, whose rate Trainer logs, is still the base. Each new group holds its pattern under the key `"name"`,
-    which is saved with the optimizer's state; loading a state of other groups is an error that names both.
+    biases makes two groups, one with weight decay and one without. New groups come last. Groups without parameters go,
+    since sharded checkpoints take one of them at most; only the first, whose rate Trainer logs, stays in any case.
+    Each new group holds its pattern under the key `"name"`, which is saved with the optimizer's state; loading a state
+    of other groups is an error that names both.
 
     Args:
         optimizer (`torch.optim.Optimizer`):
@@ -169,6 +170,7 @@ def apply_parameter_groups(
                     taken[key] = [entry for entry, moved in zip(group[key], moves) if moved]
                     group[key] = [entry for entry, moved in zip(group[key], moves) if not moved]
             optimizer.add_param_group(taken)
+    optimizer.param_groups[1:] = [group for group in optimizer.param_groups[1:] if group["params"]]
     _check_each_in_one_group(optimizer, names)
     optimizer.register_load_state_dict_pre_hook(_check_saved_groups)
 

@@ -7,6 +7,7 @@ accelerate shards on accelerators only; here it is told that two CPU processes w
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from distributed_worker import RecordedTrainer
-from transformers import AutoTokenizer
+from peft import LoraConfig
+from transformers import AutoTokenizer, training_args
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 
@@ -44,14 +46,15 @@ def shard_on_cpu(strategy):
         }
     if strategy not in UNSHARDED:
         kind = DistributedType.MULTI_GPU
+        training_args.is_torch_bf16_gpu_available = lambda: True
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", kind)
 
 
-def make_trainer(trainer_class, checkpoint, output, strategy, mode, rows=2, **settings):
+def make_trainer(trainer_class, checkpoint, output, strategy, mode, bf16=False, adapter=False, rows=2, **settings):
     args = HRPOConfig(
         output_dir=str(output),
         use_cpu=strategy in UNSHARDED,
-        bf16=False,
+        bf16=bf16,
         report_to="none",
         disable_tqdm=True,
         per_device_train_batch_size=rows,
@@ -75,34 +78,48 @@ def make_trainer(trainer_class, checkpoint, output, strategy, mode, rows=2, **se
         checkpoint, thinking_mode=mode, thinking_residual_r_min=0.5, thinking_residual_r_max=0.6
     )
     return trainer_class(
-        model,
+        model.to(torch.bfloat16) if bf16 else model,
         lambda completions, **kwargs: [float(len(text) % 3) for text in completions],
         args=args,
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in ("abc", "7+2=", "Ann?", "d")] * 4),
         processing_class=AutoTokenizer.from_pretrained(checkpoint),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "up_proj"]) if adapter else None,
     )
 
 
-def main(checkpoint, output, strategy, mode):
+def main(checkpoint, output, strategy, mode, kind):
     """
-    Two steps on fixed rollouts; but for one process, two on real ones with a checkpoint each, and the second of them
-    once more from the first checkpoint.
+    Two steps with a checkpoint each, and the second of them once more from the first checkpoint. Whole models in fp32
+    also take two steps on fixed rollouts; in one process only these.
     """
     shard_on_cpu(strategy)
-    rows = 4 if strategy == "one" else 2
-    trainer = make_trainer(
-        RecordedTrainer, checkpoint, Path(output, "fixed"), strategy, mode, rows, save_strategy="no"
+    make = partial(
+        make_trainer,
+        checkpoint=checkpoint,
+        strategy=strategy,
+        mode=mode,
+        bf16="bf16" in kind,
+        adapter="adapter" in kind,
     )
-    trainer.train()
-    trainer.save_model()
-    kind = trainer.accelerator.distributed_type
+    if kind == "fp32":
+        rows = 4 if strategy == "one" else 2
+        trainer = make(RecordedTrainer, output=Path(output, "fixed"), rows=rows, save_strategy="no")
+        trainer.train()
+        trainer.save_model()
     for name, resumed in (("whole", None), ("resumed", str(Path(output, "whole", "checkpoint-1")))):
         if strategy == "one":
             break
-        trainer = make_trainer(HRPOTrainer, checkpoint, Path(output, name), strategy, mode, save_steps=1)
+        trainer = make(HRPOTrainer, output=Path(output, name), save_steps=1)
         trainer.train(resume_from_checkpoint=resumed)
-        log = {"kind": kind, "log": trainer.state.log_history}
-        Path(output, f"{name}-{trainer.accelerator.process_index}.json").write_text(json.dumps(log))
+        thinking = {
+            n: str(p.dtype) for n, p in trainer.model.named_parameters() if "thinking" in n and p.requires_grad
+        }
+        found = {
+            "sharding": trainer.accelerator.distributed_type,
+            "log": trainer.state.log_history,
+            "thinking": thinking,
+        }
+        Path(output, f"{name}-{trainer.accelerator.process_index}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

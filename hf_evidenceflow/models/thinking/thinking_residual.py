@@ -93,10 +93,11 @@ def soft_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     return probs.to(embedding.dtype) @ embedding[: probs.shape[-1]]
 
 
-class _Float32Module(nn.Module):
+class Float32Module(nn.Module):
     """
     Parameters that stay fp32 under `.to(bf16)` and `.half()`: with bf16's 8 bits, steps at a rate of 1e-3 are rounded
-    away.
+    away. Where a wrapper hands out half-precision copies of them all the same, the computation stays in the dtype of
+    its input.
     """
 
     def _apply(self, fn, recurse=True):
@@ -109,11 +110,20 @@ class _Float32Module(nn.Module):
         return super()._apply(moved, recurse)
 
 
-class ThinkingGate(_Float32Module, nn.Linear):
+class _Float32Linear(Float32Module, nn.Linear):
+    def __init__(self, hidden_size: int, bias: bool):
+        super().__init__(hidden_size, hidden_size, bias=bias, dtype=torch.float32)
+
+    def forward(self, inputs):
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return F.linear(inputs, self.weight.to(inputs.dtype), bias)
+
+
+class ThinkingGate(_Float32Linear):
     """`sigmoid(W e + b)`, [..., H] -> [..., H], fp32."""
 
     def __init__(self, hidden_size: int):
-        super().__init__(hidden_size, hidden_size, dtype=torch.float32)
+        super().__init__(hidden_size, bias=True)
 
     def forward(self, embeds):
         return torch.sigmoid(super().forward(embeds))
@@ -123,7 +133,7 @@ class ThinkingGate(_Float32Module, nn.Linear):
         init.zeros_(self.bias)
 
 
-class ThinkingLambda(_Float32Module):
+class ThinkingLambda(Float32Module):
     """
     The decay `-c * softplus(-Lambda)`, [H], fp32: the logarithm of the largest weight that keeps the token embedding.
     """
@@ -134,7 +144,7 @@ class ThinkingLambda(_Float32Module):
         self.Lambda = nn.Parameter(torch.empty(hidden_size, dtype=torch.float32))
 
     def forward(self):
-        return -self.c * F.softplus(-self.Lambda)
+        return -self.c * F.softplus(-self.Lambda.to(torch.promote_types(self.Lambda.dtype, torch.float32)))
 
     def init_weights(self, config):
         # a at an open gate is uniform in [r_min, r_max]
@@ -142,15 +152,15 @@ class ThinkingLambda(_Float32Module):
         init.copy_(self.Lambda, -torch.log(torch.expm1(-torch.log(self.Lambda) / self.c)))
 
 
-class ThinkingProjection(_Float32Module, nn.Linear):
+class ThinkingProjection(_Float32Linear):
     """
     Last hidden state -> thinking state before normalisation, [..., H] -> [..., H], fp32, one or two layers, without
     bias.
     """
 
     def __init__(self, hidden_size: int, num_layers: int = 1):
-        super().__init__(hidden_size, hidden_size, bias=False, dtype=torch.float32)
-        self.hidden = nn.Linear(hidden_size, hidden_size, bias=False, dtype=torch.float32) if num_layers == 2 else None
+        super().__init__(hidden_size, bias=False)
+        self.hidden = _Float32Linear(hidden_size, bias=False) if num_layers == 2 else None
 
     def forward(self, hidden_states):
         if self.hidden is not None:
