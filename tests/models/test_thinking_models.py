@@ -201,6 +201,20 @@ def test_casting_keeps_the_values_of_thinking_modules(plain_checkpoint):
     assert all(torch.equal(before[name], p) for name, p in thinking(model.named_parameters()).items())
 
 
+def test_half_precision_copies_of_thinking_modules_compute_in_the_dtype_of_their_input(plain_checkpoint):
+    """As wrappers that shard hand them out."""
+    base = load_thinking_model(plain_checkpoint, thinking_projection_layers=2).model
+    inputs = torch.randn(2, 3, base.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    for module in (base.thinking_residual_gate_r, base.thinking_projection, base.thinking_residual_Lambda):
+        given = () if module is base.thinking_residual_Lambda else (inputs,)
+        expected = module(*given)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.bfloat16()
+        found = module(*given)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+
+
 def test_bf16_checkpoint_reloads_bit_equal(plain_checkpoint, tmp_path):
     model = load_thinking_model(plain_checkpoint, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)

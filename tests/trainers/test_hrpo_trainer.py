@@ -23,7 +23,6 @@ from hf_evidenceflow import (
     ThinkingQwen2ForCausalLM,
     load_thinking_model,
 )
-from hf_evidenceflow.trainers.hrpo_setup import with_thinking_modules
 
 
 THINKING = ("thinking_residual_gate_r", "thinking_residual_gate_i", "thinking_residual_Lambda", "thinking_projection")
@@ -495,15 +494,6 @@ def test_reference_log_probabilities_use_plain_tokens(make_trainer, plain_checkp
 def test_lora_trains_the_thinking_modules_without_being_asked(make_trainer):
     trainer = make_trainer(peft_config=LoraConfig(r=3))
     assert set(trainer.model.peft_config["default"].modules_to_save) == set(THINKING)
-
-
-def test_with_thinking_modules_keeps_the_users_choices():
-    config = LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"])
-    extended = with_thinking_modules(config, "embedding")
-    assert config.modules_to_save == ["lm_head"]
-    assert extended.modules_to_save == ["lm_head", *THINKING[:3]]
-    model = get_peft_model(ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)), extended)
-    assert not [name for name, _ in model.named_parameters() if "lora" in name and "thinking" in name]
 
 
 def test_adapter_folder_loads_with_mode_and_trained_modules(make_trainer, tmp_path):

@@ -105,6 +105,16 @@ def test_the_first_group_stays_the_base_even_when_it_is_emptied(model):
     assert optimizer.param_groups[0]["lr"] == 0.01
 
 
+def test_other_groups_go_when_they_are_empty(model):
+    optimizer = make_optimizer(model)
+    optimizer.add_param_group({"params": [], "weight_decay": 0.3})
+    apply_parameter_groups(optimizer, model.named_parameters(), [ParameterGroupSpec("bias", 0.3)])
+    assert [(group.get("name"), bool(group["params"])) for group in optimizer.param_groups] == [
+        (None, True),
+        ("bias", True),
+    ]
+
+
 def test_names_given_to_torch_stay_with_their_parameters(model):
     optimizer = make_optimizer(model, named=True)
     apply_parameter_groups(optimizer, model.named_parameters(), [GATE])

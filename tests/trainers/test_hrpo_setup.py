@@ -1,0 +1,39 @@
+"""What HRPOTrainer does to an adapter's config and to sharded thinking modules before it trains."""
+
+from types import SimpleNamespace
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from tiny_models import TINY
+
+from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
+from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES
+from hf_evidenceflow.trainers.hrpo_setup import shard_thinking_modules, with_thinking_modules
+
+
+def test_with_thinking_modules_keeps_the_users_choices():
+    config = LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"])
+    extended = with_thinking_modules(config, "embedding")
+    assert config.modules_to_save == ["lm_head"]
+    assert extended.modules_to_save == ["lm_head", *THINKING_MODULES[:3]]
+    model = get_peft_model(ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)), extended)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name and "thinking" in name]
+
+
+def accelerator(mixed_precision, ram_efficient, is_fsdp2=True):
+    plugin = SimpleNamespace(cpu_ram_efficient_loading=ram_efficient)
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    return SimpleNamespace(is_fsdp2=is_fsdp2, mixed_precision=mixed_precision, state=state)
+
+
+def test_loading_on_one_process_is_refused_in_half_precision():
+    model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY))
+    with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading=True.*'bf16'.*Set it to false"):
+        shard_thinking_modules(model, accelerator("bf16", ram_efficient=True))
+
+
+@pytest.mark.parametrize("settings", [("no", True), ("bf16", True, False)])
+def test_nothing_is_sharded_without_fsdp2_or_in_full_precision(settings):
+    model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY))
+    shard_thinking_modules(model, accelerator(*settings))
+    assert type(model.model.thinking_projection).__name__ == "ThinkingProjection"
