@@ -13,16 +13,12 @@ from collections.abc import Mapping
 from transformers.utils import logging
 
 
-class _Greatest:
-    """A pair of byte strings that a min-heap gives out greatest first."""
+_INVERTED = bytes(range(255, -1, -1))
 
-    __slots__ = ("pair",)
 
-    def __init__(self, pair):
-        self.pair = pair
-
-    def __lt__(self, other):
-        return self.pair > other.pair
+def _descending(token: bytes) -> str:
+    """A text by which tokens sort from the greatest to the least; its end comes after all bytes."""
+    return token.translate(_INVERTED).decode("latin-1") + "\u0100"
 
 
 def train_merges(
@@ -52,6 +48,7 @@ def train_merges(
     ```
     """
     tokens = [bytes([byte]) for byte in range(256)]  # by id
+    order = [_descending(token) for token in tokens]
     words = [list(word) for word in word_counts]
     counts = list(word_counts.values())
     pair_counts: dict[tuple[int, int], int] = defaultdict(int)
@@ -62,18 +59,19 @@ def train_merges(
             words_of[pair].add(index)
 
     def entry(pair):
-        return -pair_counts[pair], _Greatest((tokens[pair[0]], tokens[pair[1]])), pair
+        return -pair_counts[pair], order[pair[0]], order[pair[1]], pair
 
     heap = [entry(pair) for pair in pair_counts]
     heapq.heapify(heap)
     merges = []
     with logging.tqdm(total=num_merges, disable=not progress, desc="Learning merges") as bar:
         while heap and len(merges) < num_merges:
-            count, _, pair = heapq.heappop(heap)
+            count, _, _, pair = heapq.heappop(heap)
             if pair_counts.get(pair) != -count or not count:
                 continue  # outdated: the pair has another entry
             merges.append((tokens[pair[0]], tokens[pair[1]]))
             tokens.append(tokens[pair[0]] + tokens[pair[1]])
+            order.append(_descending(tokens[-1]))
             changed = _merge(pair, len(tokens) - 1, words, counts, pair_counts, words_of)
             for other in changed:
                 if pair_counts[other]:
