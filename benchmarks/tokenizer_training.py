@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--text_file", type=Path, help="text to grow from; stories are generated if it is not given")
     parser.add_argument("--megabytes", nargs="+", type=int, default=[1, 10, 100])
     parser.add_argument("--vocab_size", type=int, default=10_000)
+    parser.add_argument("--skip_textbook", action="store_true", help="leave out the textbook trainer")
     args = parser.parse_args(argv)
     if args.text_file is None:
         source = " ".join(generate_documents(2000)[0])
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> dict:
                     "ratio_max": round(max(ratios), 3),
                     "peak_mb": round(statistics.median(each[name]["peak_mb"] for each in rounds)),
                 }
-            if megabytes == min(args.megabytes):
+            if megabytes == min(args.megabytes) and not args.skip_textbook:
                 rows["textbook, a tenth of the merges"] = run("textbook", path, args.vocab_size, args.threads)
             results["points"].append({"megabytes": megabytes, "table": rows})
             print(f"\n{megabytes} MB, {args.vocab_size} tokens")
