@@ -106,9 +106,9 @@ def main(checkpoint, output, strategy, mode, kind):
         trainer = make(RecordedTrainer, output=Path(output, "fixed"), rows=rows, save_strategy="no")
         trainer.train()
         trainer.save_model()
+    if strategy == "one":
+        return
     for name, resumed in (("whole", None), ("resumed", str(Path(output, "whole", "checkpoint-1")))):
-        if strategy == "one":
-            break
         trainer = make(HRPOTrainer, output=Path(output, name), save_steps=1)
         trainer.train(resume_from_checkpoint=resumed)
         thinking = {
