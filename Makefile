@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
 
-.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest lint format install clean
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-deepspeed lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -41,6 +41,18 @@ $(VENV)-lowest/.installed: constraints-lowest.txt constraints.txt setup.cfg pypr
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
 	touch $@
 
+# Sharded training with ZeRO, in an environment of its own; DeepSpeed is built without its kernels
+test-deepspeed: $(VENV)-deepspeed/.installed
+	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/trainers/test_hrpo_distributed.py
+
+$(VENV)-deepspeed/.installed: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-deepspeed
+	$(VENV)-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt torch wheel setuptools ninja
+	$(VENV)-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt \
+		--no-build-isolation deepspeed==0.19.8
+	touch $@
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -50,4 +62,4 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache

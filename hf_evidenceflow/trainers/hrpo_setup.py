@@ -134,8 +134,11 @@ def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> N
 
 def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
     """
-    Keep trained thinking modules in fp32 where FSDP2 gathers weights in half precision: each gets a unit of its own,
-    which gathers them as they are.
+    Make trained thinking modules, which are fp32, fit weights that are sharded in half precision.
+
+    FSDP2 gathers weights in half precision: each thinking module gets a unit of its own, which gathers them as they
+    are. ZeRO-3 holds trained weights of one dtype: it gets half-precision ones, and keeps fp32 weights in its
+    optimizer.
 
     Args:
         model (`torch.nn.Module`):
@@ -144,9 +147,22 @@ def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
             What is going to shard the rest.
 
     Raises:
-        `ValueError`: if only one process loads the weights, which does not go with units of our own.
+        `ValueError`: if FSDP2 loads the weights on one process only, which does not go with units of our own.
     """
-    if not accelerator.is_fsdp2 or accelerator.mixed_precision == "no":
+    if accelerator.mixed_precision == "no":
+        return
+    modules = [
+        module
+        for module in model.modules()
+        if isinstance(module, Float32Module) and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    deepspeed = accelerator.state.deepspeed_plugin
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
+        for parameter in (parameter for module in modules for parameter in module.parameters(recurse=False)):
+            if not hasattr(parameter, "ds_tensor"):  # else it has been taken already, in that dtype
+                parameter.data = parameter.data.to(dtype)
+    if not accelerator.is_fsdp2:
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.cpu_ram_efficient_loading:
@@ -157,10 +173,8 @@ def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
         )
     mesh = accelerator.torch_device_mesh
     mesh = None if mesh is None else mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
-    for module in model.modules():
-        trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        if isinstance(module, Float32Module) and trained:
-            fully_shard(module, mesh=mesh, offload_policy=plugin.cpu_offload)
+    for module in modules:
+        fully_shard(module, mesh=mesh, offload_policy=plugin.cpu_offload)
 
 
 def with_thinking_modules(peft_config, thinking_mode):

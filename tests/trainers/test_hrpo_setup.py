@@ -22,7 +22,7 @@ def test_with_thinking_modules_keeps_the_users_choices():
 
 def accelerator(mixed_precision, ram_efficient, is_fsdp2=True):
     plugin = SimpleNamespace(cpu_ram_efficient_loading=ram_efficient)
-    state = SimpleNamespace(fsdp_plugin=plugin)
+    state = SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=None)
     return SimpleNamespace(is_fsdp2=is_fsdp2, mixed_precision=mixed_precision, state=state)
 
 
