@@ -6,9 +6,10 @@ python recipes/generate.py --model_name_or_path outputs/llama --prompts "Once up
     --max_new_tokens 100 --temperature 0.8 --top_k 40 --top_p 0.95 --num_samples 2
 ```
 
-`--prompt_file prompts.txt` reads one prompt a line. Everything is stock `generate`; the same seed gives the same text
-on CPU. `--config settings.yaml` takes the arguments from a file. With `--output_file` the continuations are written as
-JSON lines too: `prompt`, `sample`, `text`, and `finished`, which says whether the model ended the text itself.
+`--prompt_file prompts.txt` reads one prompt a line. Everything is stock `generate`, with these settings alone: the
+model's generation_config.json gives the end-of-sequence tokens only. The same seed gives the same text on CPU.
+`--config settings.yaml` takes the arguments from a file. With `--output_file` the continuations are written as JSON
+lines too: `prompt`, `sample`, `text`, and `finished`, which says whether the model ended the text itself.
 """
 
 import json
@@ -21,6 +22,7 @@ from trl import TrlParser
 
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.reporting import atomic_write_text
+from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 
 
 @dataclass
@@ -115,18 +117,22 @@ def main(argv: list[str] | None = None) -> list[dict]:
     ends = tokenizer.eos_token_id if ends is None else ends
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends = {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
+    config = own_generation_config(
+        model,
+        max_new_tokens=args.max_new_tokens,
+        num_return_sequences=args.num_samples,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+        **sampling,
+    )
     rows = []
     for prompt in prompts:
         input_ids = encode(tokenizer, prompt).to(device)
         output = model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=args.max_new_tokens,
-            num_return_sequences=args.num_samples,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=pad,
+            generation_config=config,
             tokenizer=tokenizer,
-            **sampling,
         )
         for sample, tokens in enumerate(output[:, input_ids.shape[1] :].tolist()):
             text = tokenizer.decode(tokens, skip_special_tokens=True)

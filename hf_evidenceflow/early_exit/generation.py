@@ -4,7 +4,6 @@ Shapes: B rows, P prompt positions, C generated tokens, T = P + C positions, V v
 """
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -165,9 +164,10 @@ class _GenerationSteps:
 
 def _checked_settings(model, args, kwargs):
     """The end-of-text ids of a `generate` call, after a look at what it asks for."""
-    given = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-    config = copy.deepcopy(model.generation_config if given is None else given)
-    config.update(**kwargs)
+    others = dict(kwargs)
+    given = others.pop("generation_config", args[1] if len(args) > 1 else None)
+    # As `generate` prepares it, with what it takes from the model's own
+    config, _ = model._prepare_generation_config(given, **others)
     mode = config.get_generation_mode(kwargs.get("assistant_model"))
     implementation = config.cache_implementation
     refused = {
@@ -182,7 +182,7 @@ def _checked_settings(model, args, kwargs):
             f"Early exit works in greedy search and sampling with a dynamic cache; it cannot be used with "
             f"{', '.join(found)}. Leave that out, or generate outside the `early_exit` block."
         )
-    eos = config.eos_token_id if config.eos_token_id is not None else model.generation_config.eos_token_id
+    eos = config.eos_token_id
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 

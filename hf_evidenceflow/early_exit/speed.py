@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..rollouts.generation_settings import own_generation_config
 from .criteria import EarlyExitConfig
 from .generation import early_exit
 from .self_speculation import SelfSpeculation
@@ -93,16 +94,22 @@ class GreedyDecoding:
         self.prompts = [prompt.to(model.device) for prompt in prompts]
         self.max_new_tokens = max_new_tokens
 
+    def arguments(self, assistant_model=None, custom_generate=None, **settings) -> dict:
+        """Arguments of `generate`; the settings are fields of its configuration."""
+        config = own_generation_config(self.model, max_new_tokens=self.max_new_tokens, do_sample=False, **settings)
+        return {
+            "generation_config": config,
+            "assistant_model": assistant_model,
+            "custom_generate": custom_generate,
+        }
+
     def outputs(self, **settings) -> list[torch.Tensor]:
-        """The new tokens of each prompt."""
+        """The new tokens of each prompt; takes what [`arguments`] takes."""
+        arguments = self.arguments(**settings)
         return [
-            self.model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                **settings,
-            )[0, prompt.shape[1] :]
+            self.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **arguments)[
+                0, prompt.shape[1] :
+            ]
             for prompt in self.prompts
         ]
 

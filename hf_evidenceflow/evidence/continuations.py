@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig
+
+from ..rollouts.generation_settings import own_generation_config
 
 
 DISTINCT = (1, 2, 3)
@@ -149,7 +150,8 @@ def continue_prompts(
     stop = _stop_tokens(model, tokenizer)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if num_samples else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop or [0])[0]
-    config = GenerationConfig(
+    config = own_generation_config(
+        model,
         max_new_tokens=max_new_tokens,
         do_sample=num_samples > 0,
         num_beams=1,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
-from transformers import GenerationConfig
 
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
+from ..rollouts.generation_settings import own_generation_config
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def generate_completions(
     """
     Complete prompts with any causal language model, batch by batch.
 
-    The sampling settings are those given here: a repetition penalty in the checkpoint's generation config, say, does
-    not slip in. The model's mode and the global random state are left as they were.
+    The settings are those given here: nothing of the checkpoint's generation config but its end-of-sequence tokens
+    slips in. The model's mode and the global random state are left as they were.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -172,7 +172,8 @@ def generate_completions(
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}
     stop = _stop_tokens(model, tokenizer)
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config = GenerationConfig(
+    config = own_generation_config(
+        model,
         max_new_tokens=max_new_tokens,
         do_sample=do_sample,
         num_beams=1,

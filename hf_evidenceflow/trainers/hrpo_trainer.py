@@ -28,6 +28,7 @@ from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
+from ..rollouts.generation_settings import own_generation_config
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
 from .hrpo_setup import (
@@ -133,6 +134,9 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
         finally:
             args.model_init_kwargs = model_init_kwargs
+        if not self.use_vllm:
+            # TRL's takes what it leaves open from the model's generation config
+            self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
 
         prepare_thinking_parameters(self.model, self.thinking_mode)
         shard_thinking_modules(self.model, self.accelerator)
@@ -166,12 +170,10 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 "first one, so training here is right, but losses that leave out padding would never teach the model "
                 "to end. Give the tokenizer a padding token of its own."
             )
-        generation = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        use_cache = (self.args.generation_kwargs or {}).get("use_cache", generation.generation_config.use_cache)
-        if use_cache is False:
+        if (self.args.generation_kwargs or {}).get("use_cache") is False:
             logger.warning(
-                "`use_cache=False` in the generation config: each token of a rollout computes the whole text again. "
-                "Set `generation_kwargs={'use_cache': True}`."
+                "`use_cache=False` in `generation_kwargs`: each token of a rollout computes the whole text again. "
+                "Leave it out."
             )
 
     def _drop_long_prompts(self):

@@ -33,6 +33,7 @@ from ..losses.ppo import (
     whiten,
 )
 from ..rollouts.engine import RolloutEngine
+from ..rollouts.generation_settings import own_generation_config
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .ppo_config import PPOConfig
 from .thinking_metrics import masked_mean
@@ -104,6 +105,8 @@ class PPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 "set `beta=0`."
             )
         super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
+        # TRL's takes what it leaves open from the model's generation config
+        self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
         needed = args.generation_batch_size // args.num_generations
         if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < needed:
             raise ValueError(

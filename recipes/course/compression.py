@@ -65,6 +65,7 @@ from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.text_perplexity import score_text
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 
 
 # Multiples of 64, so that bitsandbytes' CPU kernels take them
@@ -299,7 +300,8 @@ def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, 
         scores[name] = {"perplexity": text.perplexity, "seconds": runs[name]["seconds"]}
         scores[name] |= score_student(student, teacher, tokenizer, held_out, args.completion_tokens, args.seed)
         set_seed(args.seed)
-        drawn = student.generate(held_out[:4], do_sample=True, top_k=0, max_new_tokens=args.completion_tokens)
+        config = own_generation_config(student, do_sample=True, max_new_tokens=args.completion_tokens)
+        drawn = student.generate(held_out[:4], generation_config=config)
         samples[name] = tokenizer.batch_decode(drawn, skip_special_tokens=True)
     atomic_write_json(folder / "samples.json", samples)
     return scores

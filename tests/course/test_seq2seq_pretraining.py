@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from hf_evidenceflow.course.seq2seq_pretraining.gap_filling import (
     Gap,
@@ -246,7 +246,7 @@ def t5_that_writes(tokens):
     """A stand-in that generates the same tokens for every input."""
 
     class Model:
-        device = torch.device("cpu")
+        device, generation_config = torch.device("cpu"), GenerationConfig()
 
         def generate(self, input_ids, attention_mask, **kwargs):
             self.inputs = input_ids

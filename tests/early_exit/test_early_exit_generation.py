@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_families import token_ids
 from tiny_tinyseek import tiny_tinyseek
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_causal_mask
 
 from hf_evidenceflow.early_exit import EarlyExitConfig, early_exit, exit_at, simulate_early_exit
@@ -274,6 +274,13 @@ def test_what_generate_cannot_do_with_early_exit_is_refused(make_model, prompts,
     model = make_model("llama")
     with early_exit(model), pytest.raises(ValueError, match="cannot be used with"):
         model.generate(**prompts, max_new_tokens=2, **asked)
+
+
+def test_what_a_config_takes_over_from_the_model_is_refused_too(make_model, prompts):
+    model = make_model("llama")
+    model.generation_config.num_beams = 2
+    with early_exit(model), pytest.raises(ValueError, match="cannot be used with generation mode `beam_search`"):
+        model.generate(**prompts, generation_config=GenerationConfig(max_new_tokens=2))
 
 
 @pytest.mark.parametrize(

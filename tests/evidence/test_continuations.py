@@ -1,5 +1,6 @@
 import pytest
 import torch
+from hostile_generation import make_hostile
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow.evidence.continuations import (
@@ -85,10 +86,8 @@ def test_a_penalty_makes_more_tokens_differ(model, tokenizer):
     assert penalised["distinct_1"] > plain["distinct_1"]
 
 
-def test_a_penalty_in_the_generation_config_does_not_slip_in(plain_checkpoint, model, tokenizer):
-    other = AutoModelForCausalLM.from_pretrained(plain_checkpoint).eval()
-    other.generation_config.repetition_penalty = 3.0
-    other.generation_config.no_repeat_ngram_size = 1
+def test_nothing_of_the_generation_config_slips_in(plain_checkpoint, model, tokenizer):
+    other = make_hostile(AutoModelForCausalLM.from_pretrained(plain_checkpoint).eval())
     assert continue_prompts(other, tokenizer, PROMPTS, 20) == continue_prompts(model, tokenizer, PROMPTS, 20)
 
 

@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+from hostile_generation import make_hostile
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import GenerateThinkingOutput
@@ -95,10 +96,12 @@ def test_length_counts_the_end_token_but_not_the_padding(complete, model, tokeni
     assert (long.completion_tokens, long.finished, long.thinking_tokens) == (3, False, 2)
 
 
-def test_the_checkpoints_repetition_penalty_does_not_slip_in(model, complete, monkeypatch):
-    before = texts(complete())
-    monkeypatch.setattr(model.generation_config, "repetition_penalty", 50.0)
-    assert texts(complete()) == before
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}], ids=["greedy", "sampled"])
+def test_nothing_of_the_checkpoints_generation_config_slips_in(model, complete, monkeypatch, settings):
+    before = texts(complete(**settings))
+    monkeypatch.setattr(model, "generation_config", copy.deepcopy(model.generation_config))
+    make_hostile(model)
+    assert texts(complete(**settings)) == before
 
 
 def test_several_greedy_samples_are_an_error(complete):

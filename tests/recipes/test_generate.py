@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_temperature_zero_is_stock_greedy_decoding(run, plain_checkpoint, tokeni
     tokens = model.generate(**inputs, max_new_tokens=9, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     (row,) = run("--prompts", "2 cats", "--temperature", "0")
     assert row["text"] == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_the_models_generation_config_does_not_slip_in(run, plain_checkpoint, tmp_path):
+    shutil.copytree(plain_checkpoint, tmp_path / "hostile")
+    settings = {"min_p": 0.9, "no_repeat_ngram_size": 1, "max_time": 1e-9, "eos_token_id": 1, "pad_token_id": 0}
+    (tmp_path / "hostile" / "generation_config.json").write_text(json.dumps(settings))
+    rows = run("--prompts", "2 cats", model=tmp_path / "hostile")
+    assert rows == run("--prompts", "2 cats")
 
 
 @pytest.mark.parametrize("options", [("--top_k", "1"), ("--top_p", "1e-6"), ("--temperature", "1e-4")])

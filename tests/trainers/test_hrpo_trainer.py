@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from datasets import Dataset
+from hostile_generation import make_hostile
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import TINY
@@ -648,6 +649,16 @@ def test_the_entropy_of_thinking_tokens_is_logged(make_trainer):
     trainer = make_trainer(max_steps=1)
     trainer.train()
     assert 0 < history(trainer, "thinking/entropy")[0] < math.log(TINY["vocab_size"])
+
+
+@pytest.mark.parametrize("mode", ["projection", "none"])
+def test_rollouts_do_not_follow_the_checkpoints_generation_config(make_trainer, mode):
+    trainer, completions = make_trainer(mode), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        completions.append(trainer._generate_single_turn([[5, 9], [7]] * 2, None, {}, 1)[0])
+        make_hostile(trainer.model)
+    assert completions[0] == completions[1]
 
 
 def test_a_cache_that_is_off_is_warned_of(make_trainer, caplog):

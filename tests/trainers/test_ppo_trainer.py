@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from hostile_generation import make_hostile
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_models import TINY
@@ -57,6 +58,15 @@ def rollout(trainer, count=4):
     trainer.current_gradient_accumulation_steps = 1
     rows = [trainer.train_dataset[index] for index in range(count)]
     return trainer._generate_and_score_completions(rows)
+
+
+def test_rollouts_do_not_follow_the_checkpoints_generation_config(make_trainer):
+    trainer, completions = make_trainer(), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        completions.append(trainer._generate_single_turn([[5, 9], [7]] * 2, None, {}, 1)[0])
+        make_hostile(trainer.model)
+    assert completions[0] == completions[1]
 
 
 def naive_loss(trainer, batch, scores):

@@ -9,6 +9,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
 from transformers.cache_utils import Cache
 
+from ...rollouts.generation_settings import own_generation_config
+
 
 @dataclass
 class CacheResult:
@@ -107,15 +109,15 @@ def decode_with_cache(
             milliseconds.append(1000 * (now - last))
         last = now
 
+    config = own_generation_config(
+        model, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=None, use_cache=cache is not None
+    )
     handle = model.register_forward_hook(clock)
     try:
         sequence = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=None,
-            use_cache=cache is not None,
+            generation_config=config,
             past_key_values=cache,
         )
     finally:

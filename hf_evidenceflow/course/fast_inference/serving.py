@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from ...rollouts.generation_settings import own_generation_config
 from .paged_cache import PagedCache
 from .paged_generation import PagedTrace, paged_generate
 
@@ -55,9 +56,15 @@ def compare_serving(
     traces = []
 
     def stock(input_ids, attention_mask, samples):
-        sampling = {"do_sample": True, "top_k": 0, "num_return_sequences": samples} if samples > 1 else {}
-        settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": pad_token_id} | sampling
-        output = model.generate(input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **settings)
+        config = own_generation_config(
+            model,
+            max_new_tokens=max_new_tokens,
+            do_sample=samples > 1,
+            num_return_sequences=samples,
+            eos_token_id=None,
+            pad_token_id=pad_token_id,
+        )
+        output = model.generate(input_ids, attention_mask=attention_mask, generation_config=config)
         return output[:, input_ids.shape[1] :].tolist()
 
     def one_by_one(samples):

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...early_exit.speed import GreedyDecoding, in_turn
+from ...rollouts.generation_settings import own_generation_config
 from .acceptance import AcceptanceStatistics, generate_with_acceptance
 
 
@@ -112,7 +113,7 @@ def compare_speculation(
             passes = own.rounds + len(prompts)  # and the one over each prompt
             counts = own.accept_rate, (own.accepted + passes) / passes, []
         else:
-            outputs, statistics = _counted_outputs(model, prompts, max_new_tokens, settings)
+            outputs, statistics = _counted_outputs(decoding, settings)
             counts = statistics.rate, statistics.tokens_per_pass, statistics.rate_by_position()
         counted[name] = sum(torch.equal(one, other) for one, other in zip(outputs, plain)), *counts
     speeds = in_turn(
@@ -124,19 +125,13 @@ def compare_speculation(
     }
 
 
-def _counted_outputs(model, prompts, max_new_tokens, settings):
-    statistics = AcceptanceStatistics()
+def _counted_outputs(decoding, settings):
+    statistics, arguments = AcceptanceStatistics(), decoding.arguments(**settings)
     outputs = [
         generate_with_acceptance(
-            model,
-            prompt,
-            statistics,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **settings,
+            decoding.model, prompt, statistics, attention_mask=torch.ones_like(prompt), **arguments
         )[0][0, prompt.shape[1] :]
-        for prompt in prompts
+        for prompt in decoding.prompts
     ]
     return outputs, statistics
 
@@ -158,7 +153,7 @@ def count_continuations(
         seed (`int`, *optional*, defaults to `0`):
             Seed.
         **generate_kwargs:
-            Further arguments of `generate`, such as `assistant_model`.
+            Further arguments of `generate` that are no settings, such as `assistant_model`.
 
     Returns:
         `torch.LongTensor` of shape `(V, V)`: how often each pair of tokens was drawn.
@@ -166,15 +161,10 @@ def count_continuations(
     torch.manual_seed(seed)
     size = model.config.vocab_size
     counts = torch.zeros(size, size, dtype=torch.long)
+    config = own_generation_config(model, do_sample=True, min_new_tokens=2, max_new_tokens=2)
     for _ in range(draws):
         first, second = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            top_k=0,
-            min_new_tokens=2,
-            max_new_tokens=2,
-            **generate_kwargs,
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=config, **generate_kwargs
         )[0, -2:]
         counts[first, second] += 1
     return counts

@@ -9,6 +9,8 @@ Shapes: B rows, P prompt tokens, C completion tokens, V vocabulary.
 
 import torch
 
+from ...rollouts.generation_settings import own_generation_config
+
 
 @torch.no_grad()
 def completion_kl(
@@ -69,6 +71,13 @@ def sampled_kl(
     """
     total = 0.0
     device = policy.device
+    config = own_generation_config(
+        policy,
+        do_sample=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch_size):
@@ -76,17 +85,7 @@ def sampled_kl(
                 prompts[start : start + batch_size], padding=True, padding_side="left", return_tensors="pt"
             )
             ids, prompt_mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            drawn = policy.generate(
-                input_ids=ids,
-                attention_mask=prompt_mask,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            drawn = policy.generate(input_ids=ids, attention_mask=prompt_mask, generation_config=config)
             is_end = drawn[:, ids.shape[1] :] == tokenizer.eos_token_id
             completion_mask = (is_end.cumsum(1) - is_end.int() == 0).long()  # up to the first end, which counts
             total += completion_kl(policy, reference, drawn, prompt_mask, completion_mask).sum()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...rollouts.generation_settings import own_generation_config
 from .span_corruption import split_spans
 
 
@@ -134,12 +135,11 @@ def generate_targets(
         `list[list[int]]`: the targets, without the start token.
     """
     targets = []
+    config = own_generation_config(model, max_new_tokens=max_new_tokens, do_sample=False)
     for start in range(0, len(inputs), batch_size):
         ids, mask = _pad(inputs[start : start + batch_size], pad, left=False)
         ids, mask = ids.to(model.device), mask.to(model.device)
-        targets += model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
-        ).tolist()
+        targets += model.generate(input_ids=ids, attention_mask=mask, generation_config=config).tolist()
     return [target[1:] for target in targets]
 
 
@@ -160,20 +160,20 @@ def fill_from_the_left(model, gaps: Sequence[Gap], pad: int, batch_size: int = 6
     Returns:
         `list[Filling]`: one a gap.
     """
-    longest, fillings = max(len(gap.hidden) for gap in gaps), []
+    fillings = []
+    # The text goes on behind the end of a document, so generation must not stop there
+    config = own_generation_config(
+        model,
+        max_new_tokens=max(len(gap.hidden) for gap in gaps),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=pad,
+    )
     for start in range(0, len(gaps), batch_size):
         some = gaps[start : start + batch_size]
         ids, mask = _pad([gap.left for gap in some], pad, left=True)
         ids, mask = ids.to(model.device), mask.to(model.device)
-        # The text goes on behind the end of a document, so generation must not stop there
-        generated = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=longest,
-            do_sample=False,
-            eos_token_id=[],
-            pad_token_id=pad,
-        )
+        generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         for gap, tokens in zip(some, generated[:, ids.shape[1] :].tolist()):
             tokens = tokens[: len(gap.hidden)]
             fillings.append(Filling(tokens, tokens == gap.hidden, False))
