@@ -56,7 +56,7 @@ _EXPORTS = {
     "models.tinyseek.cost_report": ["CostReport", "cost_report"],
     "models.tinyseek.modeling_tinyseek": ["TinySeekForCausalLM", "TinySeekModel"],
     "rollouts.engine": ["RolloutEngine"],
-    "trainers.atomic_checkpoint": ["AtomicCheckpointMixin"],
+    "run_folder.atomic_checkpoint": ["AtomicCheckpointMixin"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],
     "trainers.ppo_config": ["PPOConfig"],

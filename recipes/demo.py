@@ -34,7 +34,7 @@ from hf_evidenceflow.evidence.intervals import mean_interval, pass_at_k, proport
 from hf_evidenceflow.evidence.samples import print_samples
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
 from hf_evidenceflow.rewards import grade, gsm8k_reward
-from hf_evidenceflow.trainers.checkpoints import resolve_output_dir
+from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
 
 
 MAX_NEW_TOKENS = 28

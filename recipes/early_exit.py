@@ -43,7 +43,7 @@ from hf_evidenceflow.early_exit import (
 )
 from hf_evidenceflow.early_exit.report import draw_exits, exit_tables, print_tables
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
-from hf_evidenceflow.trainers.checkpoints import resolve_output_dir
+from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
 
 
 @dataclass

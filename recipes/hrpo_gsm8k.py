@@ -36,7 +36,7 @@ from hf_evidenceflow.evidence.curves import plot_training_curves
 from hf_evidenceflow.evidence.samples import print_samples
 from hf_evidenceflow.reporting import package_versions, run_record
 from hf_evidenceflow.rewards import gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
-from hf_evidenceflow.trainers.checkpoints import last_whole_checkpoint, resolve_output_dir
+from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint, resolve_output_dir
 
 
 TASKS = {

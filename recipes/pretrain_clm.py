@@ -53,8 +53,8 @@ from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint, resolve_output_dir
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
-from hf_evidenceflow.trainers.checkpoints import last_whole_checkpoint, resolve_output_dir
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
 from hf_evidenceflow.trainers.pretraining_trainer import PretrainingTrainer

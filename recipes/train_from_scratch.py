@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 
 from hf_evidenceflow.data import generate_word_problems, load_gsm8k, prepare_gsm8k
 from hf_evidenceflow.reporting import atomic_write_text, run_record
-from hf_evidenceflow.trainers.checkpoints import resolve_output_dir
+from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
 
 
 # The system prompt is left out: a model that saw nothing else needs no instruction

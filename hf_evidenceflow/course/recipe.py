@@ -12,7 +12,7 @@ from transformers import logging as transformers_logging
 from transformers import set_seed
 
 from ..reporting import RunRecord, atomic_write_json, atomic_write_text, run_record
-from ..trainers.checkpoints import resolve_output_dir
+from ..run_folder.checkpoints import resolve_output_dir
 from .arguments import CourseArguments
 
 

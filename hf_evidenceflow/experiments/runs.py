@@ -15,7 +15,7 @@ from ..callbacks.log_file import LOG_FILE_NAME
 from ..evidence.completion_log import read_jsonl
 from ..evidence.curves import load_log_history
 from ..reporting import atomic_write_json, atomic_write_text, read_run_record
-from ..trainers.checkpoints import last_whole_checkpoint
+from ..run_folder.checkpoints import last_whole_checkpoint
 from .grid import RunSpec
 
 

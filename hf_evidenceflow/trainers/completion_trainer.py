@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from trl import SFTConfig, SFTTrainer
 
-from .atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
 from .pretraining_config import PretrainingConfig
 from .pretraining_trainer import CausalLMEvaluationMixin
 

@@ -29,7 +29,7 @@ from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
-from .atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
 from .hrpo_config import HRPOConfig
 from .hrpo_setup import (
     prepare_thinking_parameters,

@@ -34,7 +34,7 @@ from ..losses.ppo import (
 )
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
-from .atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
 from .ppo_config import PPOConfig
 from .thinking_metrics import masked_mean
 

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from ..evidence.router_statistics import RouterStatistics, expert_modules
 from ..models.crosslayer.extra_parameters import no_decay_names
-from .atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
 from .training_clock import TrainingClock
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
-from hf_evidenceflow.trainers.checkpoints import resolve_output_dir
+from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
 
 
 class KilledTrainer(HRPOTrainer):

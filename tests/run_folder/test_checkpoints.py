@@ -7,8 +7,8 @@ import torch
 from safetensors.numpy import save_file
 
 from hf_evidenceflow.reporting import run_record
-from hf_evidenceflow.trainers import checkpoints
-from hf_evidenceflow.trainers.checkpoints import (
+from hf_evidenceflow.run_folder import checkpoints
+from hf_evidenceflow.run_folder.checkpoints import (
     broken_weights,
     checkpoint_problem,
     is_whole_checkpoint,
