@@ -41,17 +41,17 @@ from .hrpo_setup import (
 from .length_buckets import join_buckets, length_buckets
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .rollout_guards import RolloutGuard
+from .saved_rollouts import SavedRolloutsMixin
 from .thinking_groups import thinking_group_specs
 from .thinking_metrics import ProjectionMetrics, masked_mean, parity_gap, rollout_metrics, tokens_per_second
 
 
 logger = get_logger(__name__)
 
-_ROLLOUTS_NAME = "rollouts_{rank}.pt"
 _ROWS_A_BUCKET = 8
 
 
-class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
+class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
     """
     Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -379,26 +379,9 @@ class HRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         else:
             super()._save(output_dir, state_dict)
 
-    def _save_rng_state(self, output_dir):
-        """
-        Differs from Trainer in keeping the rollouts that are not used up, so that a resumed run continues with the
-        same ones.
-        """
-        super()._save_rng_state(output_dir)
-        if self._buffered_inputs is not None and self._step % (self.args.steps_per_generation * self.num_iterations):
-            os.makedirs(output_dir, exist_ok=True)
-            path = os.path.join(output_dir, _ROLLOUTS_NAME.format(rank=self.args.process_index))
-            torch.save({"step": self._step, "batches": self._buffered_inputs}, path)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        """Differs from GRPOTrainer in restoring the rollouts that were not used up."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = os.path.join(checkpoint, _ROLLOUTS_NAME.format(rank=self.args.process_index))
-        if os.path.exists(path):
-            saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            self._step, self._buffered_inputs = saved["step"], saved["batches"]
+    def _rollout_settings(self):
+        """Differs from GRPO's in the thinking mode."""
+        return {**super()._rollout_settings(), "thinking_mode": self.thinking_mode}
 
     def create_model_card(self, *args, **kwargs):
         """Differs from GRPOTrainer in appending `model_card_notes` (Markdown)."""

@@ -36,13 +36,14 @@ from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
 from .ppo_config import PPOConfig
+from .saved_rollouts import SavedRolloutsMixin
 from .thinking_metrics import masked_mean
 
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 
 
-class PPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
+class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
     """
     Trainer of proximal policy optimisation with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -79,6 +80,7 @@ class PPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             are fewer prompts than a rollout takes.
     """
 
+    _rollout_arguments = (*SavedRolloutsMixin._rollout_arguments, "gamma", "lam", "kl_in_reward", "whiten_rewards")
     _tag_names = ["trl", "ppo", "hf_evidenceflow"]
     _name = "PPO"
     _paper = {
