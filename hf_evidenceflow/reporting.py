@@ -20,6 +20,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .files import read_json
+
 
 RUN_RECORD_NAME = "run.json"
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "hf-evidenceflow")
@@ -221,7 +223,7 @@ def read_run_record(output_dir: str | os.PathLike) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except ValueError as error:
         data = error
     if not isinstance(data, dict) or "status" not in data:

@@ -35,6 +35,7 @@ from hf_evidenceflow.experiments.findings import (
     late_gradient,
     late_gradient_spread,
 )
+from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
 
 
@@ -98,7 +99,7 @@ def load_runs(folder: Path) -> dict[str, dict[int, TrainedRun]]:
     if not results.exists():
         raise FileNotFoundError(f"`{results}` does not exist. Run recipes/run_experiment.py with that folder first.")
     runs: dict[str, dict[int, TrainedRun]] = {}
-    for row in read_jsonl(results):
+    for row in read_json_lines(results):
         if row["final"]:
             log = read_jsonl(folder / "runs" / row["id"] / LOG_FILE_NAME)
             runs.setdefault(row["cell"]["arm"], {})[row["seed"]] = TrainedRun(row["evals"], log)

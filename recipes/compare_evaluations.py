@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from trl import TrlParser
 
-from hf_evidenceflow.evidence.completion_log import read_jsonl
 from hf_evidenceflow.evidence.intervals import paired_difference
+from hf_evidenceflow.files import read_json_lines
 
 
 @dataclass
@@ -42,7 +42,7 @@ def read_scores(folder: str) -> dict[int, dict[str, float]]:
         raise FileNotFoundError(
             f"`{path}` does not exist. Run recipes/evaluate_gsm8k.py with `--output_dir {folder}` first."
         )
-    return {row["id"]: row["scores"] for row in read_jsonl(path)}
+    return {row["id"]: row["scores"] for row in read_json_lines(path)}
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -27,10 +27,10 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
 import hf_evidenceflow  # noqa: F401  registers the model types
-from hf_evidenceflow.evidence.completion_log import read_jsonl
 from hf_evidenceflow.evidence.extra_parameter_report import write_parameter_report
 from hf_evidenceflow.experiments.grid_file import load_grid
 from hf_evidenceflow.experiments.statistics import mean_t_interval, paired_t_difference
+from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.reporting import atomic_write_text
 
 
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     results = Path(args.output_dir) / "results.jsonl"
     if args.print_jobs or not results.exists():
         return code
-    rows = read_jsonl(results)
+    rows = read_json_lines(results)
     table = ranking(losses_by_variant(rows))
     atomic_write_text(Path(args.output_dir) / "ranking.md", table)
     print(table)

@@ -51,6 +51,7 @@ from hf_evidenceflow.evidence.text_perplexity import (
     score_text,
 )
 from hf_evidenceflow.evidence.top_predictions import prediction_table, top_predictions
+from hf_evidenceflow.files import read_lines, readable_file
 from hf_evidenceflow.models.weights import broken_weights
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
 
@@ -288,13 +289,11 @@ def load_prompts(args: EvaluateLMArguments, tokenizer, documents: list[str]) -> 
         ]
     prompts, completions = args.prompts, None
     if args.prompts_file is not None:
-        path = Path(args.prompts_file).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file `{args.prompts_file}`. Check `prompts_file`.")
+        path = readable_file(args.prompts_file)
         if path.suffix in (".txt", ""):
-            prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            prompts = read_lines(path)
         else:
-            rows = load_split(str(path), split="prompts", columns=("prompt",))
+            rows = load_split(str(path), split="prompts", columns=("prompt",), texts=("prompt",))
             prompts = rows["prompt"][:]
             completions = rows["completion"][:] if "completion" in rows.column_names else None
     if not prompts:

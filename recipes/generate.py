@@ -14,13 +14,13 @@ lines too: `prompt`, `sample`, `text`, and `finished`, which says whether the mo
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 from trl import TrlParser
 
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
+from hf_evidenceflow.files import read_lines
 from hf_evidenceflow.reporting import atomic_write_text
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 
@@ -84,13 +84,7 @@ class GenerateArguments:
 def read_prompts(args: GenerateArguments) -> list[str]:
     if args.prompt_file is None:
         return args.prompts or [""]
-    path = Path(args.prompt_file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {args.prompt_file}. Check the path.")
-    prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{args.prompt_file} holds no prompt.")
-    return prompts
+    return read_lines(args.prompt_file)
 
 
 def encode(tokenizer, prompt: str) -> torch.Tensor:

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, HfArgumentParser
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
-from hf_evidenceflow.evidence.completion_log import read_jsonl
 from hf_evidenceflow.evidence.probe import EvidenceProbe
 from hf_evidenceflow.experiments.grid import Cell
 from hf_evidenceflow.experiments.grid_file import load_grid
 from hf_evidenceflow.experiments.layer_report import add_perplexity, layer_table, plot_layers
+from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.reporting import atomic_write_text, read_run_record, to_plain
 
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if not results.exists():
         raise FileNotFoundError(f"`{results}` does not exist. Run recipes/run_experiment.py first.")
     rows, cache = [], {}
-    for result in read_jsonl(results):
+    for result in read_json_lines(results):
         if not result["final"]:
             continue
         folder = Path(args.experiment) / "runs" / result["id"]

@@ -33,6 +33,7 @@ from hf_evidenceflow.evidence.heat_maps import HEAT_MAPS, plot_heat_map, plot_tr
 from hf_evidenceflow.evidence.probe import EvidenceProbe
 from hf_evidenceflow.evidence.probe_page import write_probe_page
 from hf_evidenceflow.evidence.probe_table import layer_table, write_tables
+from hf_evidenceflow.files import read_text
 from hf_evidenceflow.models.weights import broken_weights
 from hf_evidenceflow.reporting import run_record
 
@@ -128,11 +129,9 @@ def main(argv: list[str] | None = None) -> dict:
 def read_texts(args: ProbeArguments) -> list[str]:
     if args.text_file is None:
         return args.text or [DEFAULT_TEXT]
-    if not os.path.isfile(args.text_file):
-        raise FileNotFoundError(f"There is no file `{args.text_file}`. Check `text_file`.")
-    text = Path(args.text_file).read_text(encoding="utf-8").strip()
+    text = read_text(args.text_file).strip()
     if not text:
-        raise ValueError(f"`{args.text_file}` holds no text.")
+        raise ValueError(f"`{args.text_file}` holds no text. Write some into it, or give another `text_file`.")
     return [text]
 
 

@@ -28,7 +28,6 @@ Outputs, in `output_dir`:
 The exit code is 1 if a run failed, 130 after Ctrl-C.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from hf_evidenceflow.experiments.grid_file import load_grid
 from hf_evidenceflow.experiments.launcher import LaunchOptions
 from hf_evidenceflow.experiments.report import write_report
 from hf_evidenceflow.experiments.runner import ExperimentRunner
+from hf_evidenceflow.files import parse_json
 
 
 @dataclass
@@ -87,13 +87,7 @@ class RunnerArguments:
 
 def parse_options(options: str | None) -> dict:
     """The `options` of the command line."""
-    try:
-        parsed = json.loads(options or "{}")
-    except ValueError as error:
-        raise ValueError(f"`options` must be a JSON object, got {options!r}: {error}.") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"`options` must be a JSON object, got {options!r}.")
-    return parsed
+    return parse_json(options or "{}", "`options`", remedy=f"It must be a JSON object, got {options!r}.")
 
 
 def main(argv: list[str] | None = None) -> int:

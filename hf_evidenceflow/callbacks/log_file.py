@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from ..evidence.completion_log import read_jsonl
 from ..reporting import atomic_write_text, to_plain
 
 
@@ -46,7 +47,7 @@ class LogFileCallback(TrainerCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         row = {**(logs or {}), "epoch": state.epoch, "step": state.global_step}
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(to_plain(row), allow_nan=False) + "\n")
+            file.write(_line(row))
             file.flush()
 
     def _path(self, args) -> Path:
@@ -54,10 +55,10 @@ class LogFileCallback(TrainerCallback):
 
 
 def _rows_until(path: Path, step: int):
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            logged = json.loads(line)["step"]
-        except ValueError:  # cut short by a crash
-            return
-        if logged <= step:
-            yield line
+    for row in read_jsonl(path):
+        if isinstance(row.get("step"), int) and row["step"] <= step:
+            yield _line(row)
+
+
+def _line(row) -> str:
+    return json.dumps(to_plain(row), allow_nan=False) + "\n"

@@ -50,7 +50,7 @@ def load_gsm8k(
     >>> dataset = load_gsm8k("path/to/gsm8k", split="test", max_samples=100)
     ```
     """
-    dataset = load_split(name_or_path, split, ("main",), ("question", "answer"), max_samples, seed)
+    dataset = load_split(name_or_path, split, ("main",), ("question", "answer"), max_samples, seed, ("question",))
     return prepare_gsm8k(dataset, conversational, system_prompt)
 
 

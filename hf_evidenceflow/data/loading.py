@@ -1,7 +1,8 @@
 """Loads one split of a data set: from the Hub, a local file or a folder."""
 
-import json
 from pathlib import Path
+
+from ..files import parse_json, read_text, readable_file
 
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -15,15 +16,16 @@ def load_split(
     columns: tuple[str, ...] = (),
     max_samples: int | None = None,
     seed: int | None = None,
+    texts: tuple[str, ...] = (),
 ):
     """
     Loads one split of a data set and checks that it can be used.
 
     Args:
         name_or_path (`str`):
-            A local file (`.jsonl`, `.json`, `.parquet`, `.csv`), a local folder that holds `{split}.jsonl` or the like
-            (also `{split}-00000-of-00001.parquet`, in a folder for each configuration, in the folder itself or in its
-            `data`), or else the name of a data set on the Hub.
+            A local file (`.jsonl`, `.json`, `.parquet`, `.csv`, also with `.gz` behind it), a local folder that holds
+            `{split}.jsonl` or the like (also `{split}-00000-of-00001.parquet`, in a folder for each configuration, in
+            the folder itself or in its `data`), or else the name of a data set on the Hub.
         split (`str`):
             Name of the split. A file is taken as it is, but not if its name says that it is another split.
         configs (`tuple[str, ...]`, *optional*, defaults to `()`):
@@ -34,6 +36,8 @@ def load_split(
             Number of rows to keep. `None` keeps all.
         seed (`int`, *optional*):
             Shuffles the rows before the first `max_samples` are kept. `None` keeps their order.
+        texts (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Those of `columns` that must hold text.
 
     Returns:
         `datasets.Dataset`: the rows.
@@ -72,16 +76,27 @@ def load_split(
         empty = next((row for row, value in enumerate(dataset[column]) if value is None), None)
         if empty is not None:
             raise ValueError(f"Row {empty} of {name_or_path} has no value for `{column}`. Correct or remove the row.")
+        wrong = next((row for row, value in enumerate(dataset[column]) if not isinstance(value, str)), None)
+        if column in texts and wrong is not None:
+            raise ValueError(
+                f"Row {wrong} of {name_or_path} has no text for `{column}`, but {dataset[wrong][column]!r}. Write "
+                "it as text, or remove the row."
+            )
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
+def data_format(path: Path) -> str | None:
+    """The reader of `datasets` for a file of this name; `None` if there is none."""
+    return READERS.get(Path(path.name.removesuffix(".gz")).suffix)
+
+
 def _load_from_hub(name: str, split: str, configs: tuple[str, ...]):
     import datasets
 
-    if Path(name).suffix in READERS or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no file or folder {name}. Check the path.")
+    if data_format(Path(name)) or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        readable_file(name)
     try:
         return datasets.concatenate_datasets(
             [datasets.load_dataset(name, config, split=split) for config in configs or (None,)]
@@ -106,7 +121,7 @@ def _split_files(folder: Path, split: str, configs: tuple[str, ...]) -> list[Pat
         return [file for files in by_config.values() for file in files]
     files = _files_in(folder, split) or _files_in(folder / "data", split)
     if not files:
-        found = sorted(file.name for file in folder.iterdir() if file.suffix in READERS)
+        found = sorted(file.name for file in folder.iterdir() if data_format(file))
         raise FileNotFoundError(
             f"The folder {folder} has no split {split!r}: expected {split}.jsonl (or .json, .parquet, .csv), found "
             f"{', '.join(found) or 'no data files'}. Check the folder and the name of the split."
@@ -115,7 +130,7 @@ def _split_files(folder: Path, split: str, configs: tuple[str, ...]) -> list[Pat
 
 
 def _files_in(folder: Path, split: str) -> list[Path]:
-    for suffix in READERS:
+    for suffix in (*READERS, *(f"{suffix}.gz" for suffix in READERS)):
         files = [*folder.glob(f"{split}{suffix}")] or sorted(folder.glob(f"{split}-*{suffix}"))
         if files:
             return files
@@ -123,9 +138,9 @@ def _files_in(folder: Path, split: str) -> list[Path]:
 
 
 def _check_file_name(path: Path, split: str) -> None:
-    if path.suffix not in READERS:
+    if data_format(path) is None:
         raise ValueError(f"The format of {path} is not known: a data file must end in {', '.join(READERS)}.")
-    named = path.stem.split("-")[0]
+    named = path.name.partition(".")[0].split("-")[0]
     if named in SPLIT_NAMES and split in SPLIT_NAMES and named != split:
         raise ValueError(
             f"The split {split!r} was asked of the file {path}, which is the split {named!r} by its name. Pass "
@@ -140,7 +155,7 @@ def _read_files(files: list[Path]):
         if file.stat().st_size == 0:
             raise ValueError(f"The file {file} is empty. Check that it was written or downloaded whole.")
     try:
-        reader = READERS[files[0].suffix]
+        reader = data_format(files[0])
         return datasets.load_dataset(reader, data_files=[str(file) for file in files], split="train")
     except Exception as error:
         for file in files:
@@ -156,19 +171,10 @@ def _raise_for_broken_json(file: Path, error: Exception) -> None:
     """Names the first line of a file that is no JSON object; returns if there is none."""
     if file.suffix != ".jsonl":
         return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        if line.strip():
+            remedy = f"Each line must be one object, got {line.strip()[:80]!r}; correct or remove it."
             try:
-                row = json.loads(line)
+                parse_json(line, f"Line {number} of {file}", remedy=remedy)
             except ValueError as fault:
-                reason = f"is not valid JSON ({fault})"
-            else:
-                if isinstance(row, dict):
-                    continue
-                reason = "is not a JSON object"
-            raise ValueError(
-                f"Line {number} of {file} {reason}: {line.strip()[:80]!r}. Each line must be one object; correct or "
-                "remove it."
-            ) from error
+                raise fault from error

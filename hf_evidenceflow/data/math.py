@@ -61,7 +61,9 @@ def load_math(
     """
     from datasets import Dataset
 
-    dataset = load_split(name_or_path, split, subjects, ("problem", "solution"), max_samples, seed)
+    dataset = load_split(
+        name_or_path, split, subjects, ("problem", "solution"), max_samples, seed, ("problem", "solution")
+    )
 
     def prepare(index: int, row: dict) -> dict:
         answer = last_boxed(row["solution"])

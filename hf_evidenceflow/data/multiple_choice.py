@@ -76,7 +76,9 @@ def load_mmlu_stem(
     """
     from datasets import Dataset
 
-    dataset = load_split(name_or_path, split, subjects, ("question", "choices", "answer"), max_samples, seed)
+    dataset = load_split(
+        name_or_path, split, subjects, ("question", "choices", "answer"), max_samples, seed, ("question",)
+    )
 
     def prepare(index: int, row: dict) -> dict:
         return _multiple_choice(index, row["question"], row["choices"], row["answer"], conversational, system_prompt)
@@ -129,7 +131,7 @@ def load_arc_challenge(
     from datasets import Dataset
 
     dataset = load_split(
-        name_or_path, split, ("ARC-Challenge",), ("question", "choices", "answerKey"), max_samples, seed
+        name_or_path, split, ("ARC-Challenge",), ("question", "choices", "answerKey"), max_samples, seed, ("question",)
     )
 
     def prepare(index: int, row: dict) -> dict:

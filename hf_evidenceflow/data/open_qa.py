@@ -58,7 +58,7 @@ def load_open_qa(
 
     if max_contexts < 0:
         raise ValueError(f"`max_contexts` must be 0 or more, got {max_contexts}.")
-    dataset = load_split(name_or_path, split, (), ("question",), max_samples, seed)
+    dataset = load_split(name_or_path, split, (), ("question",), max_samples, seed, ("question",))
     context_column = _first_column(dataset, _CONTEXT_COLUMNS) if max_contexts else None
     answer_column = _first_column(dataset, _ANSWER_COLUMNS)
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .loading import READERS, load_split
+from ..files import read_text
+from .loading import data_format, load_split
 from .word_problems import split_word_problems
 
 
@@ -53,13 +54,14 @@ def load_documents(
     inside = path / f"{split}.txt"
     if inside.is_file():
         path = inside
-    if path.is_file() and path.suffix not in READERS:
-        documents = _read_text(path, separator)
-    elif path.suffix == ".txt":
-        raise FileNotFoundError(f"There is no file {name_or_path}. Check the path.")
+    if path.suffix == ".txt" or (path.is_file() and data_format(path) is None):
+        text = read_text(path)
+        documents = text.split(separator) if separator else [text]
     else:
         configs = () if config is None else (config,)
-        documents = load_split(name_or_path, split=split, configs=configs, columns=(text_column,))[text_column]
+        documents = load_split(
+            name_or_path, split=split, configs=configs, columns=(text_column,), texts=(text_column,)
+        )[text_column]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise ValueError(f"{path} holds no text. Check that it was written or downloaded whole.")
@@ -133,11 +135,3 @@ def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], 
             "smaller one, or give more text."
         )
     return train, validation
-
-
-def _read_text(path: Path, separator: str | None) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}. Convert it, or pass the right file.") from error
-    return text.split(separator) if separator else [text]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_evidenceflow.files import CHECKSUM, read_json, row_checksum
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, to_plain
 
 
@@ -40,7 +41,7 @@ def claim_folder(output_dir: str | os.PathLike, settings: Mapping[str, Any]) -> 
         )
     known = {}
     if any(file.stat().st_size for file in folder.glob("*.jsonl")):
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path, remedy="Put it back as it was, or choose another `output_dir`.")
     if differing := [name for name in settings if name in known and known[name] != settings[name]]:
         listed = "; ".join(f"`{name}` was {known[name]!r} and is now {settings[name]!r}" for name in differing)
         raise ValueError(
@@ -61,7 +62,7 @@ class CompletionLog:
             File; made when missing.
         plan (`Sequence[Sequence[tuple[int, int]]]`):
             Batches of `(prompt index, sample number)`, from [`~hf_evidenceflow.evidence.evaluation.plan_batches`].
-            Rows have these two under `"id"` and `"sample"`.
+            Rows have these two under `"id"` and `"sample"`; in the file each also has a checksum, `"crc32"`.
 
     Attributes:
         rows (`list[dict]`):
@@ -114,14 +115,15 @@ class CompletionLog:
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
-    Read the rows of a JSON lines file up to the first line that a crash cut short.
+    Read the rows of a JSON lines file up to the first line that a crash cut short, or that was changed since.
 
     Args:
         path (`str` or `os.PathLike`):
             File to read; a missing file has no rows.
 
     Returns:
-        `list[dict]`: The whole rows. A line that does not parse, and what comes after it, is left out with a warning.
+        `list[dict]`: The whole rows. A line that is no JSON object or does not have its checksum, and what comes after
+        it, is left out with a warning.
     """
     path, rows = Path(path), []
     if not path.exists() or path.stat().st_size == 0:
@@ -129,12 +131,15 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     # Only "\n" ends a line: completions hold characters such as U+2028, at which `str.splitlines` would break.
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            if not isinstance(row, dict) or row.pop(CHECKSUM, None) not in (None, row_checksum(row)):
+                raise ValueError
+        except (ValueError, RecursionError):
             logger.warning("%s: line %d is not whole; it and what follows it are left out.", path, number)
             break
+        rows.append(row)
     return rows
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps({**row, CHECKSUM: row_checksum(row)}, ensure_ascii=False, allow_nan=False) + "\n"

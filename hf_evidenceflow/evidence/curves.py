@@ -1,12 +1,12 @@
 """Training curves of one or several runs as a picture."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import check_fields, read_json
 from .completion_log import read_jsonl
 from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
 
@@ -73,7 +73,9 @@ def load_log_history(path: str | os.PathLike) -> list[dict[str, Any]]:
         )
     if file.suffix == ".jsonl":
         return read_jsonl(file)
-    return json.loads(file.read_text(encoding="utf-8"))["log_history"]
+    state = read_json(file, allow_nan=True)
+    check_fields(state, file, log_history=list)
+    return state["log_history"]
 
 
 def plot_training_curves(

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..files import check_fields, read_yaml
 from .grid import Grid, Tune, merge_options
 
 
@@ -50,14 +49,22 @@ def load_grid(path: str | os.PathLike, overrides: Mapping[str, Any] | None = Non
         [`Grid`]: The grid.
 
     Raises:
+        OSError: If a file is not there or cannot be read.
         ValueError: If a key is unknown or a value does not fit.
         ImportError: If `trackio` is asked for and not installed.
     """
     path = Path(path)
-    data = _read_mapping(path)
+    data = read_yaml(path)
     if overrides:
         data["overrides"] = merge_options(_parse_options(data.get("overrides"), "overrides"), overrides)
-    grid = parse_grid(data, base_options=_read_mapping(Path(data["config"])) if data.get("config") else {})
+    base_options = {}
+    if data.get("config"):
+        check_fields(data, path, config=str)
+        base_options = read_yaml(data["config"])
+    try:
+        grid = parse_grid(data, base_options)
+    except ValueError as error:
+        raise ValueError(f"`{path}` is no grid: {error}") from error
     if not Path(grid.recipe).is_file():
         raise ValueError(f"`recipe` of `{path}` names no file: {grid.recipe!r}. Paths are relative to {Path.cwd()}.")
     return grid
@@ -126,15 +133,6 @@ def check_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> Non
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`?" if near else f"known are {known}."
             raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"There is no file `{path}`. Paths are relative to {Path.cwd()}.")
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise ValueError(f"`{path}` must hold a YAML mapping, got {type(data).__name__}.")
-    return data
 
 
 def _parse_options(options: Any, where: str) -> dict[str, Any]:

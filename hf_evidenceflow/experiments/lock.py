@@ -1,6 +1,5 @@
 """One runner per experiment folder, and what a killed runner left behind."""
 
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from ..files import read_json
 from ..reporting import atomic_write_json
 
 
@@ -82,7 +82,7 @@ def lock_experiment(output_dir: str | os.PathLike) -> Iterator[RunnerFile]:
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _started(pid: int) -> float | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from ..reporting import atomic_write_json, atomic_write_text, to_plain
 from .grid import Grid, RunSpec
 from .launcher import LaunchOptions, RunProcess, launch_command, stop_processes
@@ -200,7 +201,7 @@ class ExperimentRunner:
     def _checked_plan(self) -> Plan:
         path = Path(self.output_dir) / EXPERIMENT_NAME
         identity = {"name": self.grid.name, "recipe": self.grid.recipe}
-        if path.exists() and (known := json.loads(path.read_text(encoding="utf-8"))) != identity:
+        if path.exists() and (known := read_json(path)) != identity:
             raise ValueError(
                 f"`{self.output_dir}` holds another experiment, {known}; this grid's is {identity}. Choose another "
                 "output folder."

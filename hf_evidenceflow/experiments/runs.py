@@ -1,6 +1,5 @@
 """What one run has on disk: its settings, folder, log and state, and the result read from them."""
 
-import json
 import math
 import os
 import shutil
@@ -14,6 +13,7 @@ import yaml
 from ..callbacks.log_file import LOG_FILE_NAME
 from ..evidence.completion_log import read_jsonl
 from ..evidence.curves import load_log_history
+from ..files import read_json, read_yaml
 from ..reporting import atomic_write_json, atomic_write_text, read_run_record
 from ..run_folder.checkpoints import last_whole_checkpoint
 from .grid import RunSpec
@@ -62,7 +62,7 @@ class RunFiles:
         """
         if not self.options.exists() or not self.folder.exists():
             return
-        known = yaml.safe_load(self.options.read_text(encoding="utf-8"))
+        known = read_yaml(self.options)
         now = yaml.safe_load(yaml.safe_dump(self.spec.options))
         if not (changed := [name for name in {**known, **now} if known.get(name) != now.get(name)]):
             return
@@ -94,7 +94,7 @@ class RunFiles:
         )
 
     def failed(self) -> dict[str, Any] | None:
-        return json.loads(self.failure.read_text(encoding="utf-8")) if self.failure.exists() else None
+        return read_json(self.failure) if self.failure.exists() else None
 
     def tail(self) -> list[str]:
         if not self.log.exists():

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ..files import parse_json
 
 
 def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer) -> PreTrainedConfig:
@@ -99,10 +100,8 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
         `ValueError`: if it is neither.
     """
     if isinstance(overrides, str):
-        try:
-            overrides = json.loads(overrides)
-        except ValueError as error:
-            raise ValueError(f"`config_overrides` must be a JSON object, got {overrides!r}: {error}.") from error
+        remedy = f"It must be a JSON object such as '{{\"hidden_size\": 64}}', got {overrides!r}."
+        overrides = parse_json(overrides, "`config_overrides`", remedy=remedy)
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ValueError(f"`config_overrides` must map fields to values, got {overrides!r}.")
     return dict(overrides or {})

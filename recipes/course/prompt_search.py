@@ -47,8 +47,8 @@ from hf_evidenceflow.course.stages import run_stage, stage_settings
 from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
-from hf_evidenceflow.evidence.completion_log import read_jsonl
 from hf_evidenceflow.experiments.statistics import mean_t_interval, paired_t_difference
+from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.reporting import atomic_write_json
 
@@ -159,10 +159,12 @@ def load_questions(args: PromptSearchArguments) -> tuple[list[Question], str]:
     if args.questions_file is None:
         questions, manual = TASKS[args.task]
         return questions(), args.manual_prompt or manual
-    rows = read_jsonl(args.questions_file)
+    rows = read_json_lines(args.questions_file)
     for row in rows:
         if not isinstance(row.get("query"), str) or not isinstance(row.get("answer"), str):
-            raise ValueError(f"A line of {args.questions_file} has no text `query` and `answer`: {row}.")
+            raise ValueError(
+                f"A line of {args.questions_file} has no text `query` and `answer`: {row}. Correct or remove it."
+            )
     return [Question(row["query"], row["answer"], str(row.get("group", row["query"]))) for row in rows], (
         args.manual_prompt
     )

@@ -154,7 +154,7 @@ def test_file_without_rows_is_an_error(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"), [('{"question": "b", "ans', "is not valid JSON"), ("[1]", "is not a JSON object")]
+    ("line", "reason"), [('{"question": "b", "ans', "is no valid JSON"), ("[1]", "must hold a JSON object")]
 )
 def test_broken_line_is_named(tmp_path, line, reason):
     path = tmp_path / "train.jsonl"

@@ -48,7 +48,7 @@ def test_a_data_file_gives_the_text_column_without_blank_rows(tmp_path):
         (None, FileNotFoundError, "There is no file"),
         (b"", ValueError, "holds no text"),
         (b" \n", ValueError, "holds no text"),
-        (b"\xff\xfe\xfa", ValueError, "is not UTF-8"),
+        (b"\xff\xfe\xfa", ValueError, "is UTF-16"),
     ],
 )
 def test_unusable_text_files_are_named(tmp_path, content, error, words):

@@ -73,7 +73,9 @@ def _listed(value):
 
 def rows(folder, decoding):
     lines = (folder / f"{decoding}.jsonl").read_text().split("\n")[:-1]
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("seconds", "crc32")} for line in lines
+    ]
 
 
 def completions(folder):

@@ -234,8 +234,8 @@ def test_an_unknown_key_in_the_yaml_file_is_an_error(evaluate, tmp_path):
     "option, value, message",
     [
         ("model_name_or_path", "./nowhere", "no folder `./nowhere`"),
-        ("dataset_name_or_path", "./nowhere.txt", "no file ./nowhere.txt"),
-        ("prompts_file", "./nowhere.txt", "no file `./nowhere.txt`"),
+        ("dataset_name_or_path", "./nowhere.txt", "no file nowhere.txt"),
+        ("prompts_file", "./nowhere.txt", "no file nowhere.txt"),
     ],
 )
 def test_what_is_missing_is_named(evaluate, option, value, message):

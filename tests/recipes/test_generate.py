@@ -116,5 +116,5 @@ def test_a_missing_or_empty_prompt_file_is_named(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.txt"):
         run("--prompt_file", str(tmp_path / "absent.txt"))
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"empty\.txt holds no prompt"):
+    with pytest.raises(ValueError, match=r"empty\.txt holds no line"):
         run("--prompt_file", str(tmp_path / "empty.txt"))

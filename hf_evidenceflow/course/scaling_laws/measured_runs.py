@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
 
+from ...files import read_json, read_json_lines
 from ...models.from_scratch import model_from_scratch
 from ...reporting import atomic_write_json, atomic_write_text, to_plain
 
@@ -157,7 +158,7 @@ class RunsFile:
         self.path, self.lines = Path(path), []
         if resume and self.path.exists():
             try:
-                self.lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+                self.lines = read_json_lines(self.path) if self.path.stat().st_size else []
                 self.lines = [{"settings": line["settings"], "result": line["result"]} for line in self.lines]
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
@@ -180,7 +181,7 @@ class RunsFile:
     def is_saved(self, settings: Mapping[str, Any], folder: Path) -> bool:
         """Whether `folder` holds the model of the run with these very settings."""
         path = folder / SETTINGS_NAME
-        return path.exists() and json.loads(path.read_text(encoding="utf-8")) == to_plain(settings)
+        return path.exists() and read_json(path) == to_plain(settings)
 
 
 def plan_grid(

@@ -7,10 +7,10 @@ without that rule the answer is often c itself.
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ...evidence.intervals import Interval, proportion_interval
+from ...files import read_text
 
 
 ALL_RELATIONS = "all"
@@ -82,13 +82,13 @@ def read_questions(path: str | os.PathLike) -> list[tuple[str, str, str, str, st
         `ValueError`: if a line has another form.
     """
     relation, questions = "questions", []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.startswith(":"):
             relation = line[1:].strip()
         elif words := line.lower().split():
             if len(words) != 4:
                 raise ValueError(
-                    f"Line {number} of {path} must have four words or be `: relation`, got {line!r}. Mend the line."
+                    f"Line {number} of {path} must have four words or be `: relation`, got {line!r}. Correct the line."
                 )
             questions.append((relation, *words))
     return questions

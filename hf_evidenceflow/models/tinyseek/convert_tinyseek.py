@@ -11,7 +11,6 @@ published code draws that noise in evaluation too; here it stays out.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ...files import read_json, readable_file
 from .configuration_tinyseek import TinySeekConfig
 from .modeling_tinyseek import TinySeekForCausalLM
 
@@ -238,10 +238,9 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         `ValueError`: if the file cannot be read as a plain state dict.
     """
+    path = readable_file(path)
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except Exception as error:
         raise ValueError(
             f"{path} is no checkpoint that can be loaded safely ({type(error).__name__}). It must be a state dict "
@@ -250,17 +249,6 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state_dict, dict) or not all(torch.is_tensor(tensor) for tensor in state_dict.values()):
         raise ValueError(f"{path} holds no plain state dict (names and tensors), got {type(state_dict).__name__}.")
     return state_dict
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; raises a `ValueError` that names the file if it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    return content
 
 
 def main(argv: list[str] | None = None) -> int:
