@@ -23,13 +23,11 @@ def hub_code(model):
     ```
     """
     model_class, config_class = type(model), type(model.config)
-    had_map = getattr(model.config, "auto_map", None)
+    had_map = dict(model.config.auto_map)
     model_class.register_for_auto_class("AutoModelForCausalLM")
     config_class.register_for_auto_class()
     try:
         yield model
     finally:
         del model_class._auto_class, config_class._auto_class
-        # A later save without the code must not point to it
-        if had_map is None and hasattr(model.config, "auto_map"):
-            del model.config.auto_map
+        model.config.auto_map = had_map  # a later save without the code must not point to it

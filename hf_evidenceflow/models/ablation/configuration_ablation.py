@@ -63,8 +63,16 @@ class AblationLlamaConfig(LlamaConfig):
         for key in kwargs:
             if near := difflib.get_close_matches(key, own, n=1, cutoff=0.85):
                 raise ValueError(f"`{key}` is no field of AblationLlamaConfig; did you mean `{near[0]}`?")
+        # TRL reads it of each model outside transformers; remove when it does not
+        self.auto_map = kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
         self.check_switches()
+
+    def to_dict(self):
+        output = super().to_dict()
+        if not output.get("auto_map"):
+            output.pop("auto_map", None)
+        return output
 
     @classmethod
     def vanilla(cls, **kwargs):

@@ -142,10 +142,18 @@ class CrossLayerLlamaConfig(LlamaConfig):
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        # TRL reads it of each model outside transformers; remove when it does not
+        self.auto_map = kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
         self.check_cross_layer()
         if self.identity_init and not self.has_identity_weights:
             self.cross_layer_gate = self.cross_layer_stream != "none"
+
+    def to_dict(self):
+        output = super().to_dict()
+        if not output.get("auto_map"):
+            output.pop("auto_map", None)
+        return output
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -59,8 +59,16 @@ class ThinkingConfigMixin:
             if near or key.startswith("thinking_"):
                 hint = (near or difflib.get_close_matches(key, names, n=1, cutoff=0.0))[0]
                 raise ValueError(f"`{key}` is no field of {type(self).__name__}; did you mean `{hint}`?")
+        # TRL reads it of each model outside transformers; remove when it does not
+        self.auto_map = kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
         self.check_thinking()
+
+    def to_dict(self):
+        output = super().to_dict()
+        if not output.get("auto_map"):
+            output.pop("auto_map", None)
+        return output
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -8,6 +8,8 @@ Shapes: B rows, T tokens, C completion tokens, H hidden size.
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
 
 from .thinking_residual import (
     THINKING_MODULES,
@@ -153,6 +155,9 @@ class ThinkingCausalLMMixin:
     thinking_model_class = None
 
     def __init__(self, config):
-        super().__init__(config)
+        # Not the family's constructor, which would build a base model of its own
+        PreTrainedModel.__init__(self, config)
         self.model = self.thinking_model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

@@ -131,8 +131,16 @@ class TinySeekConfig(PreTrainedConfig):
                         f"({self.num_attention_heads}): give `{name}`."
                     )
                 setattr(self, name, head_size)
+        # TRL reads it of each model outside transformers; remove when it does not
+        self.auto_map = kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
         self.check()
+
+    def to_dict(self):
+        output = super().to_dict()
+        if not output.get("auto_map"):
+            output.pop("auto_map", None)
+        return output
 
     def check(self) -> None:
         """
