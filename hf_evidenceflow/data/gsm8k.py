@@ -1,7 +1,7 @@
 """GSM8K: grade-school word problems with a number as the answer."""
 
+from ..rewards.golds import gold_text
 from ..rewards.numbers import parse_number
-from ..rewards.text import gold_text
 from .loading import load_split
 from .prompts import build_prompt, build_system_prompt
 
@@ -87,7 +87,7 @@ def prepare_gsm8k(dataset, conversational: bool = True, system_prompt: str | Non
 
     def prepare(index: int, row: dict) -> dict:
         gold = gold_text(row["answer"])
-        if parse_number(gold) is None:
+        if gold is None or parse_number(gold) is None:
             raise ValueError(
                 f"Row {index} has no answer to grade by: `answer` is {row['answer']!r}, but must end in `#### "
                 "<number>` or be a number. Correct or remove the row."

@@ -1,5 +1,6 @@
 """Reward functions for TRL's trainers, and the graders of the published tasks."""
 
+from .golds import check_golds
 from .gsm8k import GRADERS, extract_answer, grade, gsm8k_reward, is_parsable
 from .math import extract_math_answer, grade_math, math_reward
 from .multiple_choice import extract_choice, multiple_choice_reward
@@ -12,6 +13,7 @@ __all__ = [
     "GRADERS",
     "MARKER",
     "after_only_marker",
+    "check_golds",
     "completion_text",
     "extract_answer",
     "extract_choice",

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from .golds import COLUMN, GoldRule
 from .text import completion_text
 
 
 def score_batch(
     completions: list,
     golds: list,
+    rule: GoldRule,
     extract: Callable[[str], str | None],
-    is_right: Callable[[str, Any], bool],
+    is_right: Callable[[str, Any], bool | None],
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
 ) -> list[float]:
@@ -22,10 +24,12 @@ def score_batch(
             Completions as TRL hands them to a reward function.
         golds (`list`):
             One gold for each completion.
+        rule ([`~hf_evidenceflow.rewards.golds.GoldRule`]):
+            How the golds are read.
         extract (`Callable[[str], str | None]`):
             Takes the answer out of a completion's text; `None` if there is none to read.
-        is_right (`Callable[[str, Any], bool]`):
-            Compares the answer with the gold.
+        is_right (`Callable[[str, Any], bool | None]`):
+            Compares the answer with the gold as read; `None` if that went beyond the limits, which scores 0.0.
         log_extra (`Callable`, *optional*):
             TRL's logger of columns of the completions table; gets `extracted_answer`.
         log_metric (`Callable`, *optional*):
@@ -35,14 +39,16 @@ def score_batch(
         `list[float]`: one score for each completion.
 
     Raises:
-        `ValueError`: if there is not one gold for each completion.
+        `ValueError`: if there is not one gold for each completion, or if one cannot be graded by.
 
     Example:
 
     ```python
     >>> from hf_evidenceflow.rewards.batch import score_batch
+    >>> from hf_evidenceflow.rewards.golds import GoldRule, gold_text
 
-    >>> score_batch(["a", "b"], ["a", "c"], extract=str.strip, is_right=str.__eq__)
+    >>> rule = GoldRule(gold_text, "a text")
+    >>> score_batch(["a", "b"], ["a", "c"], rule, extract=str.strip, is_right=str.__eq__)
     [1.0, 0.0]
     ```
     """
@@ -51,6 +57,7 @@ def score_batch(
             f"There must be one gold answer for each completion, got {len(completions)} completions and {len(golds)} "
             "answers. Pass the dataset's `answer` column, repeated as the prompts are."
         )
+    golds = [rule(gold, f"Gold {place} of the batch, in `{COLUMN}`,") for place, gold in enumerate(golds)]
     answers = [extract(completion_text(completion)) for completion in completions]
     if log_extra is not None:
         log_extra("extracted_answer", [answer if answer is not None else "[unparsable]" for answer in answers])

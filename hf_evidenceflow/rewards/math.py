@@ -3,13 +3,18 @@
 import re
 from collections.abc import Callable
 
+from .answers import ASCII_OF, EQUATION, LEAD, final_answer, is_step
 from .batch import score_batch
+from .golds import GoldRule, gold_text, grades_by
 from .math_verification import equal_expressions, readable_expression, require_math_verify
-from .text import after_only_marker, completion_text, gold_text
+from .text import completion_text
 
 
 MAX_ANSWER_LENGTH = 1000  # characters after the marker
 
+# A digit, a command, or a variable, but no word and no article
+_EXPRESSION_FIRST = re.compile(LEAD + EQUATION + r"(?:[0-9]|\\[a-zA-Z]|[a-zA-Z](?![a-zA-Z'])(?!\s+[a-zA-Z]{2}))")
+_LIST_ITEM = re.compile(r"[\W_]*[0-9]{1,2}[.)]\s+[A-Z]")
 _FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
@@ -47,6 +52,12 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def math_answer(text: str) -> str | None:
+    """What stands after the only marker that an expression follows; `None` if there is none, or several."""
+    answer = final_answer(text, lambda line: _EXPRESSION_FIRST.match(line) is not None and not _LIST_ITEM.match(line))
+    return None if answer is None or is_step(answer) else answer.translate(ASCII_OF)
+
+
 def extract_math_answer(text: str | list[dict]) -> str | None:
     """
     The expression after the only marker `####` of a completion: in a `\\boxed{}`, between dollars, or bare.
@@ -69,7 +80,7 @@ def extract_math_answer(text: str | list[dict]) -> str | None:
     '\\\\frac{1}{2}'
     ```
     """
-    answer = after_only_marker(completion_text(text))
+    answer = math_answer(completion_text(text))
     if answer is None or len(answer) > MAX_ANSWER_LENGTH:
         return None
     if "\\boxed" in answer:
@@ -110,6 +121,15 @@ def grade_math(completion: str | list[dict], gold: str | int | float) -> float:
     return math_reward([completion], [gold])[0]
 
 
+def _gold_expression(gold) -> str | None:
+    text = gold_text(gold) or ""
+    return (last_boxed(text) if "\\boxed" in text else text) or None
+
+
+GOLD_RULE = GoldRule(_gold_expression, "an expression, or a solution with the answer in its last closed `\\boxed{}`")
+
+
+@grades_by(GOLD_RULE)
 def math_reward(
     completions: list[str] | list[list[dict]],
     answer: list[str],
@@ -137,7 +157,7 @@ def math_reward(
 
     Raises:
         `ImportError`: if math-verify is not installed.
-        `ValueError`: if there is not one gold for each completion.
+        `ValueError`: if there is not one gold for each completion, or if one has no expression.
 
     Example:
 
@@ -149,10 +169,8 @@ def math_reward(
     ```
     """
     require_math_verify()
-    return score_batch(completions, answer, extract_math_answer, _is_right, log_extra, log_metric)
+    return score_batch(completions, answer, GOLD_RULE, extract_math_answer, _is_right, log_extra, log_metric)
 
 
-def _is_right(answer: str, gold: str | int | float) -> bool:
-    gold = gold_text(gold)
-    gold = last_boxed(gold) or gold
+def _is_right(answer: str, gold: str) -> bool | None:
     return answer == gold or equal_expressions(f"\\boxed{{{gold}}}", f"\\boxed{{{answer}}}")

@@ -3,14 +3,18 @@
 import re
 from collections.abc import Callable
 
+from .answers import LEAD, final_answer, unwrap
 from .batch import score_batch
-from .text import after_only_marker, completion_text, gold_text
+from .golds import GoldRule, gold_text, grades_by
+from .text import completion_text
 
 
-# "The correct answer is", "Option": what may stand before the letter
-_LEAD = r"[\W_]*(?i:(?:the|correct|final|answer|option|choice|is)[\W_]+)*"
-_ALONE = re.compile(rf"{_LEAD}([A-Ea-e])[\W_]*")
-_LABEL = re.compile(rf"{_LEAD}([A-E])\**[.):]\**\s")
+_MAX_LENGTH = 1000  # characters after the marker
+
+_ALONE = re.compile(rf"{LEAD}([A-Ea-e])[\W_]*")
+_LABEL = re.compile(rf"{LEAD}([A-E])(?:[.):]\s|\)?\s+[-\u2013\u2014]+\s(?!\W*[A-E]\W*$)|,?\s+(?:because|since)\b)")
+# A letter, but not the article of a heading: "A closer look"
+_LETTER_FIRST = re.compile(rf"{LEAD}[A-Ea-e](?![\w'])(?!\s+(?!(?:and|or|not|because|since)\b)\w)")
 _SECOND_CHOICE = re.compile(r"\b[A-E][.):]|(?:\b(?:and|or|not)|[/,&])\W?[A-E]\b")
 
 
@@ -18,8 +22,9 @@ def extract_choice(text: str | list[dict]) -> str | None:
     """
     The letter after the only marker `####` of a completion.
 
-    The letter stands alone (`B`, `(b)`, `The answer is B.`) or as the label of its option (`B. A red cell`, `B) 42`).
-    Two letters (`B or C`), and a letter that begins a sentence (`A red cell`), are no choice.
+    The letter stands alone (`B`, `(b)`, `The answer is B.`), as the label of its option (`B. A red cell`, `B) 42`) or
+    before a reason (`B - because`), and in a box, `\\text{}` or bold type too. Two letters (`B or C`), two boxes, and
+    a letter that begins a sentence (`A red cell`), are no choice.
 
     Args:
         text (`str` or `list[dict]`):
@@ -38,9 +43,18 @@ def extract_choice(text: str | list[dict]) -> str | None:
     ('B', None)
     ```
     """
-    answer = after_only_marker(completion_text(text))
-    if answer is None or len(answer) > 1000:
+    answer = final_answer(completion_text(text), lambda line: _LETTER_FIRST.match(unwrap(line)) is not None)
+    return None if answer is None else _choice(answer)
+
+
+def _gold_letter(gold) -> str | None:
+    return _choice(gold_text(gold) or "")
+
+
+def _choice(answer: str) -> str | None:
+    if len(answer) > _MAX_LENGTH:
         return None
+    answer = unwrap(answer)
     alone = _ALONE.fullmatch(answer)
     if alone:
         return alone[1].upper()
@@ -48,6 +62,10 @@ def extract_choice(text: str | list[dict]) -> str | None:
     return label[1] if label and not _SECOND_CHOICE.search(answer, label.end()) else None
 
 
+GOLD_RULE = GoldRule(_gold_letter, "a letter from A to E (the loaders turn the index of an option into its letter)")
+
+
+@grades_by(GOLD_RULE)
 def multiple_choice_reward(
     completions: list[str] | list[list[dict]],
     answer: list[str],
@@ -74,7 +92,7 @@ def multiple_choice_reward(
         `list[float]`: 1.0 or 0.0 for each completion.
 
     Raises:
-        `ValueError`: if there is not one gold for each completion.
+        `ValueError`: if there is not one gold for each completion, or if one is no letter.
 
     Example:
 
@@ -85,8 +103,4 @@ def multiple_choice_reward(
     [1.0, 0.0]
     ```
     """
-    return score_batch(completions, answer, extract_choice, _is_right, log_extra, log_metric)
-
-
-def _is_right(answer: str, gold: str) -> bool:
-    return answer == gold_text(gold).upper()
+    return score_batch(completions, answer, GOLD_RULE, extract_choice, str.__eq__, log_extra, log_metric)

@@ -4,8 +4,10 @@ import re
 import string
 from collections.abc import Callable
 
+from .answers import final_answer, is_step, unwrap
 from .batch import score_batch
-from .text import after_only_marker, completion_text, gold_text
+from .golds import GoldRule, gold_text, grades_by
+from .text import completion_text
 
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -58,9 +60,22 @@ def extract_open_answer(text: str | list[dict]) -> str | None:
     'eiffel tower'
     ```
     """
-    return normalize_answer(after_only_marker(completion_text(text)) or "") or None
+    answer = final_answer(completion_text(text), lambda line: bool(normalize_answer(line)) and not is_step(line))
+    return normalize_answer(unwrap(answer or "")) or None
 
 
+def _gold_answers(gold) -> list[str] | None:
+    """The normalised golds of a text, or of a list of texts; `None` if one is no text, or if nothing is left."""
+    texts = [gold_text(one) for one in (gold if isinstance(gold, (list, tuple)) else [gold])]
+    if None in texts:
+        return None
+    return list(filter(None, map(normalize_answer, texts))) or None
+
+
+GOLD_RULE = GoldRule(_gold_answers, "a text, or a list of texts that all count as right")
+
+
+@grades_by(GOLD_RULE)
 def open_qa_reward(
     completions: list[str] | list[list[dict]],
     answer: list[str] | list[list[str]],
@@ -87,7 +102,7 @@ def open_qa_reward(
         `list[float]`: 1.0 or 0.0 for each completion.
 
     Raises:
-        `ValueError`: if there is not one gold, or list of golds, for each completion.
+        `ValueError`: if there is not one gold, or list of golds, for each completion, or if one is no text.
 
     Example:
 
@@ -98,9 +113,8 @@ def open_qa_reward(
     [1.0, 0.0]
     ```
     """
-    return score_batch(completions, answer, extract_open_answer, _is_right, log_extra, log_metric)
+    return score_batch(completions, answer, GOLD_RULE, extract_open_answer, _is_right, log_extra, log_metric)
 
 
-def _is_right(answer: str, gold: str | list[str]) -> bool:
-    golds = gold if isinstance(gold, list) else [gold]
-    return any(answer == normalize_answer(gold_text(one)) for one in golds)
+def _is_right(answer: str, golds: list[str]) -> bool:
+    return answer in golds

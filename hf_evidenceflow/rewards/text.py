@@ -56,34 +56,6 @@ def after_only_marker(text: str) -> str | None:
     return answer.strip() if marker and MARKER not in answer else None
 
 
-def gold_text(gold: str | int | float) -> str:
-    """
-    The final answer of a gold: what stands after its last marker, or the whole gold if it has none.
-
-    Args:
-        gold (`str`, `int` or `float`):
-            A final answer, or a whole solution that ends in `#### <answer>`.
-
-    Returns:
-        `str`: the final answer, stripped; empty for anything else.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.rewards.text import gold_text
-
-    >>> gold_text("2 + 3 = 5\\n#### 5"), gold_text("5")
-    ('5', '5')
-    ```
-    """
-    if isinstance(gold, (int, float)) and not isinstance(gold, bool):
-        try:
-            gold = str(gold)
-        except ValueError:  # an int beyond Python's limit for conversion to text
-            return ""
-    return gold.rpartition(MARKER)[2].strip() if isinstance(gold, str) else ""
-
-
 def _content(content) -> str:
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]

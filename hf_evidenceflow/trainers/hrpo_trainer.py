@@ -27,6 +27,7 @@ from ..models.auto_thinking import load_thinking_model
 from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
+from ..rewards.golds import check_golds
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
@@ -138,6 +139,7 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
             # TRL's takes what it leaves open from the model's generation config
             self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
 
+        check_golds(self.reward_funcs, self.train_dataset, self.eval_dataset)
         prepare_thinking_parameters(self.model, self.thinking_mode)
         shard_thinking_modules(self.model, self.accelerator)
         if config.thinking_answer_start is not None and self.thinking_mode != "none":

@@ -32,6 +32,7 @@ from ..losses.ppo import (
     token_rewards,
     whiten,
 )
+from ..rewards.golds import check_golds
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
@@ -109,6 +110,7 @@ class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
         super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
         # TRL's takes what it leaves open from the model's generation config
         self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
+        check_golds(self.reward_funcs, self.train_dataset, self.eval_dataset)
         needed = args.generation_batch_size // args.num_generations
         if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < needed:
             raise ValueError(

@@ -2,8 +2,12 @@ import random
 import sys
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
 from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, grade, gsm8k_reward, is_parsable
 from hf_evidenceflow.rewards.hrpo_legacy import legacy_number
@@ -27,8 +31,16 @@ SOLUTION = "Half of 140,000 is 140000/2 = <<140000/2=70000>>70,000.\n#### 70,000
         ("#### 18 dollars", "18"),
         ("2 + 3 = 5\n####5", "5"),
         ("##### 5", "5"),
-        ("#### 5", 5),
-        ("#### 2.5", 2.5),
+        ("#### 2\\frac{1}{2}", "2.5"),
+        ("#### 18 ####", "18"),
+        ("#### Step 1\nAdd.\n#### Step 2\nHalve.\n#### 18", "18"),
+        ("#### 1. Add\n#### 2. Halve\n#### Answer: 18", "18"),
+        ("#### Solution\n2 pens, 3 cents\n#### $\\boxed{18}$", "18"),
+        ("#### 18\n#### Check\n20 - 2", "18"),
+        ("<think>So #### 17</think>\n#### 18", "18"),
+        ("Opened by the prompt #### 17</think>#### 18", "18"),
+        ("<think>#### 16 <think>#### 17</think>#### 18", "18"),
+        ("#### 18 <think>#### 17", "18"),
     ],
 )
 def test_right_answer_scores_1(completion, gold):
@@ -39,10 +51,14 @@ def test_right_answer_scores_1(completion, gold):
     ("completion", "gold"),
     [
         ("#### 1/0", "1"),
-        ("#### 1/0", "1/0"),
         ("####", "3"),
-        ("#### ", ""),
-        ("", ""),
+        ("", "3"),
+        ("<think>#### 3</think>", "3"),
+        ("<think>#### 3", "3"),
+        ("#### 3</think>", "3"),
+        ("#### 2 <think></think> #### 3", "3"),
+        ("#### Step 3\nAdd.", "3"),
+        ("#### 2 or 3\n#### 3", "3"),
         ("3", "3"),
         ("#### 3 #### 3", "3"),
         ("########3", "3"),
@@ -129,14 +145,47 @@ def test_junk_completion_scores_0(junk, grader):
     assert grade(junk, "5", grader) == 0.0
 
 
+@pytest.mark.parametrize(
+    "gold",
+    [
+        18,
+        18.0,
+        np.int64(18),
+        np.float32(18),
+        np.array(18),
+        Decimal("18.0"),
+        Decimal("1.8E+1"),
+        Fraction(36, 2),
+        torch.tensor(18),
+        torch.tensor(18.0, dtype=torch.bfloat16),
+    ],
+    ids=repr,
+)
+def test_gold_of_any_type_of_number_counts(gold):
+    assert grade("#### 18", gold) == 1.0
+
+
+def test_gold_of_a_short_float_is_the_number_that_was_written():
+    assert grade("#### 0.1", np.float32(0.1)) == grade("#### 0.1", torch.tensor(0.1)) == 1.0
+
+
 @pytest.mark.parametrize("grader", GRADERS)
-@pytest.mark.parametrize("junk", [None, True, [], ["5"], {}, "", "none", float("nan"), float("inf")])
-def test_junk_gold_scores_0(junk, grader):
-    assert grade("#### 5", junk, grader) == 0.0
+@pytest.mark.parametrize(
+    "gold", [None, True, [], ["5"], {}, "", "none", float("nan"), float("inf"), np.array([5]), 5j]
+)
+def test_gold_without_a_number_is_an_error(gold, grader):
+    with pytest.raises(ValueError, match=r"cannot be graded by: .*must be a number"):
+        grade("no answer", gold, grader)
 
 
-def test_gold_beyond_the_conversion_limit_of_python_scores_0():
-    assert grade("#### 5", 10**5000) == 0.0
+def test_gold_beyond_the_conversion_limit_of_python_is_an_error():
+    with pytest.raises(ValueError, match=r"a number of 16610 bits \(int\)"):
+        grade("#### 5", 10**5000)
+
+
+def test_error_of_a_gold_names_its_place_and_value():
+    with pytest.raises(ValueError, match=r"Gold 1 of the batch, in `answer`, .*'eighteen' \(str\)"):
+        gsm8k_reward(["#### 5", "#### 5"], ["5", "eighteen"])
 
 
 @pytest.mark.parametrize("grader", GRADERS)

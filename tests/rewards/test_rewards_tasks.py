@@ -41,15 +41,34 @@ def test_reward_needs_exactly_one_marker(reward):
 @pytest.mark.parametrize("reward", REWARDS)
 def test_reward_counts_what_cannot_be_read(reward):
     logged = {}
-    reward(["no marker", f"#### {RIGHT[reward]}"], ["5", "5"], log_metric=logged.__setitem__)
-    assert logged == {"unparsable": 0.5}
+    reward(["no marker", f"#### {RIGHT[reward]}"], ["B", "B"], log_metric=logged.__setitem__)
+    assert logged["unparsable"] == 0.5
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_junk_completions_and_golds_score_0(reward):
+def test_junk_completions_score_0(reward):
     junk = [None, 5, [], [None], {}, [{"content": 5}], object()]
     assert reward(junk, [RIGHT[reward]] * len(junk)) == [0.0] * len(junk)
-    assert reward([f"#### {RIGHT[reward]}"] * 3, [None, [], object()]) == [0.0] * 3
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("gold", [None, [], [None], "", " ", object(), float("nan")])
+def test_gold_that_cannot_be_graded_by_is_an_error(reward, gold):
+    with pytest.raises(ValueError, match="Gold 0 of the batch, in `answer`, cannot be graded by"):
+        reward(["no answer"], [gold])
+
+
+@pytest.mark.parametrize("gold", ["F", "B or C", 1])
+def test_gold_of_multiple_choice_must_be_one_letter(gold):
+    with pytest.raises(ValueError, match="must be a letter from A to E"):
+        multiple_choice_reward(["#### B"], [gold])
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_answer_is_read_from_a_box_after_thoughts_and_headings(reward):
+    gold = RIGHT[reward]
+    text = f"<think>#### {gold}?</think>#### Step 1\nRead.\n#### $\\boxed{{\\text{{{gold}}}}}$"
+    assert reward([text], [gold]) == [1.0]
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -238,6 +257,16 @@ def test_missing_math_verify_is_an_error_that_names_the_extra(monkeypatch):
         "B) 42",
         "(B) 42",
         "**B.** Vitamin C",
+        "\\boxed{B}",
+        "$\\boxed{\\text{B}}$",
+        "\\text{B}",
+        "\\boxed{\\textbf{(B)}}.",
+        "B - because cells divide",
+        "B, because cells divide",
+        "B: cells",
+        "`B`",
+        "\uff22",
+        "A closer look\nCells divide.\n#### B",
     ],
 )
 def test_one_letter_is_a_choice(answer):
@@ -261,6 +290,10 @@ def test_one_letter_is_a_choice(answer):
         "a cell",
         "vitamin C",
         "not B",
+        "\\boxed{B} or \\boxed{C}",
+        "\\boxed{B}\\boxed{C}",
+        "B - C",
+        "B or C\n#### B",
     ],
 )
 def test_text_that_is_not_one_choice_has_no_letter(answer):
@@ -291,4 +324,4 @@ def test_articles_inside_words_are_kept():
 
 def test_answer_of_nothing_but_articles_and_punctuation_is_unreadable():
     assert extract_open_answer("#### The ...") is None
-    assert open_qa_reward(["#### The ..."], ["a"]) == [0.0]
+    assert open_qa_reward(["#### The ..."], ["Louvre"]) == [0.0]

@@ -24,6 +24,7 @@ from hf_evidenceflow import (
     ThinkingQwen2ForCausalLM,
     load_thinking_model,
 )
+from hf_evidenceflow.rewards import gsm8k_reward
 
 
 THINKING = ("thinking_residual_gate_r", "thinking_residual_gate_i", "thinking_residual_Lambda", "thinking_projection")
@@ -678,3 +679,10 @@ def test_rollouts_in_turn_keep_parity(make_trainer):
     trainer = make_trainer(max_steps=2, parity_check_steps=1, rollout_max_rows=3)
     trainer.train()
     assert max(history(trainer, "thinking/parity_gap")) < 1e-4
+
+
+def test_gold_without_a_number_is_refused_before_training(plain_checkpoint, dataset, tmp_path):
+    golds = Dataset.from_list([{"prompt": "2 + 3?", "answer": "5"}, {"prompt": "2 + 4?", "answer": None}])
+    args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ValueError, match="Column `answer` of row 1 cannot be graded by: it is None"):
+        HRPOTrainer(plain_checkpoint, gsm8k_reward, args=args, train_dataset=dataset, eval_dataset={"test": golds})

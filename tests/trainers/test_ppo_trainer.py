@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
+from hf_evidenceflow.rewards import gsm8k_reward
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
 from hf_evidenceflow.trainers.ppo_trainer import VALUE_HEAD_NAME, PPOTrainer
 
@@ -352,3 +353,8 @@ def test_a_penalty_without_a_reference_model_is_an_error(make_trainer):
 def test_fewer_prompts_than_a_rollout_takes_are_an_error(make_trainer):
     with pytest.raises(ValueError, match="64.*40"):
         make_trainer(generation_batch_size=64)
+
+
+def test_missing_column_of_golds_is_refused_before_training(make_trainer):
+    with pytest.raises(ValueError, match="no column `answer`, by which `gsm8k_reward` grades"):
+        make_trainer(reward=gsm8k_reward)
