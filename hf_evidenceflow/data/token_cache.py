@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
+from transformers.utils import logging
 
-from ..reporting import atomic_write_text
+from ..files import check_fields, read_json
+from ..reporting import atomic_write_json
 from .text_tokenizer import train_text_tokenizer, wrap_tokenizer
+
+
+logger = logging.get_logger(__name__)
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
@@ -51,11 +56,26 @@ def cached_text_tokenizer(documents: Sequence[str], vocab_size: int, cache_dir: 
         return train_text_tokenizer(documents, vocab_size)
     key = fingerprint([tokenizers.__version__, str(vocab_size), *documents])
     path = Path(cache_dir).expanduser() / f"tokenizer-{key}.json"
-    if path.exists():
-        return wrap_tokenizer(Tokenizer.from_file(str(path)))
+    if path.exists() and (kept := _read_tokenizer(path)) is not None:
+        return wrap_tokenizer(kept)
     tokenizer = train_text_tokenizer(documents, vocab_size)
-    atomic_write_text(path, tokenizer.backend_tokenizer.to_str())
+    content = tokenizer.backend_tokenizer.to_str()
+    atomic_write_json(path, {"sha256": hashlib.sha256(content.encode()).hexdigest(), "tokenizer": content})
     return tokenizer
+
+
+def _read_tokenizer(path: Path) -> Tokenizer | None:
+    """What the cache holds; `None` with a warning if that is damaged, as it can be made anew."""
+    try:
+        kept = read_json(path)
+        check_fields(kept, path, sha256=str, tokenizer=str)
+        if hashlib.sha256(kept["tokenizer"].encode()).hexdigest() == kept["sha256"]:
+            return Tokenizer.from_str(kept["tokenizer"])
+        problem = "it has another checksum than when it was written"
+    except ValueError as error:
+        problem = str(error)
+    logger.warning(f"The cached tokenizer {path} is damaged and made anew: {problem}")
+    return None
 
 
 def encode_documents(
@@ -88,19 +108,40 @@ def encode_documents(
         return _encode(documents, tokenizer)
     settings = [tokenizers.__version__, tokenizer.backend_tokenizer.to_str(), str(tokenizer.eos_token_id)]
     path = Path(cache_dir).expanduser() / f"tokens-{fingerprint([*settings, *documents])}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["ids"], arrays["ends"]
+    if path.exists() and (kept := _read_tokens(path)) is not None:
+        return kept
     ids, ends = _encode(documents, tokenizer)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, ids=ids, ends=ends)
+            np.savez(file, ids=ids, ends=ends, sha256=_digest(ids, ends))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return ids, ends
+
+
+def _read_tokens(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the cache holds; `None` with a warning if that is damaged, as it can be made anew."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ids, ends, digest = arrays["ids"], arrays["ends"], str(arrays["sha256"])
+        if digest == _digest(ids, ends):
+            return ids, ends
+        problem = "it has another checksum than when it was written"
+    except Exception as error:  # a broken zip file raises what its parts raise
+        problem = f"{type(error).__name__}: {error}"
+    logger.warning(f"The cached tokens {path} are damaged and made anew: {problem}")
+    return None
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _encode(documents, tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ stands, which is written last, so that an interrupted run goes on without a gap 
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
+from ..files import check_fields, read_array, read_json
 from ..reporting import atomic_write_json
 from .byte_level_codec import ByteLevelCodec, tokenizer_checksum
 from .pretokens import PIECE_BYTES, all_pieces, cut
@@ -24,6 +24,9 @@ from .pretokens import PIECE_BYTES, all_pieces, cut
 
 INDEX_FILE_NAME = "index.json"
 _PART_BYTES = 1 << 17
+_AGAIN = "Encode the text again into this folder: only what is damaged is made anew."
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,16 +155,15 @@ def encode_files(
     }
     folder = Path(output_dir)
     started = folder / "settings.json"
-    if started.exists() and json.loads(started.read_text()) != settings:
+    remedy = "Choose another `output_dir`, or remove that folder."
+    if started.exists() and read_json(started, remedy=remedy) != settings:
         raise ValueError(
-            f"`{folder}` holds shards of other files, another tokenizer or another `piece_bytes`. Choose another "
-            "`output_dir`, or remove that folder."
+            f"`{folder}` holds shards of other files, another tokenizer or another `piece_bytes`. {remedy}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_json(started, settings)
     names = [folder / f"tokens-{number:05d}.npy" for number in range(len(spans))]
-    entries = [_finished(name) for name in names]
-    todo = [(path, span, name) for (path, span), name, entry in zip(spans, names, entries) if entry is None]
+    todo = [(path, span, name) for (path, span), name in zip(spans, names) if not _is_finished(name)]
     size = sum(span[1] - span[0] for _, span in spans)
     done = size - sum(span[1] - span[0] for _, span, _ in todo)
     with logging.tqdm(
@@ -169,15 +171,22 @@ def encode_files(
     ) as bar:
         for span in _encode_all(codec, todo, processes):
             bar.update(span[1] - span[0])
-    entries = [_finished(name) for name in names]
+    entries = [read_json(name.with_suffix(".json")) for name in names]
     index = {"tokens": sum(entry["tokens"] for entry in entries), "bytes": size, **settings, "shards": entries}
     atomic_write_json(folder / INDEX_FILE_NAME, index)
     return load_encoded(folder)
 
 
-def _finished(name: Path) -> dict | None:
+def _is_finished(name: Path) -> bool:
     entry = name.with_suffix(".json")
-    return json.loads(entry.read_text()) if entry.exists() and name.exists() else None
+    if not entry.exists() or not name.exists():
+        return False
+    try:
+        _read_shard(name.parent, {**read_json(entry), "file": name.name})
+    except ValueError as error:
+        logger.warning(f"{error} It is encoded again.")
+        return False
+    return True
 
 
 def _encode_all(codec, todo, processes):
@@ -195,31 +204,40 @@ def _encode_all(codec, todo, processes):
             yield jobs[future]
 
 
-def load_encoded(folder: str | os.PathLike, verify: bool = False) -> EncodedCorpus:
+def load_encoded(folder: str | os.PathLike) -> EncodedCorpus:
     """
-    Open what [`encode_files`] wrote.
+    Open what [`encode_files`] wrote; the checksum of each shard is computed again (about 1.5 s for a GB).
 
     Args:
         folder (`str` or `os.PathLike`):
             Its `output_dir`.
-        verify (`bool`, *optional*, defaults to `False`):
-            Whether the checksum of each shard is computed again.
 
     Raises:
-        `FileNotFoundError`: if there is no finished corpus.
-        `ValueError`: if a shard has another length or checksum than when it was written.
+        `FileNotFoundError`: if there is no finished corpus, or a shard is gone.
+        `ValueError`: if the index or a shard is not what was written.
     """
     folder = Path(folder)
     if not (folder / INDEX_FILE_NAME).exists():
         raise FileNotFoundError(f"`{folder}` holds no `{INDEX_FILE_NAME}`: run the encoding to its end first.")
-    index = json.loads((folder / INDEX_FILE_NAME).read_text())
-    shards = []
-    for entry in index["shards"]:
-        ids = np.load(folder / entry["file"], mmap_mode="r", allow_pickle=False)
-        if len(ids) != entry["tokens"] or (verify and hashlib.sha256(ids.tobytes()).hexdigest() != entry["sha256"]):
-            raise ValueError(
-                f"`{folder / entry['file']}` is not what was written ({len(ids)} tokens, {entry['tokens']} expected, "
-                "or another checksum). Remove it with its .json and encode again: only that shard is made anew."
-            )
-        shards.append(ids)
+    path = folder / INDEX_FILE_NAME
+    index = read_json(path, remedy=_AGAIN)
+    check_fields(index, path, _AGAIN, tokens=int, tokenizer=str, files=list, shards=list)
+    shards = [_read_shard(folder, entry) for entry in index["shards"]]
+    if (tokens := sum(map(len, shards))) != index["tokens"]:
+        raise ValueError(f"{path} says {index['tokens']} tokens, but its shards have {tokens}. {_AGAIN}")
     return EncodedCorpus(shards, index)
+
+
+def _read_shard(folder: Path, entry: dict) -> np.ndarray:
+    """A shard, if it is what its entry says."""
+    check_fields(entry, f"The entry of a shard in {folder}", _AGAIN, file=str, tokens=int, sha256=str)
+    path = folder / entry["file"]
+    ids = read_array(path, _AGAIN)
+    if ids.dtype not in (np.uint16, np.uint32) or ids.shape != (entry["tokens"],):
+        raise ValueError(
+            f"`{path}` is not what was written: {ids.dtype} of shape {ids.shape}, {entry['tokens']} tokens expected. "
+            f"{_AGAIN}"
+        )
+    if hashlib.sha256(ids.data).hexdigest() != entry["sha256"]:
+        raise ValueError(f"`{path}` is not what was written: it has another checksum. {_AGAIN}")
+    return ids

@@ -128,6 +128,21 @@ def test_the_cache_gives_what_was_computed(tmp_path):
         assert cached.dtype == computed.dtype and (cached == computed).all()
 
 
+@pytest.mark.parametrize("flipped", ["tokenizer-*", "tokens-*"])
+def test_a_damaged_cache_is_made_anew(tmp_path, flipped):
+    texts = generate_documents(20, 5)[0]
+    tokenizer = cached_text_tokenizer(texts, 300, tmp_path)
+    expected = encode_documents(texts, tokenizer, tmp_path)
+    (path,) = tmp_path.glob(flipped)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), len(whole) // 23):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        again = cached_text_tokenizer(texts, 300, tmp_path)
+        assert again.get_vocab() == tokenizer.get_vocab()
+        for cached, computed in zip(encode_documents(texts, tokenizer, tmp_path), expected):
+            assert cached.tolist() == computed.tolist()
+
+
 @pytest.mark.parametrize("change", ["text", "borders", "tokenizer"])
 def test_the_cache_tells_contents_apart(tmp_path, change):
     texts, size = ["ab", "cd"], 258

@@ -201,7 +201,7 @@ def test_a_model_that_mixes_packed_documents_is_refused(run):
         ),
         ({"config_overrides": '{"vocab_size": 5}'}, "`vocab_size` is 5, but the tokenizer has"),
         ({"config_overrides": "{hidden"}, "must be a JSON object"),
-        ({"config_overrides": "[1]"}, "must map fields to values"),
+        ({"config_overrides": "[1]"}, "must hold a JSON object"),
         ({"block_size": 64}, "`block_size` is 64, but the model has 32 positions"),
         ({"train_vocab_size": 257}, "at least 258"),
         ({"tokenizer_name_or_path": "some/tokenizer"}, "one of `tokenizer_name_or_path` and `train_vocab_size`"),

@@ -161,15 +161,42 @@ def test_a_changed_shard_is_found(folder, tmp_path):
     ids = np.load(name)
     ids[0] += 1
     np.save(name, ids)
-    load_encoded(tmp_path)
-    with pytest.raises(ValueError, match="tokens-00001.npy. is not what was written"):
-        load_encoded(tmp_path, verify=True)
-    np.save(name, ids[1:])
     with pytest.raises(ValueError, match="tokens-00001.npy. is not what was written"):
         load_encoded(tmp_path)
-    name.unlink()
+
+
+@pytest.mark.parametrize("damage", ["value", "length", "dtype", "cut", "gone", "entry"])
+def test_encoding_again_makes_only_the_damaged_shard_anew(folder, tmp_path, monkeypatch, damage):
+    whole = encode(folder, tmp_path)
+    expected = [shard.copy() for shard in whole.shards]
+    name = tmp_path / whole.index["shards"][1]["file"]
+    ids = expected[1].copy()
+    if damage == "value":
+        ids[0] += 1
+    if damage in ("value", "length", "dtype"):
+        np.save(name, {"value": ids, "length": ids[1:], "dtype": ids.view(">u2")}[damage])
+    elif damage == "cut":
+        name.write_bytes(name.read_bytes()[:-3])
+    elif damage == "gone":
+        name.unlink()
+    else:
+        name.with_suffix(".json").write_text('{"file": ')
+    if damage != "entry":
+        with pytest.raises((ValueError, FileNotFoundError), match=r"tokens-00001\.npy"):
+            load_encoded(tmp_path)
+    original, again = encoding._encode_shard, []
+    monkeypatch.setattr(encoding, "_encode_shard", lambda *job: again.append(job[3]) or original(*job))
+    healed = encode(folder, tmp_path)
+    assert again == [name]
+    assert all(np.array_equal(one, two) for one, two in zip(healed.shards, expected, strict=True))
+
+
+@pytest.mark.parametrize("content", ['{"tokens"', "{}", '{"tokens": 1}'])
+def test_a_broken_index_is_named(folder, tmp_path, content):
     encode(folder, tmp_path)
-    load_encoded(tmp_path, verify=True)
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json.*Encode the text again"):
+        load_encoded(tmp_path)
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tokenizer, tmp_path):
