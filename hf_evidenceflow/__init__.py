@@ -7,12 +7,14 @@ use.
 import importlib
 
 from .dependencies import check_versions
+from .quiet_imports import quiet_imports
+from .version import __version__
 
 
 check_versions()
 
-from .registration import register_models  # noqa: E402  transformers of another version may fail to import
-from .version import __version__  # noqa: E402
+with quiet_imports():  # below the check, as transformers of another version may fail to import
+    from .registration import register_models
 
 
 _EXPORTS = {

@@ -15,8 +15,9 @@ comparison of which two arms are there).
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import numpy as np
-from trl import TrlParser
 
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
 from hf_evidenceflow.evidence.completion_log import read_jsonl
@@ -145,7 +146,7 @@ def draw(runs, path: Path, skip: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    (args,) = TrlParser(ReportArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(ReportArguments, __doc__).parse_args_and_config(argv)
     runs, folder = load_runs(Path(args.experiment)), Path(args.output_dir)
     rows = corrected([judge(finding, runs) for finding in FINDINGS])
     table = findings_table(rows)

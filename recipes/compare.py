@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
+from hf_evidenceflow.arguments import RecipeParser
 
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
 from hf_evidenceflow.evidence.completion_log import read_jsonl
@@ -181,7 +181,7 @@ def _logged(histories: Mapping[str, list[dict]]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    (args,) = HfArgumentParser(CompareArguments).parse_args_into_dataclasses(argv)
+    (args,) = RecipeParser(CompareArguments, __doc__).parse_args_and_config(argv)
     grid = load_grid(args.config, {"warm_up_dir": str(Path(args.output_dir) / "warm-up")})
     if list(grid.axes) != ["arm"] or not grid.baseline:
         raise ValueError(f"`{args.config}` must have one axis, `arm`, and a `baseline`, got axes {list(grid.axes)}.")

@@ -18,12 +18,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from datasets import Dataset
 from filelock import FileLock
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME, LogFileCallback
@@ -319,7 +321,7 @@ def evaluate(model, tokenizer, test, args: ArmArguments) -> tuple[dict, list[dic
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(ArmArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(ArmArguments, __doc__).parse_args_and_config(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     start = time.perf_counter()

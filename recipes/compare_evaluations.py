@@ -12,9 +12,10 @@ The folders are those of `recipes/evaluate_gsm8k.py`; the difference is second m
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 from rich.console import Console
 from rich.table import Table
-from trl import TrlParser
 
 from hf_evidenceflow.evidence.intervals import paired_difference
 from hf_evidenceflow.files import read_json_lines
@@ -46,7 +47,7 @@ def read_scores(folder: str) -> dict[int, dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(CompareArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(CompareArguments, __doc__).parse_args_and_config(argv)
     first, second = read_scores(args.first), read_scores(args.second)
     if first.keys() != second.keys():
         raise ValueError(

@@ -22,9 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import run_experiment
 from scipy.stats import spearmanr
-from transformers import AutoModelForCausalLM, HfArgumentParser
+from transformers import AutoModelForCausalLM
 
 import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.evidence.extra_parameter_report import write_parameter_report
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     if "--config" not in argv:
         argv += ["--config", GRID]
     code = run_experiment.main(argv)
-    (args,) = HfArgumentParser(run_experiment.RunnerArguments).parse_args_into_dataclasses(argv)
+    (args,) = RecipeParser(run_experiment.RunnerArguments, __doc__).parse_args_and_config(argv)
     results = Path(args.output_dir) / "results.jsonl"
     if args.print_jobs or not results.exists():
         return code

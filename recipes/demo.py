@@ -18,13 +18,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, TrlParser
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.data import build_word_problem_tokenizer, make_sloppy, prepare_gsm8k, split_word_problems
@@ -219,7 +221,7 @@ def show(results: dict, seconds: float, args: DemoArguments) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(DemoArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(DemoArguments, __doc__).parse_args_and_config(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     resolve_output_dir(args.output_dir, overwrite=args.overwrite)

@@ -25,9 +25,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from transformers import AutoModelForCausalLM, set_seed
-from trl import TrlParser
 
 from hf_evidenceflow.data.text import generate_documents, load_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
@@ -210,7 +211,7 @@ def add_speeds(exits: list[dict], thresholds: list[dict], speeds: dict, criterio
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(EarlyExitArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(EarlyExitArguments, __doc__).parse_args_and_config(argv)
     set_seed(args.seed)
     resolve_output_dir(args.output_dir, overwrite=args.overwrite)
     with run_record(args.output_dir, early_exit=args) as record:

@@ -26,13 +26,14 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from rich.console import Console
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
-from trl import TrlParser
 
 from hf_evidenceflow import load_thinking_model
 from hf_evidenceflow.data.gsm8k import load_gsm8k
@@ -144,7 +145,7 @@ class EvaluateArguments:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(EvaluateArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(EvaluateArguments, __doc__).parse_args_and_config(argv)
     set_seed(args.seed)
     settings = {name: value for name, value in asdict(args).items() if name not in REPORT_SETTINGS}
     claim_folder(args.output_dir, settings)

@@ -27,13 +27,14 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, set_seed
-from trl import TrlParser
 
 import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.data import load_split
@@ -472,7 +473,7 @@ def markdown(cell: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(EvaluateLMArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(EvaluateLMArguments, __doc__).parse_args_and_config(argv)
     set_seed(args.seed)
     folder = Path(args.output_dir).expanduser()
     if (folder / "evaluation.json").exists() and not args.overwrite:

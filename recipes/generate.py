@@ -15,9 +15,10 @@ lines too: `prompt`, `sample`, `text`, and `finished`, which says whether the mo
 import json
 from dataclasses import dataclass, field
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from transformers import AutoModelForCausalLM, set_seed
-from trl import TrlParser
 
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.files import read_lines
@@ -98,7 +99,7 @@ def encode(tokenizer, prompt: str) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    (args,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(GenerateArguments, __doc__).parse_args_and_config(argv)
     prompts = read_prompts(args)
     set_seed(args.seed)
     tokenizer = load_tokenizer(args.model_name_or_path)

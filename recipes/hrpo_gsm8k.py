@@ -26,8 +26,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 from transformers import set_seed
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer
 from hf_evidenceflow.data import load_arc_challenge, load_gsm8k, load_math, load_mmlu_stem, load_open_qa
@@ -104,8 +106,9 @@ class ScriptArguments:
 
 @dataclass
 class HRPOModelConfig(ModelConfig):
-    """[`~trl.ModelConfig`] with the paper's LoRA settings; they take effect with `use_peft`."""
+    """[`~trl.ModelConfig`] with the paper's LoRA settings (they take effect with `use_peft`); names a model."""
 
+    model_name_or_path: str = field(metadata={"help": "Checkpoint to start from, plain or thinking: name or folder."})
     lora_r: int = 32
     lora_alpha: int = 64
     lora_dropout: float = 0.0
@@ -138,7 +141,7 @@ The first prompt:
 
 
 def main(argv: list[str] | None = None) -> HRPOTrainer:
-    parser = TrlParser((ScriptArguments, HRPOConfig, HRPOModelConfig))
+    parser = RecipeParser((ScriptArguments, HRPOConfig, HRPOModelConfig), __doc__)
     script_args, training_args, model_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
         raise ImportError(

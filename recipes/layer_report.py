@@ -16,9 +16,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from pretrain_clm import ScriptArguments, load_data
-from transformers import AutoModelForCausalLM, HfArgumentParser
+from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
@@ -69,7 +71,7 @@ def validation_batches(folder: Path, tokenizer, args: LayerReportArguments, cach
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    (args,) = HfArgumentParser(LayerReportArguments).parse_args_into_dataclasses(argv)
+    (args,) = RecipeParser(LayerReportArguments, __doc__).parse_args_and_config(argv)
     grid = load_grid(args.config)
     results = Path(args.experiment) / "results.jsonl"
     if not results.exists():

@@ -25,8 +25,9 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 from rich.console import Console
-from trl import TrlParser
 
 from hf_evidenceflow.evidence.curves import load_log_history
 from hf_evidenceflow.evidence.figures import COLOURS
@@ -86,7 +87,7 @@ class PlotArguments:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(PlotArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(PlotArguments, __doc__).parse_args_and_config(argv)
     folder = Path(args.output_dir)
     with run_record(folder, plot=args) as record:
         histories = {name: load_log_history(path) for name, path in args.paths.items()}

@@ -34,10 +34,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import AutoModelForCausalLM, set_seed
-from trl import TrlParser
 
 import hf_evidenceflow
 from hf_evidenceflow.callbacks.evidence_flow_arguments import EvidenceFlowArguments
@@ -274,7 +275,7 @@ def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model,
 
 
 def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = ScriptArguments) -> PretrainingTrainer:
-    parser = TrlParser((arguments, EvidenceFlowArguments, PretrainingConfig))
+    parser = RecipeParser((arguments, EvidenceFlowArguments, PretrainingConfig), __doc__)
     script_args, evidence_args, training_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
         raise ImportError("`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or drop `--plot`.")

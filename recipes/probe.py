@@ -22,11 +22,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from rich.console import Console
 from transformers import AutoModelForCausalLM
-from trl import TrlParser
 
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
@@ -96,7 +97,7 @@ class ProbeArguments:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = TrlParser(ProbeArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(ProbeArguments, __doc__).parse_args_and_config(argv)
     folder = Path(args.output_dir)
     with run_record(folder, probe=args) as record:
         texts = read_texts(args)

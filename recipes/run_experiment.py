@@ -31,7 +31,7 @@ The exit code is 1 if a run failed, 130 after Ctrl-C.
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import HfArgumentParser
+from hf_evidenceflow.arguments import RecipeParser
 
 from hf_evidenceflow.experiments.grid_file import load_grid
 from hf_evidenceflow.experiments.launcher import LaunchOptions
@@ -91,7 +91,7 @@ def parse_options(options: str | None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    (args,) = HfArgumentParser(RunnerArguments).parse_args_into_dataclasses(argv)
+    (args,) = RecipeParser(RunnerArguments, __doc__).parse_args_and_config(argv)
     grid = load_grid(args.config, parse_options(args.options))
     launch = LaunchOptions(args.launcher, args.threads, args.cpu, args.accelerate_config)
     runner = ExperimentRunner(grid, args.output_dir, launch, args.jobs, args.refresh_seconds)

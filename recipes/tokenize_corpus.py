@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trl import TrlParser
+from hf_evidenceflow.arguments import RecipeParser
 
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
 from hf_evidenceflow.reporting import atomic_write_text, run_record
@@ -77,7 +77,7 @@ def prepare(args: EncodingArguments) -> tuple[list[str], str]:
 
 
 def main(argv: list[str] | None = None):
-    (args,) = TrlParser(EncodingArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(EncodingArguments, __doc__).parse_args_and_config(argv)
     with run_record(args.output_dir, script=args) as record:
         files, tokenizer = prepare(args)
         start = time.perf_counter()

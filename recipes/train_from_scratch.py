@@ -19,14 +19,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTTrainer
 
 from hf_evidenceflow.data import generate_word_problems, load_gsm8k, prepare_gsm8k
 from hf_evidenceflow.reporting import atomic_write_text, run_record
 from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
+from hf_evidenceflow.trainers.precision import DeviceSFTConfig
 
 
 # The system prompt is left out: a model that saw nothing else needs no instruction
@@ -132,7 +135,7 @@ def make_model(args: ScratchArguments, tokenizer):
 
 
 def main(argv: list[str] | None = None) -> SFTTrainer:
-    args, training_args = TrlParser((ScratchArguments, SFTConfig)).parse_args_and_config(argv)
+    args, training_args = RecipeParser((ScratchArguments, DeviceSFTConfig), __doc__).parse_args_and_config(argv)
     set_seed(training_args.seed)
     checkpoint = resolve_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 

@@ -16,8 +16,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 from transformers import AutoTokenizer
-from trl import TrlParser
 
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
 from hf_evidenceflow.reporting import run_record
@@ -58,7 +59,7 @@ class TokenizerArguments:
 
 
 def main(argv: list[str] | None = None):
-    (args,) = TrlParser(TokenizerArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(TokenizerArguments, __doc__).parse_args_and_config(argv)
     with run_record(args.output_dir, script=args) as record, tempfile.TemporaryDirectory() as scratch:
         files = args.train_files
         if files is None:

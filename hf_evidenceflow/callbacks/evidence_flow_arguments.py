@@ -1,8 +1,9 @@
 """The settings of layer-wise supervision as options of a command line."""
 
-from dataclasses import fields, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from typing import get_type_hints
 
+from ..option_help import option_helps
 from .evidence_flow_config import EvidenceFlowConfig
 
 
@@ -15,17 +16,21 @@ def _option_type(hint):
     return (str if str in members else members[0]) | None
 
 
+def _option(name: str):
+    """The name, type and default of a setting's option, with its help text."""
+    metadata = {"help": _HELPS[name].replace("%", "%%")} if name in _HELPS else {}
+    return f"{PREFIX}{name}", _option_type(_HINTS[name]), field(default=None, metadata=metadata)
+
+
 _HINTS = get_type_hints(EvidenceFlowConfig)
-_Options = make_dataclass(
-    "_Options",
-    [(f"{PREFIX}{field.name}", _option_type(_HINTS[field.name]), None) for field in fields(EvidenceFlowConfig)],
-)
+_HELPS = option_helps(EvidenceFlowConfig)
+_Options = make_dataclass("_Options", [_option(setting.name) for setting in fields(EvidenceFlowConfig)])
 
 
 class EvidenceFlowArguments(_Options):
     """
-    Each field of [`EvidenceFlowConfig`] with the prefix `evidence_`, for `TrlParser`. What is not given stays at that
-    config's default.
+    Each field of [`EvidenceFlowConfig`] with the prefix `evidence_`, for a parser of dataclasses. What is not given
+    stays at that config's default.
 
     Args:
         evidence_objective (`str`, *optional*):
@@ -38,9 +43,9 @@ class EvidenceFlowArguments(_Options):
     Example:
 
     ```python
-    >>> from trl import TrlParser
+    >>> from hf_evidenceflow.arguments import RecipeParser
 
-    >>> (arguments,) = TrlParser(EvidenceFlowArguments).parse_args_and_config(["--evidence_objective", "cosine"])
+    >>> (arguments,) = RecipeParser(EvidenceFlowArguments).parse_args_and_config(["--evidence_objective", "cosine"])
     >>> arguments.config().objective
     'cosine'
     ```

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from .precision import resolve_bf16
+
 
 @dataclass
 class HRPOConfig(GRPOConfig):
@@ -97,6 +99,7 @@ class HRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        resolve_bf16(self)
         super().__post_init__()
         for name in ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection"):
             rate = getattr(self, name)

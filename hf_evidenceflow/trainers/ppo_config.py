@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
+from .precision import resolve_bf16
+
 
 # They shape what PPO does in another way (advantages, loss), or need a rollout that was not tried with values
 _OF_GRPO_ONLY = (
@@ -61,6 +63,7 @@ class PPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        resolve_bf16(self)
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")

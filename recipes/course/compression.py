@@ -35,6 +35,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import numpy as np
 import torch
 import trl
@@ -153,7 +155,7 @@ def prompts_of(ids: np.ndarray, ends: np.ndarray, block_size: int, length: int) 
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = trl.TrlParser(CompressionArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(CompressionArguments, __doc__).parse_args_and_config(argv)
     for package in ("bitsandbytes", "torchao"):
         require_course_package(package, "Compression")
     with course_run("compression", args) as run:

@@ -28,8 +28,9 @@ Sources: Peters et al. 2018 (ELMo, 1802.05365), Devlin et al. 2019 (BERT, 1810.0
 import re
 from dataclasses import dataclass
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
-import trl
 from transformers import BertConfig, BertForPreTraining, Trainer, TrainingArguments
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
@@ -199,7 +200,7 @@ def shown(accuracy: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = trl.TrlParser(ContextualPretrainingArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(ContextualPretrainingArguments, __doc__).parse_args_and_config(argv)
     with course_run("contextual_pretraining", args) as run:
         documents, held_out = load_text(args)
         print(f"{len(documents)} documents to train, {len(held_out)} held out", flush=True)

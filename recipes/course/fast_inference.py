@@ -34,8 +34,9 @@ paged attention.
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
-import trl
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import EvidenceFlowConfig
@@ -164,7 +165,7 @@ def test_sampling(args, target, draft, prompt) -> dict[str, dict]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = trl.TrlParser(FastInferenceArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(FastInferenceArguments, __doc__).parse_args_and_config(argv)
     with course_run("fast_inference", args) as run:
         documents = course_documents(args)
         held_out = min(len(documents) // 10 + 1, 200)

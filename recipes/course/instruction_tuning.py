@@ -35,6 +35,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
 import trl
 from datasets import Dataset
@@ -167,7 +169,7 @@ def load_base(args, demonstrations: list[dict]):
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = trl.TrlParser(InstructionTuningArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(InstructionTuningArguments, __doc__).parse_args_and_config(argv)
     with course_run("instruction_tuning", args) as run:
         folder = run.folder
         train, test = load_problems(args)

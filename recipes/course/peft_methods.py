@@ -35,8 +35,9 @@ tuning, 2101.00190), Lester et al. 2021 (soft prompts, 2104.08691), Liu et al. 2
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import torch
-import trl
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -170,7 +171,7 @@ def accuracies_of(seeds: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = trl.TrlParser(PeftMethodsArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(PeftMethodsArguments, __doc__).parse_args_and_config(argv)
     with course_run("peft_methods", args) as run:
         documents = [] if args.label_column else course_documents(args)
         task = load_task(args, documents)

@@ -31,9 +31,10 @@ Sources: Zou et al. 2023 (GCG, 2307.15043), Shin et al. 2020 (AutoPrompt, 2010.1
 from collections import defaultdict
 from dataclasses import dataclass
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import numpy as np
 import torch
-import trl
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
@@ -171,7 +172,7 @@ def load_questions(args: PromptSearchArguments) -> tuple[list[Question], str]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = trl.TrlParser(PromptSearchArguments)
+    parser = RecipeParser(PromptSearchArguments, __doc__)
     (args,) = parser.parse_args_and_config(argv)
     with course_run("prompt_search", args) as run:
         model, tokenizer = load_or_train(args, run.folder)

@@ -33,9 +33,10 @@ import hashlib
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import numpy as np
 import torch
-import trl
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
 from hf_evidenceflow.course.recipe import course_run, markdown_table
@@ -161,7 +162,7 @@ def fit_row(name: str, runs: list[Run], args: ScalingLawsArguments):
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = trl.TrlParser(ScalingLawsArguments)
+    parser = RecipeParser(ScalingLawsArguments, __doc__)
     (args,) = parser.parse_args_and_config(argv)
     with course_run("scaling_laws", args) as run:
         tables = published_tables(args)

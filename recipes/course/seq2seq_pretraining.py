@@ -31,9 +31,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import numpy as np
 import torch
-import trl
 from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGeneration, Trainer, TrainingArguments
 
@@ -172,7 +173,7 @@ def t5(args: Seq2SeqPretrainingArguments, tokenizer) -> T5ForConditionalGenerati
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = trl.TrlParser(Seq2SeqPretrainingArguments)
+    parser = RecipeParser(Seq2SeqPretrainingArguments, __doc__)
     (args,) = parser.parse_args_and_config(argv)
     with course_run("seq2seq_pretraining", args) as run:
         length, target_length = raw_length(args.input_length, args.noise_density, args.mean_span_length)

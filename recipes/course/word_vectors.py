@@ -31,9 +31,10 @@ Sources: Mikolov et al. 2013 (1301.3781; negative sampling and hierarchical soft
 import time
 from dataclasses import dataclass
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import numpy as np
 import torch
-import trl
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
 from hf_evidenceflow.course.corpus import COUNTRIES, analogies
@@ -169,7 +170,7 @@ def neighbour_table(vectors: dict, asked: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    (args,) = trl.TrlParser(WordVectorsArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(WordVectorsArguments, __doc__).parse_args_and_config(argv)
     with course_run("word_vectors", args) as run:
         sentences = [text_words(document) for document in course_documents(args)]
         questions = read_questions(args.questions_file) if args.questions_file else analogies()

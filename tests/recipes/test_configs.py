@@ -4,8 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from hf_evidenceflow.arguments import RecipeParser
+
 import pytest
-import trl
 import yaml
 
 from hf_evidenceflow.experiments.grid_file import load_grid
@@ -32,12 +33,12 @@ class ParsedError(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Calls a recipe's `main` up to where its arguments are parsed."""
-    original = trl.TrlParser.parse_args_and_config
+    original = RecipeParser.parse_args_and_config
 
     def parse_and_stop(self, *args, **kwargs):
         raise ParsedError(original(self, *args, **kwargs))
 
-    monkeypatch.setattr(trl.TrlParser, "parse_args_and_config", parse_and_stop)
+    monkeypatch.setattr(RecipeParser, "parse_args_and_config", parse_and_stop)
     monkeypatch.syspath_prepend(str(RECIPES))  # some recipes import another one
 
     def parse(recipe: Path, config: Path, *options: str):

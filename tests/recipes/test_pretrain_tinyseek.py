@@ -72,7 +72,7 @@ def test_a_bad_size_is_an_error_that_names_it(recipe, tmp_path):
 def test_the_published_settings_are_read(recipe):
     import pretrain_clm
 
-    parsed = pretrain_clm.TrlParser(
+    parsed = pretrain_clm.RecipeParser(
         (recipe.TinySeekScriptArguments, pretrain_clm.EvidenceFlowArguments, pretrain_clm.PretrainingConfig)
     ).parse_args_and_config(["--config", str(CONFIGS / "paper.yaml"), "--bf16", "false"])
     assert parsed[0].model_type == "tinyseek"

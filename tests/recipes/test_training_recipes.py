@@ -118,7 +118,7 @@ def test_an_interrupted_run_says_how_to_go_on_is_not_overwritten_and_resumes(
 
 def test_an_unknown_key_in_the_settings_is_an_error(recipe, tmp_path):
     settings = tmp_path / "settings.yaml"
-    known = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False}
+    known = {"output_dir": str(tmp_path / "run"), "model_name_or_path": "model"}
     settings.write_text(yaml.safe_dump(known | {"learning_rates": 1.0}))
     with pytest.raises(ValueError, match="learning_rates"):
         recipe.main(["--config", str(settings)])
@@ -147,7 +147,7 @@ def test_every_settings_file_parses(recipe, name, tmp_path):
     settings = yaml.safe_load((RECIPES / "configs/hrpo_gsm8k" / name).read_text())
     # bf16 needs a GPU to parse
     settings |= {"bf16": False, "use_cpu": True, "output_dir": str(tmp_path)}
-    parser = recipe.TrlParser((recipe.ScriptArguments, recipe.HRPOConfig, recipe.HRPOModelConfig))
+    parser = recipe.RecipeParser((recipe.ScriptArguments, recipe.HRPOConfig, recipe.HRPOModelConfig))
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(settings))
     _, training, model = parser.parse_args_and_config(["--config", str(path)])
