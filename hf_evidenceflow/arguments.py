@@ -112,10 +112,20 @@ class RecipeParser(HfArgumentParser):
             self.error(str(error))
 
     def parse_known_args(self, args=None, namespace=None):
-        """Differs from the parent in that unknown options are an error, before the dataclasses are made."""
-        namespace, unknown = super().parse_known_args(args, namespace)
+        """Differs from the parent in that unknown options are an error, before missing ones and the dataclasses."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        try:
+            namespace, unknown = super().parse_known_args(args, namespace)
+        finally:
+            for action in required:
+                action.required = True
         if unknown:
             self.error(" ".join(self._about(name, value) for name, value in split_unknown(unknown)))
+        missing = [f"`--{action.dest}`" for action in required if getattr(namespace, action.dest) is None]
+        if missing:
+            self.error(f"{', '.join(missing)} must be given, here or in the file of `--config`.")
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:

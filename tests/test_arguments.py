@@ -112,8 +112,13 @@ def test_a_wrong_command_line_ends_in_a_few_lines(arguments, message, capsys):
 
 
 def test_a_missing_option_is_named():
-    with pytest.raises(ArgumentsError, match="model_name_or_path"):
+    with pytest.raises(ArgumentsError, match="`--model_name_or_path` must be given"):
         RecipeParser(Arguments).parse_args_and_config([])
+
+
+def test_an_unknown_option_is_named_before_a_missing_one():
+    with pytest.raises(ArgumentsError, match="`--model_name_or_path m` here"):
+        RecipeParser(Arguments).parse_args_and_config(["--model_name", "m"])
 
 
 @pytest.mark.parametrize(
