@@ -26,6 +26,10 @@ class PretrainingConfig(TrainingArguments):
         decay_extra_parameters (`bool`, *optional*, defaults to `False`):
             Whether weight decay acts also on the parameters that a cross-layer Llama has and Llama has not. It moves
             them without any gradient, which is easily read as learning.
+        eval_strategy (`str`, *optional*, defaults to `"steps"`):
+            When to evaluate: `steps` (each `eval_steps`), `epoch` or `no`.
+        report_to (`str`, *optional*, defaults to `"none"`):
+            Where the log goes besides `log.jsonl`: `wandb`, `tensorboard`, `trackio`, ...
     """
 
     lr_scheduler_type: str = "linear"

@@ -81,3 +81,17 @@ def test_the_recipe_of_a_grid_reads_the_options_of_each_arm(name, parse, tmp_pat
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({**run.options, "output_dir": str(tmp_path / "out")}))
         parse(RECIPES.parent / grid.recipe, path)
+
+
+def test_each_option_of_the_training_recipes_has_a_help_text(parse, monkeypatch):
+    without = []
+    original = RecipeParser.parse_args_and_config
+
+    def collect(self, *args, **kwargs):
+        without.extend(action.dest for action in self._actions if not action.help)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(RecipeParser, "parse_args_and_config", collect)
+    for recipe in ("pretrain_clm", "hrpo_gsm8k"):
+        parse(RECIPES / f"{recipe}.py", CONFIGS / recipe / "smoke.yaml")
+    assert without == []
