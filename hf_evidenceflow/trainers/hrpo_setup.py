@@ -103,7 +103,7 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
 
 def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> None:
     """
-    Freeze the thinking modules that the mode does not use, and keep the others in fp32.
+    Freeze the thinking modules that the mode or the active adapter does not use, and keep the others in fp32.
 
     Args:
         model (`torch.nn.Module`):
@@ -115,20 +115,23 @@ def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> N
         `ValueError`: if a module that the mode uses is not trained.
     """
     in_use = thinking_modules_in_use(thinking_mode)
+    adapters = model.active_adapters if is_peft_model(model) else []
     trained = set()
     for name, parameter in model.named_parameters():
         module = next((module for module in THINKING_MODULES if module in name), None)
         if module is None:
             continue
-        if module not in in_use:
+        adapter = name.partition(".modules_to_save.")[2].partition(".")[0]
+        if module not in in_use or (adapter and adapter not in adapters):
             parameter.requires_grad_(False)
         elif parameter.requires_grad:
             trained.add(module)
             parameter.data = parameter.data.float()  # TRL casts what a quantised base trains to bf16
     if missing := [module for module in in_use if module not in trained]:
         raise ValueError(
-            f"The thinking modules {missing} are not trained. With a PEFT model of your own, name them in "
-            "`modules_to_save`, or pass `peft_config` to HRPOTrainer, which does so."
+            f"The thinking modules {missing} are not trained{f' by the active adapter {adapters}' * bool(adapters)}. "
+            "With a PEFT model of your own, name them in `modules_to_save`, or pass `peft_config` to HRPOTrainer, "
+            "which does so."
         )
 
 

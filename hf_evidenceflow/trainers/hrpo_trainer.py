@@ -31,6 +31,7 @@ from ..rewards.golds import check_golds
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
 from .hrpo_setup import (
     prepare_thinking_parameters,
@@ -52,7 +53,7 @@ logger = get_logger(__name__)
 _ROWS_A_BUCKET = 8
 
 
-class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
+class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
     """
     Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -113,6 +114,7 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
         self.thinking_mode = config.thinking_mode
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
         refuse_unsupported(args, config, model, has_adapter, kwargs)
+        check_generation_kwargs(args, self.thinking_mode)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
         name = model if isinstance(model, str) else config._name_or_path
@@ -157,6 +159,7 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
         if self.parameter_specs:
             self.add_callback(ParameterGroupWatch())
         self.add_callback(RolloutGuard())
+        self._prepare_generation_kwargs()
         self._warn_of_settings()
         self._projection_metrics = None
         if self.thinking_mode == "projection" and not (

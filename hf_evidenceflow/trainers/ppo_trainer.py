@@ -10,7 +10,6 @@ drawn once, and each epoch takes them in the same order.
 Shapes: B rows, C completion tokens, H hidden size.
 """
 
-import functools
 import os
 import textwrap
 from contextlib import contextmanager, nullcontext
@@ -36,6 +35,7 @@ from ..rewards.golds import check_golds
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
 from .ppo_config import PPOConfig
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_metrics import masked_mean
@@ -44,7 +44,7 @@ from .thinking_metrics import masked_mean
 VALUE_HEAD_NAME = "value_head.safetensors"
 
 
-class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
+class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
     """
     Trainer of proximal policy optimisation with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -107,10 +107,12 @@ class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
                 "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
                 "set `beta=0`."
             )
+        check_generation_kwargs(args, "none")
         super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
         # TRL's takes what it leaves open from the model's generation config
         self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
         check_golds(self.reward_funcs, self.train_dataset, self.eval_dataset)
+        self._prepare_generation_kwargs()
         needed = args.generation_batch_size // args.num_generations
         if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < needed:
             raise ValueError(
@@ -136,7 +138,7 @@ class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
         base = self._policy.get_base_model() if is_peft_model(self._policy) else self._policy
         engine = self._engine
         uses_engine = engine is not None and engine.accepts(base, self.generation_config, {})
-        with _decoded_by(self._policy, engine) if uses_engine else nullcontext():
+        with generate_with(self._policy, custom_generate=engine) if uses_engine else nullcontext():
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs, *args, **kwargs):
@@ -278,19 +280,6 @@ class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, GRPOTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         head = load_file(os.path.join(resume_from_checkpoint, VALUE_HEAD_NAME))
         self._policy.value_head.load_state_dict(head)
-
-
-@contextmanager
-def _decoded_by(model, engine):
-    """`model.generate` runs the engine's decoding loop; TRL's call has no place for one."""
-    before = vars(model).get("generate")
-    model.generate = functools.partial(model.generate, custom_generate=engine)
-    try:
-        yield
-    finally:
-        del model.generate
-        if before is not None:
-            model.generate = before
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def make_trainer(
         "max_steps": 6,
         "save_steps": 2,
         "beta": 0.0,
+        "max_completion_length": 5,
         "temperature": 1.0,
         **settings,
     }
@@ -47,7 +48,6 @@ def make_trainer(
         bf16=False,
         report_to="none",
         disable_tqdm=True,
-        max_completion_length=5,
         logging_steps=1,
         gradient_checkpointing=False,
         learning_rate=1e-3,

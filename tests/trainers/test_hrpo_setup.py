@@ -8,7 +8,11 @@ from tiny_models import TINY
 
 from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
 from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES
-from hf_evidenceflow.trainers.hrpo_setup import shard_thinking_modules, with_thinking_modules
+from hf_evidenceflow.trainers.hrpo_setup import (
+    prepare_thinking_parameters,
+    shard_thinking_modules,
+    with_thinking_modules,
+)
 
 
 def test_with_thinking_modules_keeps_the_users_choices():
@@ -37,3 +41,20 @@ def test_nothing_is_sharded_without_fsdp2_or_in_full_precision(settings):
     model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY))
     shard_thinking_modules(model, accelerator(*settings))
     assert type(model.model.thinking_projection).__name__ == "ThinkingProjection"
+
+
+@pytest.mark.parametrize("active, trained", [("thinks", True), ("default", False)])
+def test_only_the_active_adapters_copies_of_thinking_modules_count_as_trained(active, trained):
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    model = get_peft_model(ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)), config)
+    model.add_adapter("thinks", with_thinking_modules(config, "projection"))
+    model.set_adapter(active)
+    copies = {name: p for name, p in model.named_parameters() if "modules_to_save.thinks" in name}
+    for parameter in copies.values():
+        parameter.requires_grad_(True)
+    if trained:
+        prepare_thinking_parameters(model, "projection")
+    else:
+        with pytest.raises(ValueError, match=r"not trained by the active adapter \['default'\]"):
+            prepare_thinking_parameters(model, "projection")
+    assert {parameter.requires_grad for parameter in copies.values()} == {trained}
