@@ -34,7 +34,8 @@ from .draws import MultinomialDraws, TableDraws
 from .prefill import prefill
 from .records import RolloutRecords, thinking_rollout
 from .row_pool import RowPool
-from .shared_prompt_cache import SharedPromptCache, shared_prompt_passes
+from .shared_prompt_attention import shared_prompt_passes
+from .shared_prompt_cache import SharedPromptCache
 from .support import attention_reason, reason_against
 from .thinking_rows import ThinkingRows
 
@@ -249,7 +250,7 @@ class _Rollout:
         rows, steps, last_step = pool.tensors()
         self.cache.set_steps(pool.steps)
         inputs = {} if self.thinking is None else self.thinking.inputs(records, rows, steps)
-        with shared_prompt_passes(self.model.config):
+        with shared_prompt_passes():
             outputs = self.model(
                 input_ids=records.tensors["tokens"][rows, steps][:, None],
                 position_ids=(self.lengths[rows] + steps)[:, None],

@@ -3,8 +3,6 @@
 import torch
 from transformers import DynamicCache
 
-from .shared_prompt_cache import pass_lock
-
 
 def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None):
     """
@@ -30,15 +28,14 @@ def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    with pass_lock:
-        outputs = model(
-            input_ids=ids,
-            # Without padding a plain causal mask is faster
-            attention_mask=None if mask.all() else mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(config=model.config),
-            use_cache=True,
-            logits_to_keep=1,
-            **({} if recorder is None else {"thinking_recorder": recorder}),
-        )
+    outputs = model(
+        input_ids=ids,
+        # Without padding a plain causal mask is faster
+        attention_mask=None if mask.all() else mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=DynamicCache(config=model.config),
+        use_cache=True,
+        logits_to_keep=1,
+        **({} if recorder is None else {"thinking_recorder": recorder}),
+    )
     return outputs.logits[:, -1].float(), outputs.past_key_values, mask

@@ -11,19 +11,14 @@ Shapes: n rows, m prompts, G most rows of a prompt, A heads, K key-value heads, 
 positions, t own positions.
 """
 
-import threading
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, Cache
+from transformers import Cache
 
 
-ATTENTION = "hf_evidenceflow_shared_prompt"
 _FIRST_POSITIONS = 64
-# Held by each pass of a rollout, since the attention is switched in the model's config
-pass_lock = threading.Lock()
 
 
 class SharedPromptLayout:
@@ -73,6 +68,8 @@ class SharedPromptLayout:
 
 class SharedPromptLayer:
     """Keys and values of one layer."""
+
+    is_compileable = False
 
     def __init__(self, cache: "SharedPromptCache"):
         self.cache = cache
@@ -235,7 +232,7 @@ class SharedPromptCache(Cache):
         self.prompt_bias[targets] = self.prompt_bias[sources]
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Appends, and returns the layer in the place of keys and values: see [`shared_prompt_attention`]."""
+        """Appends, and returns the layer in the place of keys and values, for [`shared_prompt_passes`]."""
         layer = self.layers[layer_idx]
         layer.update(key_states, value_states)
         return layer, layer
@@ -244,25 +241,10 @@ class SharedPromptCache(Cache):
         """Positions before the next one, padding included."""
         return self.prompt_length + self.last_step
 
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Place of the next position, for the mask that a model makes; attention here has its own."""
+        return self.get_seq_length()
 
-def shared_prompt_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention function of transformers' interface over a [`SharedPromptLayer`], given as `key`."""
-    return key.attend(query, scaling, dropout), None
-
-
-AttentionInterface.register(ATTENTION, shared_prompt_attention)
-
-
-@contextmanager
-def shared_prompt_passes(config):
-    """
-    Let the model of a config attend over a [`SharedPromptCache`] inside the block. Passes of rollouts exclude each
-    other; in the block the model is of no use for anything else.
-    """
-    with pass_lock:
-        before = config._attn_implementation
-        config._attn_implementation = ATTENTION
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Positions that mask would span, and the place of the first."""
+        return self.get_seq_length() + query_length, 0

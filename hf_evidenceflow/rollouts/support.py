@@ -4,7 +4,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from .prefill import prefill
-from .shared_prompt_cache import SharedPromptCache, pass_lock, shared_prompt_passes
+from .shared_prompt_attention import shared_prompt_passes
+from .shared_prompt_cache import SharedPromptCache
 
 
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest logit
@@ -29,6 +30,8 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
         return f"the attention of {type(model).__name__} does not go through transformers' attention interface"
     if layer_types != {"full_attention"}:
         return f"the model has layers of the types {sorted(layer_types)}, and only full attention is supported"
+    if rotary := _length_dependent_rotary(config):
+        return f"the frequencies of its rotary embedding (`rope_type={rotary!r}`) depend on the longest row of a pass"
     if isinstance(next(model.parameters()), DTensor):
         return "its weights are sharded, so that processes whose rows end at different steps would wait for each other"
     if generation_config.num_beams not in (None, 1):
@@ -42,8 +45,8 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
             if getattr(generation_config, name):
                 return f"`{name}=True` is not recorded"
     past = model_kwargs.get("past_key_values")
-    if past is not None and past.get_seq_length():
-        return "`past_key_values` holds a prefix"
+    if past is not None and (past.get_seq_length() or getattr(past, "_is_user_defined", False)):
+        return "`past_key_values` is given, and rows that share a prompt have a cache of their own"
     for name in ("streamer", "synced_gpus", "assistant_model", "inputs_embeds"):
         given = model_kwargs.get(name)
         if given is not None and given is not False:
@@ -51,6 +54,14 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
     if model.training and getattr(config, "attention_dropout", 0):
         return f"`attention_dropout={config.attention_dropout}` is active in training mode"
     return None
+
+
+def _length_dependent_rotary(config) -> str | None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # Of all layers, or by their type
+    each = [parameters] if "rope_type" in parameters else parameters.values()
+    types = [item["rope_type"] for item in each if isinstance(item, dict) and "rope_type" in item]
+    return next((kind for kind in types if "dynamic" in kind or kind == "longrope"), None)
 
 
 def attention_reason(model) -> str | None:
@@ -73,14 +84,11 @@ def attention_reason(model) -> str | None:
     inputs = {"use_cache": True, "logits_to_keep": 1}
     position = torch.full((2, 1), len(tokens), device=device)
     try:
-        with shared_prompt_passes(model.config):
+        with shared_prompt_passes():
             found = model(input_ids=token.expand(2, 1), position_ids=position, past_key_values=shared, **inputs).logits
     except (AttributeError, TypeError, ValueError) as error:
         return f"{type(model).__name__} does more with cached keys and values than attend ({error})"
-    with pass_lock:
-        expected = model(
-            input_ids=token[None], position_ids=position[:1], past_key_values=prompt_cache, **inputs
-        ).logits
+    expected = model(input_ids=token[None], position_ids=position[:1], past_key_values=prompt_cache, **inputs).logits
     gap = ((found - expected).abs().max() / expected.abs().max()).item()
     half = torch.finfo(shared.layers[0].values.dtype).bits < 32  # in the pass, autocast or not
     tolerance = _HALF_TOLERANCE if half else _TOLERANCE

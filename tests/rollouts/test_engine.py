@@ -6,10 +6,21 @@ import pytest
 import torch
 from plain_models import make_plain
 from tiny_models import TINY
-from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen2Config,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM, RolloutEngine
 from hf_evidenceflow.rollouts import support
+from hf_evidenceflow.rollouts.shared_prompt_cache import SharedPromptCache
 
 
 SAMPLING = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
@@ -159,9 +170,9 @@ def test_several_tokens_may_end_a_row(plain, padded):
     assert generate(plain, padded, RolloutEngine(), **options).tolist() == generate(plain, padded, **options).tolist()
 
 
-def test_the_models_attention_is_as_before_even_after_an_error(padded):
+def test_nothing_is_left_of_a_rollout_even_after_an_error(padded):
     model = make_plain()
-    before = model.config._attn_implementation
+    before = vars(ALL_ATTENTION_FUNCTIONS).copy()
 
     def fail(module, args, kwargs):
         if kwargs["input_ids"].shape[1] == 1:
@@ -171,9 +182,29 @@ def test_the_models_attention_is_as_before_even_after_an_error(padded):
     with pytest.raises(RuntimeError, match="broken"):
         generate(model, padded, RolloutEngine())
     handle.remove()
-    assert model.config._attn_implementation == before
+    assert vars(ALL_ATTENTION_FUNCTIONS) == before
     generate(model, padded, RolloutEngine())
-    assert model.config._attn_implementation == before
+    assert vars(ALL_ATTENTION_FUNCTIONS) == before
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_stock_generation_goes_on_beside_a_rollout_of_the_same_model(padded, attention):
+    model = make_plain()
+    model.set_attn_implementation(attention)
+    expected = generate(model, padded).tolist()
+    found = []
+
+    def answer(module, args, kwargs):
+        """In the middle of a pass of the rollout, as another thread may."""
+        if isinstance(kwargs.get("past_key_values"), SharedPromptCache) and not found:
+            found.append(None)
+            thread = threading.Thread(target=lambda: found.append(generate(model, padded).tolist()))
+            thread.start()
+            thread.join()
+
+    model.model.layers[0].self_attn.register_forward_pre_hook(answer, with_kwargs=True)
+    assert generate(model, padded, RolloutEngine()).tolist() == expected
+    assert found == [None, expected]
 
 
 def test_two_threads_may_roll_out_one_model(padded):
@@ -227,6 +258,27 @@ def test_sliding_windows_are_refused(padded):
     model = type(make_plain())(config).eval()
     with pytest.raises(ValueError, match="sliding_attention"):
         generate(model, padded, RolloutEngine())
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rotary_frequencies_that_depend_on_the_length_are_refused(padded, rope):
+    fields = TINY | {"max_position_embeddings": 16}
+    rope = {"rope_theta": 1e4, "original_max_position_embeddings": 16, **rope}
+    model = LlamaForCausalLM(LlamaConfig(**fields, rope_parameters=rope)).eval()
+    with pytest.raises(ValueError, match=f"rope_type='{rope['rope_type']}'"):
+        generate(model, padded, RolloutEngine())
+
+
+def test_a_cache_of_ones_own_is_refused(plain, padded):
+    with pytest.raises(ValueError, match="`past_key_values` is given"):
+        generate(plain, padded, RolloutEngine(), past_key_values=DynamicCache(config=plain.config))
 
 
 def test_sharded_weights_are_refused(plain, padded, monkeypatch):

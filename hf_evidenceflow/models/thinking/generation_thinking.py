@@ -3,7 +3,7 @@
 `_sample` is wrapped, not copied: one [`ThinkingSession`] a call rides along in the model's keyword arguments, sees the
 processed scores as the last logits processor and the chosen tokens through the stopping criteria, and hands the states
 of the next forward pass to `prepare_inputs_for_generation`. Nothing is stored on the model, so concurrent calls do not
-meet.
+meet. What a call leaves behind rides on its cache, so that a later call goes on with the same completion.
 
 Shapes: B rows, P prompt tokens, C completion tokens, H hidden size, V vocabulary.
 """
@@ -26,6 +26,7 @@ from transformers.generation import (
 )
 
 from .answer_marker import MarkerAutomaton
+from .continuation import ThinkingContinuation, find_continuation, leave_continuation
 from .thinking_residual import soft_state
 
 
@@ -60,7 +61,8 @@ class ThinkingRollout:
 @dataclass
 class GenerateThinkingOutput(GenerateDecoderOnlyOutput):
     """
-    [`~transformers.generation.GenerateDecoderOnlyOutput`] with what the call recorded: see [`ThinkingRollout`].
+    [`~transformers.generation.GenerateDecoderOnlyOutput`] with what the call recorded: see [`ThinkingRollout`]. A call
+    with its `sequences` and `past_key_values` goes on as if the two were one.
 
     Args:
         thinking_states (`torch.Tensor` of shape `(B, C, H)`), thinking_mask (`(B, C)`), embeds_ratio (`(B, C)`)
@@ -237,19 +239,36 @@ class ThinkingSession:
         device (`torch.device`): device of the token ids.
         keep (`bool`): whether all states are kept, or only the last.
         logps_temperature (`float`, *optional*): if given, log-probabilities are recorded.
+        continuation ([`ThinkingContinuation`], *optional*): of the completion that the cache ends with.
+        waiting (`int`): tokens that the cache does not hold; a single one goes on with that completion.
     """
 
-    def __init__(self, mode, embedding, automaton, batch_size, device, keep, logps_temperature=None):
+    def __init__(
+        self,
+        mode,
+        embedding,
+        automaton,
+        batch_size,
+        device,
+        keep,
+        logps_temperature=None,
+        continuation=None,
+        waiting=0,
+    ):
         self.mode = mode
         self.embedding = embedding
         self.automaton = automaton
         self.keep = keep
         self.logps_temperature = logps_temperature
         self.recorder = ThinkingRecorder()
+        self.continuation = continuation
         self.marker_state = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.thinking = torch.ones(batch_size, dtype=torch.bool, device=device)
+        if continuation is not None and waiting == 1 and automaton is not None:
+            self.marker_state = continuation.marker_state
+            self.thinking = self.marker_state != automaton.found
         self.unfinished = torch.ones(batch_size, dtype=torch.bool, device=device)
-        self.states, self.masks, self.stats, self.logps = [], [], [], []
+        self.states, self.masks, self.stats, self.logps, self.marker_states = [], [], [], [], []
         self.raw_scores = None
         self.mean = embedding.mean(0) if mode != "projection" and device.type == "cpu" else None
 
@@ -277,6 +296,7 @@ class ThinkingSession:
         if self.automaton is not None:
             self.marker_state = self.automaton.step(self.marker_state, tokens)
             self.thinking = self.marker_state != self.automaton.found
+        self._push(self.marker_states, self.marker_state)
         self._push(self.masks, self.unfinished & self.thinking)
         if self.logps_temperature is not None:
             logps = (self.raw_scores / self.logps_temperature).log_softmax(-1)
@@ -294,7 +314,26 @@ class ThinkingSession:
         if self.masks:
             inputs["thinking_states"] = torch.stack(self.states[-length:], dim=1)
             inputs["thinking_mask"] = torch.stack(self.masks[-length:], dim=1)
+        elif self.continuation is not None:
+            inputs |= self.continuation.inputs(length)
+            self.continuation = None  # the prompt may come in pieces
         return inputs
+
+    def end(self, completions: torch.Tensor, prompt_length: int | None, length: int) -> ThinkingContinuation:
+        """What a later call needs to go on: completions `(B, C)`; lengths as in [`ThinkingContinuation`]."""
+        count = completions.shape[1]
+        last = count - 1 if self.keep else -1  # where stopping is seen late, a token too many was observed
+        if prompt_length is None:
+            prompt_length = length - (count - 1)
+        return ThinkingContinuation(
+            self.mode,
+            prompt_length,
+            length,
+            completions[:, -1].clone(),
+            self.states[last],
+            self.masks[last],
+            self.marker_states[last],
+        )
 
     def rollout(self, length: int) -> ThinkingRollout:
         """What was recorded for the first `length` completion tokens."""
@@ -419,6 +458,8 @@ class ThinkingGenerationMixin:
             return call(logits_processor=logits_processor, stopping_criteria=stopping_criteria, **model_kwargs)
 
         returned = generation_config.return_dict_in_generate
+        cache, text_length = model_kwargs.get("past_key_values"), model_kwargs["position_ids"].shape[-1]
+        continuation, waiting = find_continuation(cache, self.config.thinking_mode, input_ids, text_length)
         session = ThinkingSession(
             self.config.thinking_mode,
             embedding,
@@ -427,6 +468,8 @@ class ThinkingGenerationMixin:
             device=input_ids.device,
             keep=returned or collector is not None or not generation_config.use_cache,
             logps_temperature=None if collector is None else collector.logps_temperature,
+            continuation=continuation,
+            waiting=waiting,
         )
         processors = [*logits_processor, session.observe_scores]
         if session.logps_temperature is not None:
@@ -437,9 +480,13 @@ class ThinkingGenerationMixin:
             thinking_session=session,
             **model_kwargs,
         )
-        if not returned and collector is None:
-            return output
         recorded = dict(output) if returned else {"sequences": output}
         sequences = recorded.pop("sequences")
+        if cache is not None and sequences.shape[1] > input_ids.shape[1]:
+            start = None if continuation is None else continuation.prompt_length
+            length = int(cache.get_seq_length())
+            leave_continuation(cache, session.end(sequences[:, input_ids.shape[1] :], start, length))
+        if not returned and collector is None:
+            return output
         rollout = session.rollout(sequences.shape[1] - input_ids.shape[1])
         return thinking_output(sequences, rollout, returned, **recorded)
