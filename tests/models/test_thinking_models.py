@@ -24,6 +24,7 @@ from hf_evidenceflow import (
 )
 from hf_evidenceflow.models.thinking.thinking_residual import (
     THINKING_MODULES,
+    ThinkingLambda,
     embedding_state,
     mix_thinking_state,
     normalise_state,
@@ -153,8 +154,9 @@ def test_normalisations_have_the_scale_they_name():
 
 def test_lambda_is_uniform_in_its_range():
     torch.manual_seed(0)
-    config = ThinkingQwen2Config(**{**TINY, "hidden_size": 4000, "num_hidden_layers": 0}, thinking_residual_r_min=0.5)
-    a = torch.exp(ThinkingQwen2ForCausalLM(config).model.thinking_residual_Lambda())
+    module = ThinkingLambda(4000, 8)
+    module.init_weights(ThinkingQwen2Config(**TINY, thinking_residual_r_min=0.5))
+    a = torch.exp(module())
     assert a.min() >= 0.5 - 1e-5 and a.max() <= 0.999 + 1e-5
     # The standard error of the mean of 4000 uniform draws over .499 is .0023
     assert abs(a.mean() - 0.7495) < 0.01 and abs(a.var() - 0.499**2 / 12) < 0.002

@@ -5,6 +5,8 @@ import difflib
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+from .number_checks import check_numbers
+
 
 SWITCHES = {
     "norm_position": ("pre", "post"),
@@ -82,6 +84,7 @@ class AblationLlamaConfig(LlamaConfig):
 
     def check_switches(self) -> None:
         """Raise a `ValueError` for a switch without such a position; the model calls it too."""
+        check_numbers(self)
         for name, choices in SWITCHES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

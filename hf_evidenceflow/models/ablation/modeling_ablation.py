@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .configuration_ablation import AblationLlamaConfig
+from .number_checks import FiniteWeightsMixin
 
 
 def make_norm(config: AblationLlamaConfig) -> nn.Module:
@@ -102,7 +103,7 @@ class AblationLlamaDecoderLayer(LlamaDecoderLayer):
         return self.post_attention_layernorm(hidden_states + self.mlp(hidden_states))
 
 
-class AblationLlamaPreTrainedModel(LlamaPreTrainedModel):
+class AblationLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
     """Weights, loading and what transformers may do with the model."""
 
     config: AblationLlamaConfig

@@ -6,6 +6,8 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+from .number_checks import check_numbers
+
 
 PART_DEFAULTS = {
     "cross_layer_stream": "none",
@@ -217,6 +219,7 @@ class CrossLayerLlamaConfig(LlamaConfig):
         Raises a `ValueError` for parts that do not exist or contradict each other. The model calls it again, since
         fields can be assigned.
         """
+        check_numbers(self)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -56,6 +56,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .accumulation import apply_gate, combine_running, combine_terms, initial_weights
 from .configuration_crosslayer import CrossLayerLlamaConfig
 from .extra_parameters import EXTRA_PARAMETER_NAMES
+from .number_checks import FiniteWeightsMixin
 from .score_accumulation import (
     attend,
     concatenate_heads,
@@ -378,7 +379,7 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
         return tuple(terms)
 
 
-class CrossLayerLlamaPreTrainedModel(LlamaPreTrainedModel):
+class CrossLayerLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
     """Weights, loading and what transformers may do with the model."""
 
     config: CrossLayerLlamaConfig

@@ -3,6 +3,8 @@
 import difflib
 from dataclasses import dataclass, fields
 
+from .number_checks import check_numbers
+
 
 _CHOICES = {
     "thinking_mode": ("projection", "embedding", "soft", "none"),
@@ -63,6 +65,7 @@ class ThinkingConfigMixin:
         self.auto_map = kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
         self.check_thinking()
+        check_numbers(self)
 
     def to_dict(self):
         output = super().to_dict()
@@ -81,7 +84,9 @@ class ThinkingConfigMixin:
             )
         result = super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
         # Fields in `kwargs` are assigned after the construction
-        (result[0] if isinstance(result, tuple) else result).check_thinking()
+        config = result[0] if isinstance(result, tuple) else result
+        config.check_thinking()
+        check_numbers(config)
         return result
 
     @classmethod

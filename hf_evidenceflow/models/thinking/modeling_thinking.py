@@ -9,8 +9,9 @@ Shapes: B rows, T tokens, C completion tokens, H hidden size.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from .number_checks import FiniteWeightsMixin, check_numbers
 from .thinking_residual import (
     THINKING_MODULES,
     ThinkingGate,
@@ -21,7 +22,36 @@ from .thinking_residual import (
 )
 
 
-class ThinkingModelMixin:
+# Where the files are
+_LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class ThinkingCheckpointMixin(FiniteWeightsMixin):
+    """Lets `from_pretrained` give fresh thinking modules to a plain checkpoint, never to one that lost its own."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """Differs from PreTrainedModel in refusing a thinking checkpoint that lacks thinking weights."""
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        thinking = {name for name, _ in model.named_parameters() if any(part in name for part in THINKING_MODULES)}
+        lost = thinking & set(info["missing_keys"])
+        if lost and (lost != thinking or _says_it_thinks(pretrained_model_name_or_path, kwargs)):
+            raise ValueError(
+                f"The thinking checkpoint `{pretrained_model_name_or_path}` lacks the weight `{min(lost)}`"
+                + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+                + ", which would be made anew at random. Copy or download the checkpoint again, and load it with the "
+                "thinking fields that it was trained with."
+            )
+        return (model, info) if output_loading_info else model
+
+
+def _says_it_thinks(path, kwargs) -> bool:
+    location = {name: kwargs[name] for name in _LOCATION if name in kwargs}
+    saved, _ = PreTrainedConfig.get_config_dict(path, **location)
+    return saved.get("model_type", "").startswith("thinking_")
+
+
+class ThinkingModelMixin(ThinkingCheckpointMixin):
     """
     Adds the thinking modules and the fusion of thinking states to a decoder; put before the transformers base model.
 
@@ -32,6 +62,7 @@ class ThinkingModelMixin:
     _keep_in_fp32_modules_strict = list(THINKING_MODULES)
 
     def __init__(self, config):
+        check_numbers(config)
         super().__init__(config)
         size = config.hidden_size
         self.thinking_residual_gate_r = ThinkingGate(size)
@@ -149,7 +180,7 @@ class ThinkingModelMixin:
         return outputs
 
 
-class ThinkingCausalLMMixin:
+class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
     """Puts a thinking base model (class attribute `thinking_model_class`) into a transformers causal LM."""
 
     thinking_model_class = None

@@ -6,6 +6,8 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .number_checks import check_numbers
+
 
 @strict
 class TinySeekConfig(PreTrainedConfig):
@@ -146,12 +148,9 @@ class TinySeekConfig(PreTrainedConfig):
         """
         Raises a `ValueError` for a field out of its range. The model calls it again, since fields can be assigned.
         """
+        check_numbers(self)
         for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
             "num_unique_layers",
-            "num_attention_heads",
             "q_lora_rank",
             "kv_lora_rank",
             "qk_nope_head_dim",
@@ -177,9 +176,5 @@ class TinySeekConfig(PreTrainedConfig):
         for name in ("n_shared_experts", "router_init_std", "router_aux_loss_coef", "initializer_range"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if not 0 <= self.hidden_dropout < 1:
-            raise ValueError(f"`hidden_dropout` must be in [0, 1), got {self.hidden_dropout}.")
-        if not self.layer_norm_eps > 0:
-            raise ValueError(f"`layer_norm_eps` must be positive, got {self.layer_norm_eps}.")
         if self.norm_position not in ("post", "pre"):
             raise ValueError(f"`norm_position` must be 'post' or 'pre', got {self.norm_position!r}.")

@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_tinyseek import TinySeekConfig
 from .expert_routing import balance_loss, top_k_gates
 from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent, rotate_pairs, widened
+from .number_checks import FiniteWeightsMixin
 from .sparse_experts import SparseExperts, SparseRouting
 
 
@@ -330,7 +331,7 @@ class TinySeekBlock(GradientCheckpointingLayer):
         return mixed, None
 
 
-class TinySeekPreTrainedModel(PreTrainedModel):
+class TinySeekPreTrainedModel(FiniteWeightsMixin, PreTrainedModel):
     """Weights, loading and what transformers may do with the model."""
 
     config: TinySeekConfig
