@@ -15,6 +15,7 @@ def score_batch(
     is_right: Callable[[str, Any], bool | None],
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
+    log_unverified: bool = False,
 ) -> list[float]:
     """
     Scores each completion 1.0 or 0.0 against its gold. What cannot be read scores 0.0 and is counted as `unparsable`.
@@ -34,6 +35,8 @@ def score_batch(
             TRL's logger of columns of the completions table; gets `extracted_answer`.
         log_metric (`Callable`, *optional*):
             TRL's logger of metrics; gets `unparsable`, the share of completions without an answer that can be read.
+        log_unverified (`bool`, *optional*, defaults to `False`):
+            Whether to log `unverified` too, the share of comparisons beyond the limits.
 
     Returns:
         `list[float]`: one score for each completion.
@@ -63,4 +66,7 @@ def score_batch(
         log_extra("extracted_answer", [answer if answer is not None else "[unparsable]" for answer in answers])
     if log_metric is not None and answers:
         log_metric("unparsable", answers.count(None) / len(answers))
-    return [float(answer is not None and is_right(answer, gold)) for answer, gold in zip(answers, golds)]
+    verdicts = [answer is not None and is_right(answer, gold) for answer, gold in zip(answers, golds)]
+    if log_unverified and log_metric is not None and verdicts:
+        log_metric("unverified", verdicts.count(None) / len(verdicts))
+    return [float(verdict or False) for verdict in verdicts]

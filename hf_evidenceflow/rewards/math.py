@@ -148,7 +148,8 @@ def math_reward(
         log_extra (`Callable`, *optional*):
             Given by the trainer; gets the column `extracted_answer`.
         log_metric (`Callable`, *optional*):
-            Given by the trainer; gets `unparsable`, the share of completions without an answer that can be read.
+            Given by the trainer; gets `unparsable`, the share of completions without an answer that can be read, and
+            `unverified`, the share of those whose comparison went over the limits of CPU time or memory.
         **kwargs:
             The other columns that a trainer passes; not used.
 
@@ -169,7 +170,9 @@ def math_reward(
     ```
     """
     require_math_verify()
-    return score_batch(completions, answer, GOLD_RULE, extract_math_answer, _is_right, log_extra, log_metric)
+    return score_batch(
+        completions, answer, GOLD_RULE, extract_math_answer, _is_right, log_extra, log_metric, log_unverified=True
+    )
 
 
 def _is_right(answer: str, gold: str) -> bool | None:

@@ -1,12 +1,13 @@
 """Compares expressions by the optional package math-verify: safe in threads and on whatever a model writes."""
 
+import importlib.util
 import re
-import threading
+
+from .verifier import equal
 
 
 MAX_EXPRESSION_LENGTH = 300  # characters
 MAX_DEPTH = 10  # brackets in brackets; math-verify's time grows steeply with them
-TIMEOUT = 5  # seconds, for reading and for comparing; main thread only
 
 _OPEN, _CLOSE = "({[", ")}]"
 # Exponents and factorials of five and more digits, towers of powers, factorials of factorials
@@ -27,13 +28,11 @@ def require_math_verify() -> None:
     Raises:
         `ImportError`: if it is not.
     """
-    try:
-        import math_verify  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("math_verify") is None:
         raise ImportError(
             "Grading with math-verify needs the optional package math-verify, which is not installed. Install it with "
             "`pip install hf-evidenceflow[math]`, or choose another grader."
-        ) from error
+        )
 
 
 def readable_expression(text: str) -> str | None:
@@ -69,12 +68,10 @@ def readable_expression(text: str) -> str | None:
     return text if text and braces == 0 and not _EXPLOSIVE.search(text) else None
 
 
-def equal_expressions(gold: str, answer: str) -> bool:
+def equal_expressions(gold: str, answer: str) -> bool | None:
     """
-    Whether an answer equals the gold by math-verify's reading of both.
-
-    The timeouts of math-verify are signals, which work in the main thread only; elsewhere they are switched off, and
-    [`readable_expression`] is what keeps an answer from computing forever.
+    Whether an answer equals the gold by math-verify's reading of both, in a process with limits of CPU time and memory
+    ([`~hf_evidenceflow.rewards.verifier.Verifier`]).
 
     Args:
         gold (`str`):
@@ -83,7 +80,7 @@ def equal_expressions(gold: str, answer: str) -> bool:
             Text with the answer's expression, checked by [`readable_expression`].
 
     Returns:
-        `bool`: `False` too for what math-verify cannot read or compare in time.
+        `bool | None`: `False` too for what math-verify cannot read; `None` if it went over the limits.
 
     Raises:
         `ImportError`: if math-verify is not installed.
@@ -93,17 +90,9 @@ def equal_expressions(gold: str, answer: str) -> bool:
     ```python
     >>> from hf_evidenceflow.rewards.math_verification import equal_expressions
 
-    >>> equal_expressions("$\\\\frac{1}{2}$", "0.5")
+    >>> equal_expressions("$\\frac{1}{2}$", "0.5")
     True
     ```
     """
     require_math_verify()
-    from math_verify import parse, verify
-    from math_verify.errors import TimeoutException  # no subclass of Exception
-
-    seconds = TIMEOUT if threading.current_thread() is threading.main_thread() else None
-    try:
-        expected, given = parse(gold, parsing_timeout=seconds), parse(answer, parsing_timeout=seconds)
-        return bool(verify(expected, given, timeout_seconds=seconds))
-    except (Exception, TimeoutException):  # whatever a model wrote, it is only a wrong answer
-        return False
+    return equal(gold, answer)

@@ -6,14 +6,20 @@ import unicodedata
 from .answers import ASCII_OF
 
 
-_FRACTIONS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
-_CHARACTERS = ASCII_OF | str.maketrans("\u2212\u2010\u2011\u2012\u2013\ufe63\u2044\u2215\u00d7", "------//*")
+_FRACTIONS = {
+    character: unicodedata.normalize("NFKC", character).replace("\u2044", "/") for character in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+}
+_CHARACTERS = (
+    ASCII_OF
+    | str.maketrans(_FRACTIONS)
+    | str.maketrans("\u2212\u2010\u2011\u2012\u2013\ufe63\u2044\u2215\u00d7", "------//*")
+)
 _NUMBER = r"([+-]?[0-9][0-9,.]*)"
 
 _GROUP = re.compile(r"(?<=[0-9])(?:[\u00a0\u2007\u2009\u202f]|\\[,;: ])(?=[0-9]{3}(?![0-9]))")
 _TIMES = re.compile(r"\\(?:times|cdot)(?![a-zA-Z])")
 _LATEX_COMMA = re.compile(r"\{,\}|,?\\!")
-_UNICODE_FRACTION = re.compile(rf"([0-9]?)([{_FRACTIONS}])")
+_BEFORE_FRACTION = re.compile(rf"(?<=[0-9])(?=[{''.join(_FRACTIONS)}])")
 _LATEX_FRACTION = re.compile(
     rf"([0-9]?)\s?\\[dtc]?frac\s?(?:\{{\s?{_NUMBER}\s?\}}\s?\{{\s?{_NUMBER}\s?\}}|([0-9])\s?([0-9])(?![0-9]))"
 )
@@ -40,23 +46,14 @@ def plain_writing(text: str) -> str:
     ```
     """
     if not text.isascii():
-        text = text.translate(_CHARACTERS)
-        text = _UNICODE_FRACTION.sub(lambda found: _after(found[1], _ascii_fraction(found[2])), text)
+        text = _BEFORE_FRACTION.sub(" ", text.translate(ASCII_OF)).translate(_CHARACTERS)
     if "\\" in text or "{,}" in text:
         text = _TIMES.sub("*", _LATEX_COMMA.sub(",", text))
         text = _LATEX_FRACTION.sub(_plain_fraction, text)
     return _GROUP.sub(",", text)
 
 
-def _after(digit: str, fraction: str) -> str:
-    """A fraction after the last digit of a whole number, or alone."""
-    return f"{digit} {fraction}" if digit else fraction
-
-
-def _ascii_fraction(character: str) -> str:
-    return unicodedata.normalize("NFKC", character).replace("\u2044", "/")
-
-
 def _plain_fraction(found: re.Match) -> str:
     digit, numerator, divisor, short_numerator, short_divisor = found.groups()
-    return _after(digit, f"{numerator or short_numerator}/{divisor or short_divisor}")
+    fraction = f"{numerator or short_numerator}/{divisor or short_divisor}"
+    return f"{digit} {fraction}" if digit else fraction

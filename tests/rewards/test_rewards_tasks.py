@@ -14,11 +14,11 @@ from hf_evidenceflow.rewards.math import MAX_ANSWER_LENGTH, extract_math_answer,
 from hf_evidenceflow.rewards.math_verification import (
     MAX_DEPTH,
     MAX_EXPRESSION_LENGTH,
-    equal_expressions,
     readable_expression,
 )
 from hf_evidenceflow.rewards.multiple_choice import extract_choice
 from hf_evidenceflow.rewards.open_qa import extract_open_answer
+from hf_evidenceflow.rewards.verifier import Verifier
 
 
 REWARDS = (math_reward, multiple_choice_reward, open_qa_reward)
@@ -226,13 +226,17 @@ def test_math_is_graded_outside_the_main_thread():
     assert scores == [1.0]
 
 
-@pytest.mark.parametrize("error", [TimeoutException, RecursionError, ValueError])
-def test_answer_on_which_math_verify_fails_is_wrong(monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(TimeoutException, None), (RecursionError, False), (ValueError, False)]
+)
+def test_systems_without_fork_compare_in_this_process(monkeypatch, error, verdict):
     def fail(*args, **kwargs):
         raise error
 
+    monkeypatch.setattr("hf_evidenceflow.rewards.verifier.os.name", "nt")
+    assert Verifier().equal("5", "5.0") is True
     monkeypatch.setattr(math_verify, "verify", fail)
-    assert equal_expressions("5", "5") is False
+    assert Verifier().equal("5", "5.0") is verdict
 
 
 def test_missing_math_verify_is_an_error_that_names_the_extra(monkeypatch):
