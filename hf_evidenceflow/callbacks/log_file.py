@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from ..evidence.completion_log import read_jsonl
 from ..reporting import atomic_write_text, to_plain
 
 
@@ -16,8 +17,8 @@ class LogFileCallback(TrainerCallback):
     """
     Appends each row that the Trainer logs to a JSON lines file, for whoever watches the run from outside.
 
-    A row is on disk when `on_log` returns. A resumed training begins with the rows that its checkpoint knows; what
-    came after them is logged again. In a distributed run only rank 0 writes.
+    A row is on disk when `on_log` returns. A resumed training drops the rows after the checkpoint's step: they are
+    logged again. In a distributed run only rank 0 writes.
 
     Args:
         path (`str` or `os.PathLike`, *optional*):
@@ -36,20 +37,27 @@ class LogFileCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         path = self._path(args)
-        if state.is_world_process_zero and (path.exists() or state.log_history):
-            atomic_write_text(path, "".join(map(_line, state.log_history)))
+        if state.is_world_process_zero and path.exists():
+            atomic_write_text(path, "".join(_rows_until(path, state.global_step)))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
         path = self._path(args)
         path.parent.mkdir(parents=True, exist_ok=True)
+        row = {**(logs or {}), "epoch": state.epoch, "step": state.global_step}
         with open(path, "a", encoding="utf-8") as file:
-            file.write(_line({**(logs or {}), "epoch": state.epoch, "step": state.global_step}))
+            file.write(_line(row))
             file.flush()
 
     def _path(self, args) -> Path:
         return Path(self.path if self.path is not None else Path(args.output_dir) / LOG_FILE_NAME)
+
+
+def _rows_until(path: Path, step: int):
+    for row in read_jsonl(path):
+        if isinstance(row.get("step"), int) and row["step"] <= step:
+            yield _line(row)
 
 
 def _line(row) -> str:
