@@ -53,7 +53,7 @@ from hf_evidenceflow.evidence.text_perplexity import (
 )
 from hf_evidenceflow.evidence.top_predictions import prediction_table, top_predictions
 from hf_evidenceflow.files import read_lines, readable_file
-from hf_evidenceflow.models.weights import broken_weights
+from hf_evidenceflow.models.weights import broken_weights, load_checked
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
 
 
@@ -220,15 +220,7 @@ def load_weights(path: str, args: EvaluateLMArguments):
             f"`{path}` has no `config.json`, so it is no checkpoint. "
             + (f"Did you mean one of its folders, {', '.join(found)}?" if found else "Check the path of the model.")
         )
-    if problem := broken_weights(path):
-        raise ValueError(f"The weights in `{path}` are damaged: {problem}. Copy or download the checkpoint again.")
-    model, info = AutoModelForCausalLM.from_pretrained(str(path), output_loading_info=True, **settings)
-    if info["missing_keys"]:
-        raise ValueError(
-            f"`{path}` lacks weights of {type(model).__name__}, such as `{min(info['missing_keys'])}`: what was "
-            "measured would be a partly random model. Check that it is a whole checkpoint of a causal LM."
-        )
-    return model
+    return load_checked(AutoModelForCausalLM, str(path), **settings)
 
 
 def load_model(args: EvaluateLMArguments):

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.files import read_lines
+from hf_evidenceflow.models.weights import load_checked
 from hf_evidenceflow.reporting import atomic_write_text
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     set_seed(args.seed)
     tokenizer = load_tokenizer(args.model_name_or_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype="auto").to(device).eval()
+    model = load_checked(AutoModelForCausalLM, args.model_name_or_path, dtype="auto").to(device).eval()
     sampling = {"do_sample": False}
     if args.temperature > 0:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}

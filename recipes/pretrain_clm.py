@@ -53,6 +53,7 @@ from hf_evidenceflow.data.tokenizer_loading import load_tokenizer as load_saved_
 from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
+from hf_evidenceflow.models.weights import load_checked
 from hf_evidenceflow.reporting import run_record
 from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint, resolve_output_dir
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
@@ -224,7 +225,7 @@ def load_model(args: ScriptArguments, tokenizer):
     if args.model_type is not None:
         model = model_from_scratch(args.model_type, args.config_overrides, tokenizer, **settings)
     else:
-        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **settings)
+        model = load_checked(AutoModelForCausalLM, args.model_name_or_path, **settings)
     check_positions(model.config, args.block_size)
     if args.trainable_modules:
         freeze_all_but(model, args.trainable_modules)

@@ -5,6 +5,8 @@ import os
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from ..models.weights import check_model_folder, naming_folder
+
 
 def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
     """
@@ -22,6 +24,9 @@ def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
     Returns:
         [`~transformers.PreTrainedTokenizerBase`]: the tokenizer.
 
+    Raises:
+        `OSError`, `ValueError`: if a file of it is damaged, with the folder and what to do.
+
     Example:
 
     ```python
@@ -30,7 +35,8 @@ def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
     >>> tokenizer = load_tokenizer("outputs/from-scratch", padding_side="left")
     ```
     """
-    declared = get_tokenizer_config(path_or_id, **kwargs).get("tokenizer_class")
-    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        return PreTrainedTokenizerFast.from_pretrained(path_or_id, **kwargs)
-    return AutoTokenizer.from_pretrained(path_or_id, **kwargs)
+    check_model_folder(path_or_id)
+    with naming_folder(path_or_id):
+        declared = get_tokenizer_config(path_or_id, **kwargs).get("tokenizer_class")
+        plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path_or_id, **kwargs)

@@ -1,14 +1,14 @@
 """Loads the thinking variant of a checkpoint, whatever its family."""
 
-import json
 import os
 
 from transformers import AutoConfig
 
+from ..files import check_fields, read_json
 from .thinking.modeling_thinking_llama import ThinkingLlamaForCausalLM
 from .thinking.modeling_thinking_qwen2 import ThinkingQwen2ForCausalLM
 from .thinking.modeling_thinking_qwen3 import ThinkingQwen3ForCausalLM
-from .weights import broken_weights
+from .weights import check_adapter, check_model_folder, load_checked, naming_folder
 
 
 THINKING_CLASSES = {
@@ -35,7 +35,8 @@ def thinking_class(path_or_id: str, **kwargs):
         `ValueError`: if the checkpoint's type has no thinking variant.
     """
     location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
-    model_type = AutoConfig.from_pretrained(path_or_id, **location).model_type
+    with naming_folder(path_or_id):
+        model_type = AutoConfig.from_pretrained(path_or_id, **location).model_type
     try:
         return THINKING_CLASSES[model_type.removeprefix("thinking_")]
     except KeyError:
@@ -60,8 +61,7 @@ def load_thinking_model(path_or_id: str, **kwargs):
         [`~transformers.PreTrainedModel`], or for an adapter folder a [`~peft.PeftModel`] around it.
 
     Raises:
-        `ValueError`: if the checkpoint's type has no thinking variant.
-        `OSError`: if a weight file of a local folder is cut short or missing.
+        `OSError`, `ValueError`: if the checkpoint's type has no thinking variant, or as [`load_checked`].
 
     Example:
 
@@ -71,22 +71,26 @@ def load_thinking_model(path_or_id: str, **kwargs):
     >>> model = load_thinking_model("Qwen/Qwen2.5-0.5B-Instruct", thinking_mode="projection")
     ```
     """
-    if os.path.isdir(path_or_id) and (problem := broken_weights(path_or_id)):
-        raise OSError(f"The weights in {path_or_id!r} cannot be loaded: {problem}. Download or save them again.")
+    check_model_folder(path_or_id)
     adapter = os.path.join(path_or_id, "adapter_config.json")
     if not os.path.isfile(adapter):
-        return thinking_class(path_or_id, **kwargs).from_pretrained(path_or_id, **kwargs)
+        return load_checked(thinking_class(path_or_id, **kwargs), path_or_id, **kwargs)
 
     from peft import PeftModel
 
-    with open(adapter, encoding="utf-8") as file:
-        base = json.load(file)["base_model_name_or_path"]
+    settings = read_json(adapter)
+    check_fields(settings, adapter, base_model_name_or_path=str)
+    base = settings["base_model_name_or_path"]
     # The trainer saves the thinking config beside the adapter; the base checkpoint may be a plain one
     cls = thinking_class(path_or_id if os.path.isfile(os.path.join(path_or_id, "config.json")) else base, **kwargs)
     fields = {
         key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__ and key != "dtype"
     }
-    config = cls.config_class.from_pretrained(path_or_id, **fields)
-    model = cls.from_pretrained(base, config=config, **kwargs)
+    with naming_folder(path_or_id):
+        config = cls.config_class.from_pretrained(path_or_id, **fields)
+    model = load_checked(cls, base, config=config, **kwargs)
     model.config._name_or_path = path_or_id  # where the tokenizer is
-    return PeftModel.from_pretrained(model, path_or_id)
+    with naming_folder(path_or_id):
+        model = PeftModel.from_pretrained(model, path_or_id)
+    check_adapter(model, path_or_id)
+    return model

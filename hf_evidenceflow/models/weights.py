@@ -1,13 +1,33 @@
-"""Tells whole weight files from broken ones before anything is built from them."""
+"""Tells whole model folders from damaged ones, and names the folder and what to do in every error of loading one."""
 
-import json
+import contextlib
 import os
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import read_json, read_tensors, read_text
+from ..files import refuse_non_finite as refuse_nan
+from .crosslayer.extra_parameters import EXTRA_PARAMETER_NAMES
+from .thinking.number_checks import check_numbers, refuse_non_finite
+from .thinking.thinking_residual import THINKING_MODULES
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+_AGAIN = "Copy or download it again, or take an earlier checkpoint."
+_JSON_FILES = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
+_JSON_FILES += ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def broken_weights(folder: str | os.PathLike) -> str | None:
     """
-    Say what is wrong with the safetensors files of a folder, from their headers alone.
+    Say what is wrong with the safetensors files of a folder, from their headers alone. Checkpoints that lie in the
+    folder are left out.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -20,17 +40,175 @@ def broken_weights(folder: str | os.PathLike) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
+    names: dict[str, Collection[str]] = {}
+    for weights in sorted(folder.rglob("*.safetensors")):
+        name = str(weights.relative_to(folder))
+        if name.startswith("checkpoint-"):
+            continue
+        try:
+            with safe_open(weights, framework="np") as file:
+                names[name] = set(file.keys())
+        except (SafetensorError, OSError) as error:
+            return f"{name} cannot be opened, it may be cut short ({error})"
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError) as error:
-            return f"{index.name} cannot be read ({type(error).__name__}: {error})"
-        if missing := sorted(shard for shard in shards if not (folder / shard).exists()):
-            return f"{missing[0]} is missing, which {index.name} lists"
-    for weights in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(weights, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"{weights.relative_to(folder)} cannot be opened, it may be cut short ({error})"
+            listed = read_json(index).get("weight_map")
+        except (ValueError, OSError) as error:
+            return str(error)
+        if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
+            return f"{index.name} has no `weight_map` of names to files"
+        for weight, shard in sorted(listed.items(), key=lambda item: item[1]):
+            if shard not in names:
+                return f"{shard} is missing, which {index.name} lists"
+            if weight not in names[shard]:
+                return f"{shard} lacks the weight `{weight}`, which {index.name} says it holds"
     return None
+
+
+def check_model_folder(folder: str | os.PathLike) -> None:
+    """
+    Read the small files of a model, adapter or tokenizer folder, and the headers of its weights, before any is used.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Local folder; anything else, such as a Hub name, passes.
+
+    Raises:
+        `OSError`: if weights are cut short or missing, or a file cannot be read.
+        `ValueError`: if a JSON file is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    for name in _JSON_FILES:
+        if (folder / name).exists() or (folder / name).is_symlink():
+            # Some stock configs hold infinity
+            refuse_nan(read_json(folder / name, allow_nan=True), str(folder / name), infinite=False)
+    for template in folder.glob("*.jinja"):
+        read_text(template)
+    if problem := broken_weights(folder):
+        raise OSError(f"The weights in `{folder}` are damaged: {problem}. {_AGAIN}")
+
+
+@contextlib.contextmanager
+def naming_folder(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Give errors of other libraries in the `with` block the folder or Hub name and what to do; errors of ours pass.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            What is being loaded.
+
+    Raises:
+        `OSError`, `ImportError` or `ValueError`: in the place of any other error, which is its cause.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if _raised_here(error):
+            raise
+        kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise kind(
+            f"`{path}` cannot be loaded ({reason if len(reason) <= 600 else reason[:600] + ' ...'}). Check that its "
+            "files belong together; correct what is named here, or copy or download it again."
+        ) from error
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether the error was raised by a line of this package, rather than below one."""
+    at = error.__traceback__
+    while at.tb_next is not None:
+        at = at.tb_next
+    return Path(at.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE)
+
+
+def load_checked(model_class, path: str | os.PathLike, **kwargs):
+    """
+    `model_class.from_pretrained`, but what is not wholly the checkpoint's is an error that names it.
+
+    Args:
+        model_class (`type`):
+            A model class, or `AutoModelForCausalLM`.
+        path (`str` or `os.PathLike`):
+            Local folder or Hub name.
+        kwargs:
+            Passed to `from_pretrained`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: the model, with the loading info if `output_loading_info=True`.
+
+    Raises:
+        `OSError`, `ValueError`: as [`check_model_folder`], [`naming_folder`] and [`check_loaded`].
+    """
+    with_info = kwargs.pop("output_loading_info", False)
+    check_model_folder(path)
+    with naming_folder(path):
+        model, info = model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+    check_loaded(model, info, path)
+    return (model, info) if with_info else model
+
+
+def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """
+    Refuse a model that is not wholly what its checkpoint holds. Weights of our own that a plain checkpoint cannot
+    have, of thinking and of cross-layer variants, may be missing.
+
+    Args:
+        model (`PreTrainedModel`):
+            The loaded model.
+        info (`Mapping[str, Any]`):
+            What `from_pretrained(..., output_loading_info=True)` gave with it.
+        path (`str` or `os.PathLike`):
+            Its folder or Hub name.
+
+    Raises:
+        `ValueError`: if weights are missing, the checkpoint has more layers than the model, or a weight is NaN or
+            infinite.
+    """
+    own = (*THINKING_MODULES, *EXTRA_PARAMETER_NAMES)
+    if missing := sorted(name for name in info["missing_keys"] if not any(part in name for part in own)):
+        raise ValueError(
+            f"`{path}` lacks weights of {type(model).__name__}, such as `{missing[0]}`: they would be random. Check "
+            f"that it is a whole checkpoint of such a model and that its config.json is its own. {_AGAIN}"
+        )
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    beyond = [name for name in info["unexpected_keys"] if any(int(n) >= layers for n in _LAYER.findall(name))]
+    if beyond:
+        raise ValueError(
+            f"`{path}` holds weights such as `{min(beyond)}`, but `num_hidden_layers` is {layers}: the model would be "
+            "cut. Correct config.json."
+        )
+    if model.config.model_type in ("llama", "qwen2", "qwen3"):  # ours check themselves
+        check_numbers(model.config)
+    refuse_non_finite(model, f"`{path}`")
+
+
+def check_adapter(model: torch.nn.Module, folder: str | os.PathLike) -> None:
+    """
+    Refuse an adapter that is not wholly what its file holds, as PEFT only warns.
+
+    Args:
+        model (`PeftModel`):
+            Model with the adapter, named `"default"`.
+        folder (`str` or `os.PathLike`):
+            Its local folder; anything else, such as a Hub name, is checked for its numbers only.
+
+    Raises:
+        `ValueError`: if weights are missing or left over, or one is NaN or infinite.
+    """
+    from peft import get_peft_model_state_dict
+
+    path = Path(folder) / "adapter_model.safetensors"
+    if path.is_file():
+        found, expected = set(read_tensors(path)), set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        if differing := sorted(found ^ expected):
+            lacking = [name for name in differing if name in expected]
+            raise ValueError(
+                f"`{path}` {'lacks' if lacking else 'holds'} the weight `{(lacking or differing)[0]}`, which "
+                f"{'the adapter of adapter_config.json has' if lacking else 'adapter_config.json has no place for'}. "
+                f"Correct adapter_config.json. {_AGAIN}"
+            )
+    refuse_non_finite(model, f"the adapter `{folder}`")
