@@ -11,7 +11,7 @@ import functools
 import os
 import textwrap
 import time
-from types import SimpleNamespace
+from contextlib import nullcontext
 
 import torch
 from accelerate.logging import get_logger
@@ -19,18 +19,18 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import GRPOTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import get_config_model_id
 
 from ..data.prompts import filter_long_prompts, prompt_length
 from ..data.tokenizer_loading import load_tokenizer
-from ..models.auto_thinking import load_thinking_model
 from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
-from ..rewards.golds import check_golds
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from .data_checks import check_data, check_prompt
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
 from .hrpo_setup import (
@@ -42,6 +42,7 @@ from .hrpo_setup import (
 )
 from .length_buckets import join_buckets, length_buckets
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
+from .policy import SyncReferenceCallback, load_policy, plain_init_kwargs
 from .rollout_guards import RolloutGuard
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_groups import thinking_group_specs
@@ -81,7 +82,7 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, G
         peft_config ([`~peft.PeftConfig`], *optional*):
             The thinking modules are added to its `modules_to_save`, and the paper's layers to its `target_modules` if
             it has none.
-        further, kwargs:
+        train_dataset and what follows:
             As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
     """
 
@@ -100,7 +101,23 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, G
             }"""),
     }
 
-    def __init__(self, model, reward_funcs=None, args=None, *further, peft_config=None, **kwargs):
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+        tools=None,
+        rollout_func=None,
+        environment_factory=None,
+    ):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = HRPOConfig(f"{name.split('/')[-1]}-HRPO")
@@ -113,35 +130,47 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, G
         config = thinking_config(model, args.model_init_kwargs)
         self.thinking_mode = config.thinking_mode
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        refuse_unsupported(args, config, model, has_adapter, kwargs)
+        rollouts = {"tools": tools, "environment_factory": environment_factory, "rollout_func": rollout_func}
+        refuse_unsupported(args, config, model, has_adapter, rollouts)
         check_generation_kwargs(args, self.thinking_mode)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
         name = model if isinstance(model, str) else config._name_or_path
-        if name and len(further) < 3 and kwargs.get("processing_class") is None:
+        if name and processing_class is None:
             # TRL's AutoProcessor would take a tokenizer of the model's family, whatever was saved
-            kwargs["processing_class"] = load_tokenizer(
+            processing_class = load_tokenizer(
                 name,
                 revision=(args.model_init_kwargs or {}).get("revision"),
                 trust_remote_code=args.trust_remote_code,
                 truncation_side="left",
                 padding_side="left",
             )
-        model_init_kwargs = args.model_init_kwargs
-        if isinstance(model, str):
-            # TRL's loader takes the class to load with; the arguments get it back afterwards, since they are saved as
-            # JSON
-            loader = SimpleNamespace(from_pretrained=load_thinking_model)
-            args.model_init_kwargs = {**(model_init_kwargs or {}), "architecture": loader}
-        try:
-            super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
-        finally:
-            args.model_init_kwargs = model_init_kwargs
+        is_path = isinstance(model, str)
+        if is_path:
+            model, quantization_config = load_policy(model, args, quantization_config), None
+        with plain_init_kwargs(args) if is_path else nullcontext():
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                **rollouts,
+            )
+        if args.sync_ref_model:
+            self.remove_callback(SyncRefModelCallback)
+            self.add_callback(SyncReferenceCallback(self.ref_model, self.accelerator))
         if not self.use_vllm:
             # TRL's takes what it leaves open from the model's generation config
             self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
 
-        check_golds(self.reward_funcs, self.train_dataset, self.eval_dataset)
+        check_data(self)
         prepare_thinking_parameters(self.model, self.thinking_mode)
         shard_thinking_modules(self.model, self.accelerator)
         if config.thinking_answer_start is not None and self.thinking_mode != "none":
@@ -185,9 +214,7 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, G
         limit = self.args.max_prompt_length
         if not isinstance(self.train_dataset, Dataset):
             # A stream can't be counted beforehand
-            self.train_dataset = self.train_dataset.filter(
-                lambda row: prompt_length(row["prompt"], self._tokenizer, self.chat_template_kwargs) <= limit
-            )
+            self.train_dataset = self.train_dataset.filter(self._is_short)
             return
         self.train_dataset, dropped = filter_long_prompts(
             self.train_dataset, self._tokenizer, limit, self.chat_template_kwargs
@@ -197,6 +224,11 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, G
                 f"Dropped {dropped} of {dropped + len(self.train_dataset)} training prompts with more than "
                 f"`max_prompt_length={limit}` tokens."
             )
+
+    def _is_short(self, row):
+        check_prompt(row["prompt"], self._tokenizer, self.chat_template_kwargs)
+        length = prompt_length(row["prompt"], self._tokenizer, self.chat_template_kwargs)
+        return length <= self.args.max_prompt_length
 
     def create_optimizer(self, model=None):
         """Differs from GRPOTrainer in the learning rates of the thinking modules."""

@@ -31,10 +31,10 @@ from ..losses.ppo import (
     token_rewards,
     whiten,
 )
-from ..rewards.golds import check_golds
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from .data_checks import check_data
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
 from .ppo_config import PPOConfig
 from .saved_rollouts import SavedRolloutsMixin
@@ -111,7 +111,7 @@ class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, GR
         super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
         # TRL's takes what it leaves open from the model's generation config
         self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
-        check_golds(self.reward_funcs, self.train_dataset, self.eval_dataset)
+        check_data(self)
         self._prepare_generation_kwargs()
         needed = args.generation_batch_size // args.num_generations
         if isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < needed:

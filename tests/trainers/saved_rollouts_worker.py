@@ -27,7 +27,15 @@ class RecordedTrainer(RecordsPlaces, HRPOTrainer):
 
 
 def make_trainer(
-    checkpoint, output, trainer=RecordedTrainer, config=HRPOConfig, mode="projection", rows=64, **settings
+    checkpoint,
+    output,
+    trainer=RecordedTrainer,
+    config=HRPOConfig,
+    mode="projection",
+    rows=64,
+    data=None,
+    reward=None,
+    **settings,
 ):
     settings = {
         "per_device_train_batch_size": 2,
@@ -58,9 +66,9 @@ def make_trainer(
     torch.manual_seed(5)
     made = trainer(
         load_thinking_model(checkpoint, thinking_mode=mode, thinking_residual_r_min=0.5, thinking_residual_r_max=0.6),
-        lambda completions, **kwargs: [float(len(text) % 3) for text in completions],
+        reward or (lambda completions, **kwargs: [float(len(text) % 3) for text in completions]),
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": prompts[row % 5]} for row in range(rows)]),
+        train_dataset=data or Dataset.from_list([{"prompt": prompts[row % 5]} for row in range(rows)]),
         processing_class=AutoTokenizer.from_pretrained(checkpoint),
     )
     made.rollout_places, made.tokenizer_path = [], checkpoint

@@ -1,0 +1,152 @@
+"""Training and evaluation sets that could not be rolled out or rewarded, refused before the first rollout."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+
+from ..data.prompts import prompt_length
+from ..rewards.golds import check_golds
+
+
+# What TRL hands to each reward function next to the columns
+_FROM_TRAINER = {
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+}
+_KEPT_COLUMNS = {"prompt", "image", "images"}
+
+
+def check_data(trainer) -> None:
+    """
+    Refuse data with which a trainer could not roll out or reward: columns, prompts, golds.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]):
+            The trainer, ready to train. With an `environment_factory` only the golds are checked, since the
+            environment writes the prompts.
+
+    Raises:
+        `ValueError`: with the column, or with the row.
+    """
+    check_golds(trainer.reward_funcs, trainer.train_dataset, trainer.eval_dataset)
+    if trainer.environment_factories is None:
+        datasets = [trainer.train_dataset, trainer.eval_dataset]
+        check_columns(trainer.reward_funcs, datasets, trainer.args.remove_unused_columns)
+        check_prompts(datasets, trainer._tokenizer, trainer.chat_template_kwargs)
+
+
+def check_columns(reward_funcs: Sequence[Any], datasets: Any, remove_unused_columns: bool = False) -> None:
+    """
+    Refuse a data set without the prompts, or without a column that a reward function takes.
+
+    Args:
+        reward_funcs (`list`):
+            Reward functions and reward models of the trainer.
+        datasets (`datasets.Dataset`, `datasets.IterableDataset`, or `dict` or `list` of them):
+            Training and evaluation sets; `None` is passed over.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            The trainer's setting, with which TRL keeps prompts and images only.
+
+    Raises:
+        `ValueError`: with the column, what needs it, and the columns that are there.
+    """
+    for dataset in _each(datasets):
+        columns = dataset.column_names
+        if columns is None:  # a stream of unknown columns
+            continue
+        needed = {"prompt": "the rollout"}
+        for function in reward_funcs:
+            needed |= {column: f"the reward `{_name(function)}`" for column in _required_columns(function)}
+        for column, user in needed.items():
+            if column not in columns:
+                raise ValueError(
+                    f"The data set has no column `{column}`, which {user} needs; it has {', '.join(columns)}. Rename "
+                    "the column that holds it."
+                )
+            if remove_unused_columns and column not in _KEPT_COLUMNS:
+                raise ValueError(
+                    f"`remove_unused_columns=True` removes the column `{column}`, which {user} needs. Set it to False."
+                )
+
+
+def check_prompts(datasets: Any, tokenizer, chat_template_kwargs: dict | None = None) -> None:
+    """
+    Refuse prompts that are empty or neither text nor chat messages. Streams are not read.
+
+    Args:
+        datasets (`datasets.Dataset`, `datasets.IterableDataset`, or `dict` or `list` of them):
+            Training and evaluation sets; `None` is passed over.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
+
+    Raises:
+        `ValueError`: with the row of the first such prompt.
+    """
+    for dataset in _each(datasets):
+        if isinstance(dataset, Dataset):
+            for row, prompt in enumerate(dataset["prompt"]):
+                check_prompt(prompt, tokenizer, chat_template_kwargs, f"Row {row}")
+
+
+def check_prompt(prompt: Any, tokenizer, chat_template_kwargs: dict | None = None, place: str = "A row") -> None:
+    """
+    Refuse one prompt; see [`check_prompts`].
+
+    Args:
+        prompt (`Any`):
+            What the column `prompt` holds.
+        tokenizer, chat_template_kwargs:
+            As in [`check_prompts`].
+        place (`str`, *optional*, defaults to `"A row"`):
+            Where it stands, for the error.
+    """
+    is_chat = isinstance(prompt, list) and all(isinstance(message, Mapping) for message in prompt)
+    if not isinstance(prompt, str) and not (is_chat and all(message.get("role") for message in prompt)):
+        shown = repr(prompt)
+        raise ValueError(
+            f"{place} of the data set has a prompt that is neither a text nor a list of chat messages: "
+            f"{shown[:80]}{'...' * (len(shown) > 80)} ({type(prompt).__name__}). Correct it, or remove the row."
+        )
+    written = prompt.strip() if isinstance(prompt, str) else any(message.get("content") for message in prompt)
+    # White space, or nothing, may be something to a tokenizer that begins texts with a token
+    if not written and (is_chat or not prompt_length(prompt, tokenizer, chat_template_kwargs)):
+        raise ValueError(
+            f"{place} of the data set has an empty prompt, from which nothing can be generated. Remove the row."
+        )
+
+
+def _each(datasets: Any) -> Iterator[Any]:
+    if isinstance(datasets, Mapping):
+        datasets = list(datasets.values())
+    for dataset in datasets if isinstance(datasets, list) else [datasets]:
+        if isinstance(dataset, Mapping):
+            yield from dataset.values()
+        elif dataset is not None:
+            yield dataset
+
+
+def _required_columns(function: Any) -> list[str]:
+    """Parameters of a reward function that have no default and do not come from the trainer."""
+    if isinstance(function, nn.Module):
+        return []
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a callable without a signature
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return [name for name in names if name not in _FROM_TRAINER]
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
