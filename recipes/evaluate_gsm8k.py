@@ -36,6 +36,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
 
 from hf_evidenceflow import load_thinking_model
+from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.data.gsm8k import load_gsm8k
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.accuracy import accuracy_table, summarise_completions
@@ -49,7 +50,7 @@ from hf_evidenceflow.evidence.evaluation import (
 from hf_evidenceflow.evidence.samples import print_samples
 from hf_evidenceflow.models.weights import broken_weights
 from hf_evidenceflow.reporting import atomic_write_json, run_record
-from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, grade
+from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, gold_rule, grade
 
 
 # These change what is reported, not what is generated.
@@ -78,6 +79,9 @@ class EvaluateArguments:
             Whether to run code that the model's repository brings.
         thinking_mode (`str`, *optional*):
             Mode of a thinking model (`"projection"`, `"embedding"`, `"none"`). If not given, the checkpoint's.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template as JSON, such as `'{"enable_thinking": false}'`; `'{}'` for none. If
+            not given, those that the folder's `run.json` says the model was trained with.
         dataset_name_or_path (`str`, *optional*, defaults to `"openai/gsm8k"`):
             Hub name, jsonl or parquet file, or folder.
         split (`str`, *optional*, defaults to `"test"`):
@@ -114,6 +118,7 @@ class EvaluateArguments:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     thinking_mode: str | None = None
+    chat_template_kwargs: dict | str | None = None
     dataset_name_or_path: str = "openai/gsm8k"
     split: str = "test"
     max_samples: int | None = None
@@ -129,6 +134,7 @@ class EvaluateArguments:
     shown_samples: int = 3
 
     def __post_init__(self):
+        self.chat_template_kwargs = parse_chat_template_kwargs(self.chat_template_kwargs)
         self.graders = [self.graders] if isinstance(self.graders, str) else list(self.graders)
         if not self.graders or not set(self.graders) <= set(GRADERS):
             raise ValueError(f"`graders` must be one or several of {', '.join(GRADERS)}, got {self.graders}.")
@@ -147,18 +153,26 @@ class EvaluateArguments:
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(EvaluateArguments, __doc__).parse_args_and_config(argv)
     set_seed(args.seed)
+    args.chat_template_kwargs = evaluation_chat_template_kwargs(args.chat_template_kwargs, args.model_name_or_path)
     settings = {name: value for name, value in asdict(args).items() if name not in REPORT_SETTINGS}
     claim_folder(args.output_dir, settings)
     with run_record(args.output_dir, evaluate=args) as record:
         for grader in args.graders:
             grade("#### 1", "1", grader)  # a missing extra shows now rather than after the last batch
         model, tokenizer = load_model(args)
+        if args.chat_template_kwargs and tokenizer.chat_template is None:
+            raise ValueError(
+                f"`chat_template_kwargs={args.chat_template_kwargs}`, but the tokenizer has no chat template. Give it "
+                "the one of the training, or `chat_template_kwargs '{}'`."
+            )
         problems = load_gsm8k(
             args.dataset_name_or_path,
             split=args.split,
             conversational=tokenizer.chat_template is not None,
             max_samples=args.max_samples,
         )
+        for grader in args.graders:
+            gold_rule(grader).check(problems["answer"])
         claim_folder(
             args.output_dir, settings | {"weights": weights_fingerprint(model), "data": fingerprint(problems)}
         )
@@ -219,7 +233,7 @@ def evaluate(model, tokenizer, problems: Dataset, args: EvaluateArguments, decod
     """Generate and grade what is not yet in `<decoding>.jsonl`; return all of its rows."""
     num_samples = args.num_samples if decoding == "sampled" else 1
     prompts, golds = problems["prompt"][:], problems["answer"][:]
-    lengths = [len(ids) for ids in render_prompts(tokenizer, prompts)[1]]
+    lengths = [len(ids) for ids in render_prompts(tokenizer, prompts, args.chat_template_kwargs)[1]]
     plan = plan_batches(lengths, args.batch_size, num_samples)
     log = CompletionLog(Path(args.output_dir) / f"{decoding}.jsonl", plan)
     if any(set(row["scores"]) != set(args.graders) for row in log.rows):
@@ -238,6 +252,7 @@ def evaluate(model, tokenizer, problems: Dataset, args: EvaluateArguments, decod
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
         start_batch=log.batches_done,
+        chat_template_kwargs=args.chat_template_kwargs,
         **sampling,
     )
     with tqdm(total=sum(map(len, plan)), initial=len(log.rows), desc=decoding, unit="completion") as bar:

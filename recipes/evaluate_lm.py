@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.data import load_split
+from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents
 from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
@@ -109,6 +110,9 @@ class EvaluateLMArguments:
             Number of those beginnings, and their tokens.
         chat (`bool`, *optional*, defaults to `False`):
             Whether prompts are put into the tokenizer's chat template.
+        chat_template_kwargs (`dict`, *optional*):
+            With `chat`: further arguments of the template as JSON, such as `'{"enable_thinking": false}'`; `'{}'` for
+            none. If not given, those that the folder's `run.json` says the model was trained with.
         prompt_template (`str`, *optional*):
             Instead: text around `{prompt}`; `\\n` is a line break.
         top_k (`int`, *optional*, defaults to `10`):
@@ -160,6 +164,7 @@ class EvaluateLMArguments:
     max_prompts: int = 4
     prompt_tokens: int = 16
     chat: bool = False
+    chat_template_kwargs: dict | str | None = None
     prompt_template: str | None = None
     top_k: int = 10
     every_position: bool = False
@@ -194,6 +199,9 @@ class EvaluateLMArguments:
             raise ValueError("Give one of `prompts` and `prompts_file`, not both.")
         if self.chat and self.prompt_template is not None:
             raise ValueError("Give one of `chat` and `prompt_template`, not both.")
+        self.chat_template_kwargs = parse_chat_template_kwargs(self.chat_template_kwargs)
+        if self.chat_template_kwargs and not self.chat:
+            raise ValueError("`chat_template_kwargs` needs `chat`.")
         if (self.chat or self.prompt_template is not None) and self.prompts is None and self.prompts_file is None:
             raise ValueError("`chat` and `prompt_template` need `prompts` or `prompts_file`.")
         if self.prompt_template is not None:
@@ -291,13 +299,15 @@ def load_prompts(args: EvaluateLMArguments, tokenizer, documents: list[str]) -> 
             completions = rows["completion"][:] if "completion" in rows.column_names else None
     if not prompts:
         raise ValueError("There is no prompt in `prompts` or `prompts_file`. Give one.")
+    kwargs = None
     if args.chat:
         if tokenizer.chat_template is None:
             raise ValueError("`chat` was given, but the tokenizer has no chat template. Give `prompt_template`.")
+        kwargs = evaluation_chat_template_kwargs(args.chat_template_kwargs, args.model_name_or_path)
         prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
     elif args.prompt_template is not None:
         prompts = [args.prompt_template.replace("{prompt}", prompt) for prompt in prompts]
-    texts, ids = render_prompts(tokenizer, prompts)
+    texts, ids = render_prompts(tokenizer, prompts, kwargs)
     following = [None] * len(texts)
     if completions is not None:
         following = [next(iter(tokenizer(text, add_special_tokens=False)["input_ids"]), None) for text in completions]

@@ -62,9 +62,11 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
     return f"{question}\n" if system_prompt is None else f"{system_prompt}\n\n{question}\n"
 
 
-def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None) -> int:
+def render_prompt(
+    prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None
+) -> tuple[str, list[int]]:
     """
-    Tokens of a prompt as a trainer feeds it: chat messages rendered with the generation prompt.
+    A prompt as the model sees it, in training and in evaluation: chat messages rendered with the generation prompt.
 
     Args:
         prompt (`str` or `list[dict]`):
@@ -72,14 +74,22 @@ def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dic
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         chat_template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template.
+            Further arguments of the chat template, such as `{"enable_thinking": False}`.
+
+    Returns:
+        `tuple[str, list[int]]`: the text, and its token ids: those of [`~trl.GRPOTrainer`].
     """
     if isinstance(prompt, str):
-        return len(tokenizer(text=prompt)["input_ids"])
-    rendered = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
-    )
-    return len(rendered["input_ids"])
+        return prompt, tokenizer(text=prompt)["input_ids"]
+    kwargs = {"add_generation_prompt": True, **(chat_template_kwargs or {})}
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, **kwargs)
+    # A chat template writes the special tokens itself
+    return text, tokenizer(text=text, add_special_tokens=False)["input_ids"]
+
+
+def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None) -> int:
+    """Tokens of a prompt as [`render_prompt`] gives them."""
+    return len(render_prompt(prompt, tokenizer, chat_template_kwargs)[1])
 
 
 def filter_long_prompts(dataset, tokenizer, max_prompt_length: int, chat_template_kwargs: dict | None = None):

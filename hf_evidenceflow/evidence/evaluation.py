@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 
+from ..data.prompts import render_prompt
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
@@ -55,7 +56,9 @@ class Completion:
     seconds: float
 
 
-def render_prompts(tokenizer, prompts: Sequence[str | list[dict[str, str]]]) -> tuple[list[str], list[list[int]]]:
+def render_prompts(
+    tokenizer, prompts: Sequence[str | list[dict[str, str]]], chat_template_kwargs: dict | None = None
+) -> tuple[list[str], list[list[int]]]:
     """
     Turn prompts into what the model sees.
 
@@ -64,6 +67,8 @@ def render_prompts(tokenizer, prompts: Sequence[str | list[dict[str, str]]]) -> 
             Tokenizer; with a chat template if there are chats among the prompts.
         prompts (`Sequence[str | list[dict]]`):
             Texts, or chats as lists of messages.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
 
     Returns:
         `tuple[list[str], list[list[int]]]`: Rendered texts and their token ids.
@@ -72,13 +77,11 @@ def render_prompts(tokenizer, prompts: Sequence[str | list[dict[str, str]]]) -> 
         raise ValueError("There are no prompts to complete. Check `max_samples` and the data set.")
     texts, ids = [], []
     for prompt in prompts:
-        chat = not isinstance(prompt, str)
-        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) if chat else prompt
+        text, tokens = render_prompt(prompt, tokenizer, chat_template_kwargs)
+        if not tokens:
+            raise ValueError(f"Prompt {len(ids)} has no tokens: {text!r}. Remove it from the data.")
         texts.append(text)
-        # A chat template writes the special tokens itself.
-        ids.append(tokenizer(text, add_special_tokens=not chat)["input_ids"])
-        if not ids[-1]:
-            raise ValueError(f"Prompt {len(ids) - 1} has no tokens: {text!r}. Remove it from the data.")
+        ids.append(tokens)
     return texts, ids
 
 
@@ -119,6 +122,7 @@ def generate_completions(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     start_batch: int = 0,
+    chat_template_kwargs: dict | None = None,
 ) -> Iterator[list[Completion]]:
     """
     Complete prompts with any causal language model, batch by batch.
@@ -153,6 +157,8 @@ def generate_completions(
             Seed, at least 0. Each batch draws from its own stream.
         start_batch (`int`, *optional*, defaults to `0`):
             Batches of [`plan_batches`] to skip, as they are done.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template, the same as in training.
 
     Yields:
         `list[Completion]`: The completions of one batch, in the order of [`plan_batches`].
@@ -168,7 +174,7 @@ def generate_completions(
         raise ValueError(
             f"`num_samples={num_samples}` greedy completions would all be the same. Set `do_sample=True`."
         )
-    texts, ids = render_prompts(tokenizer, prompts)
+    texts, ids = render_prompts(tokenizer, prompts, chat_template_kwargs)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}
     stop = _stop_tokens(model, tokenizer)
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -292,3 +292,19 @@ def test_a_failed_start_can_be_repeated_in_the_same_folder(evaluate, tmp_path):
 def test_a_setting_out_of_its_range_is_named_with_its_value(evaluate, option, value):
     with pytest.raises(ValueError, match=rf"`{option}`.*{value}"):
         evaluate(**{"num_samples": 2, option: value})
+
+
+def test_prompts_are_rendered_as_in_training_unless_told_otherwise(evaluate, plain_checkpoint, tmp_path):
+    path = shutil.copytree(plain_checkpoint, tmp_path / "trained")
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ messages[-1].content }}{{ '' if enable_thinking else '<think></think>' }}"
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    training = {"training": {"chat_template_kwargs": {"enable_thinking": True}}}
+    (path / "run.json").write_text(json.dumps({"status": "finished", "configs": training}))
+    for output, options, ending in (
+        ("trained-with", {}, "many?"),
+        ("none", {"chat_template_kwargs": "{}"}, "many?<think></think>"),
+    ):
+        folder = evaluate(output, model_name_or_path=path, max_samples=1, graders="strict", **options)
+        assert rows(folder, "greedy")[0]["prompt"].endswith(ending)
+    assert json.loads((folder / "settings.json").read_text())["chat_template_kwargs"] == {}

@@ -24,6 +24,7 @@ from hf_evidenceflow import (
     ThinkingQwen2ForCausalLM,
     load_thinking_model,
 )
+from hf_evidenceflow.evidence.evaluation import render_prompts
 from hf_evidenceflow.rewards import gsm8k_reward
 
 
@@ -686,3 +687,18 @@ def test_gold_without_a_number_is_refused_before_training(plain_checkpoint, data
     args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
     with pytest.raises(ValueError, match="Column `answer` of row 1 cannot be graded by: it is None"):
         HRPOTrainer(plain_checkpoint, gsm8k_reward, args=args, train_dataset=dataset, eval_dataset={"test": golds})
+
+
+TEMPLATE = "{% for m in messages %}<s>{{ m.content }}{% endfor %}:{% if not enable_thinking %}...{% endif %}"
+
+
+@pytest.mark.parametrize("prompt", ["2 + 3?", [{"role": "user", "content": "2 + 3?"}]], ids=["text", "chat"])
+def test_training_and_evaluation_render_a_prompt_to_the_same_tokens(plain_checkpoint, dataset, tmp_path, prompt):
+    tokenizer = AutoTokenizer.from_pretrained(plain_checkpoint)
+    tokenizer.chat_template = TEMPLATE
+    kwargs = {"enable_thinking": True}
+    args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", chat_template_kwargs=kwargs)
+    trainer = HRPOTrainer(plain_checkpoint, letters_reward, args, dataset, processing_class=tokenizer)
+    rendered = render_prompts(tokenizer, [prompt], kwargs)[1]
+    assert trainer._tokenize_prompts([prompt])[0] == rendered
+    assert (render_prompts(tokenizer, [prompt])[1] == rendered) == isinstance(prompt, str)
