@@ -59,6 +59,8 @@ _EXPORTS = {
     "models.tinyseek.modeling_tinyseek": ["TinySeekForCausalLM", "TinySeekModel"],
     "rollouts.engine": ["RolloutEngine"],
     "run_folder.atomic_checkpoint": ["AtomicCheckpointMixin"],
+    "run_folder.resumable_trainer": ["ResumableTrainerMixin"],
+    "run_folder.training_run": ["training_run"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],
     "trainers.ppo_config": ["PPOConfig"],

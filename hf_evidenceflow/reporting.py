@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -21,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
+from .run_folder.termination import Terminated, ignored
 
+
+logger = logging.getLogger(__name__)
 
 RUN_RECORD_NAME = "run.json"
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "hf-evidenceflow")
@@ -120,6 +124,22 @@ class RunRecord:
         self.data = data
         self._writes = writes
 
+    def end(self, status: str, **entries: Any) -> None:
+        """
+        Note that the run is over, even on a full disk; that it cannot be noted hides no other error.
+
+        Args:
+            status (`str`):
+                `"interrupted"` or `"failed"`.
+            **entries (`Any`):
+                As in [`add`].
+        """
+        with ignored():
+            try:
+                self.add(status=status, ended=_now(), **entries)
+            except OSError as error:
+                _overwrite_status(self.path, status, error)
+
     def add(self, **entries: Any) -> None:
         """
         Add entries to the record and write it.
@@ -145,8 +165,9 @@ def run_record(
     """
     Record a run in `output_dir/run.json` from its start to its end.
 
-    The status is `"running"` inside the `with` block, then `"finished"`, `"interrupted"` (Ctrl-C) or `"failed"`; the
-    exception goes on to the caller. A killed process leaves `"running"` behind. Access tokens are removed. In a
+    The status is `"running"` inside the `with` block, then `"finished"`, `"interrupted"` (Ctrl-C, SIGTERM) or
+    `"failed"`; the exception goes on to the caller. A killed process leaves `"running"` behind, see
+    [`~run_folder.lock.folder_owner`]. Access tokens are removed. In a
     distributed run only rank 0 writes. A short form of an earlier record of the folder is kept under `"previous"`.
 
     Args:
@@ -196,13 +217,24 @@ def run_record(
     record.add()
     try:
         yield record
-    except KeyboardInterrupt:
-        record.add(status="interrupted", ended=_now())
+        with ignored():
+            record.add(status="finished", ended=_now())
+    except (KeyboardInterrupt, Terminated):
+        record.end("interrupted")
         raise
     except BaseException as error:
-        record.add(status="failed", ended=_now(), error=f"{type(error).__name__}: {error}")
+        record.end("failed", error=f"{type(error).__name__}: {error}")
         raise
-    record.add(status="finished", ended=_now())
+
+
+def _overwrite_status(path: Path, status: str, cause: OSError) -> None:
+    """Change the status in place, which needs no room on the disk and no right on the folder."""
+    try:
+        text = path.read_text(encoding="utf-8").replace('"status": "running"', f'"status": "{status}"', 1)
+        with open(path, "r+", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        logger.error("The run's status, %r, could not be noted in `%s`: %s", status, path, cause)
 
 
 def read_run_record(output_dir: str | os.PathLike) -> dict[str, Any] | None:

@@ -40,8 +40,10 @@ from hf_evidenceflow.data import (
 )
 from hf_evidenceflow.evidence.evaluation import generate_completions
 from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.reporting import atomic_write_text, run_record
+from hf_evidenceflow.reporting import atomic_write_text
 from hf_evidenceflow.rewards import grade, gsm8k_reward
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.trainers.training_clock import TrainingClock
 
 
@@ -325,7 +327,7 @@ def main(argv: list[str] | None = None) -> dict:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     start = time.perf_counter()
-    with run_record(args.output_dir, arm=args) as record:
+    with training_run(args.output_dir, overwrite=True, arm=args) as run:
         split, _, build_tokenizer = TASKS[args.task]
         names = args.task_settings.get("names") if args.task == "graph" else None
         tokenizer = build_tokenizer() if names is None else build_tokenizer(names)
@@ -343,11 +345,11 @@ def main(argv: list[str] | None = None) -> dict:
         atomic_write_text(
             Path(args.output_dir) / "eval_samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
         )
-        record.add(metrics=metrics)
+        run.record.add(metrics=metrics)
     print(json.dumps(metrics), f"{time.perf_counter() - start:.0f} seconds")
     return metrics
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

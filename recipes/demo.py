@@ -34,9 +34,10 @@ from hf_evidenceflow.evidence.curves import plot_training_curves
 from hf_evidenceflow.evidence.evaluation import generate_completions
 from hf_evidenceflow.evidence.intervals import mean_interval, pass_at_k, proportion_interval
 from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
+from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
 from hf_evidenceflow.rewards import grade, gsm8k_reward
-from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.training_run import training_run
 
 
 MAX_NEW_TOKENS = 28
@@ -224,9 +225,8 @@ def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(DemoArguments, __doc__).parse_args_and_config(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    resolve_output_dir(args.output_dir, overwrite=args.overwrite)
     start = time.perf_counter()
-    with run_record(args.output_dir, demo=args) as record:
+    with training_run(args.output_dir, overwrite=args.overwrite, demo=args) as run:
         tokenizer = build_word_problem_tokenizer()
         splits = split_word_problems(train=4000, test=args.test_problems, seed=args.seed)
         train, test = (
@@ -259,11 +259,11 @@ def main(argv: list[str] | None = None) -> dict:
         atomic_write_text(folder / "demo.md", markdown)
         metrics = {name: {key: value._asdict() for key, value in scores.items()} for name, scores in results.items()}
         atomic_write_json(folder / "metrics.json", metrics)
-        record.add(metrics=metrics)
+        run.record.add(metrics=metrics)
         print(f"Table: {folder / 'demo.md'}\nCurves: {folder / 'reward_curves.png'}")
     return metrics
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

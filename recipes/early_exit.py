@@ -43,8 +43,9 @@ from hf_evidenceflow.early_exit import (
     threshold_sweep,
 )
 from hf_evidenceflow.early_exit.report import draw_exits, exit_tables, print_tables
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
-from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
+from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.training_run import training_run
 
 
 @dataclass
@@ -213,8 +214,7 @@ def add_speeds(exits: list[dict], thresholds: list[dict], speeds: dict, criterio
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(EarlyExitArguments, __doc__).parse_args_and_config(argv)
     set_seed(args.seed)
-    resolve_output_dir(args.output_dir, overwrite=args.overwrite)
-    with run_record(args.output_dir, early_exit=args) as record:
+    with training_run(args.output_dir, overwrite=args.overwrite, early_exit=args) as run:
         model, tokenizer = load_model(args)
         documents = load_rows(args, tokenizer)
         batches = make_batches(documents, args.batch_size)
@@ -232,10 +232,10 @@ def main(argv: list[str] | None = None) -> dict:
         draw_exits(exits, thresholds, folder / "early_exit.png")
         markdown = print_tables(exit_tables(exits, thresholds, speeds[FULL_DEPTH].tokens_per_second))
         atomic_write_text(folder / "early_exit.md", f"{markdown}\n\n![exits](early_exit.png)\n")
-        record.add(metrics=results)
+        run.record.add(metrics=results)
         print(f"Tables: {folder / 'early_exit.md'}\nPicture: {folder / 'early_exit.png'}")
     return results
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -14,7 +14,8 @@ accelerate launch recipes/hrpo_gsm8k.py --config recipes/configs/hrpo_gsm8k/smok
 ```
 
 Command-line options override the file. `--only_grpo true` is the control: the same trainer without thinking, which is
-GRPO. `--task` takes the other published tasks. An interrupted run goes on with `--resume_from_checkpoint true`.
+GRPO. `--task` takes the other published tasks. An interrupted run goes on with `--resume_from_checkpoint true`; jobs
+that are requeued pass `--resume_from_checkpoint auto` from the start.
 
 Outputs, in `output_dir`: the model with tokenizer and model card, `checkpoint-*`, `run.json` (the run record),
 `curves.png`.
@@ -22,7 +23,6 @@ Outputs, in `output_dir`: the model with tokenizer and model card, `checkpoint-*
 
 import importlib.util
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,9 +36,10 @@ from hf_evidenceflow.data import load_arc_challenge, load_gsm8k, load_math, load
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.curves import plot_training_curves
 from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.reporting import package_versions, run_record
+from hf_evidenceflow.reporting import package_versions
 from hf_evidenceflow.rewards import gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
-from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint, resolve_output_dir
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.training_run import training_run
 
 
 TASKS = {
@@ -148,9 +149,14 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
             "`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or pass `--plot false`."
         )
     set_seed(training_args.seed)
-    checkpoint = resolve_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
-    with run_record(training_args.output_dir, script=script_args, training=training_args, model=model_args) as record:
+    with training_run(
+        training_args.output_dir,
+        training_args.resume_from_checkpoint,
+        script=script_args,
+        training=training_args,
+        model=model_args,
+    ) as run:
         load, reward, name = TASKS[script_args.task]
         tokenizer = load_tokenizer(
             model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
@@ -177,23 +183,13 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-        trainer.model_card_notes = model_card_notes(script_args, training_args, record.data, dataset[0]["prompt"])
+        trainer.model_card_notes = model_card_notes(script_args, training_args, run.record.data, dataset[0]["prompt"])
 
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        except KeyboardInterrupt:
-            last = last_whole_checkpoint(training_args.output_dir)
-            print(
-                f"\nInterrupted at step {trainer.state.global_step}. The last whole checkpoint is {last}. "
-                + ("Go on with the same command and `--resume_from_checkpoint true`." if last else "Start again."),
-                file=sys.stderr,
-            )
-            raise
-
+        trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_model()
         trainer.save_state()
         trainer.create_model_card()
-        record.add(metrics=trainer.state.log_history[-1])
+        run.record.add(metrics=trainer.state.log_history[-1])
         if trainer.is_world_process_zero():
             report(trainer, dataset, script_args)
         if training_args.push_to_hub:
@@ -222,7 +218,4 @@ def report(trainer, dataset, script_args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_recipe(main)

@@ -23,14 +23,14 @@ python recipes/pretrain_clm.py --task sft --model_name_or_path outputs/llama --b
     --train_file sft.jsonl --validation_share 0.1 --output_dir outputs/llama-sft
 ```
 
-An interrupted run goes on with the same command and `--resume_from_checkpoint true`.
+An interrupted run goes on with the same command and `--resume_from_checkpoint true`; jobs that are requeued pass
+`--resume_from_checkpoint auto` from the start.
 
 Outputs, in `output_dir`: the model with its tokenizer, `checkpoint-*`, `run.json` (the run record with the final
 metrics), `log.jsonl` (grows with the run), `trainer_state.json`, and `curves.png` with `--plot`.
 """
 
 import importlib.util
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,8 +54,8 @@ from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.models.weights import load_checked
-from hf_evidenceflow.reporting import run_record
-from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint, resolve_output_dir
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
@@ -282,11 +282,14 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
         raise ImportError("`curves.png` needs matplotlib: `pip install hf-evidenceflow[plots]`, or drop `--plot`.")
     evidence_config = evidence_args.config()
     set_seed(training_args.seed)
-    checkpoint = resolve_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
-    with run_record(
-        training_args.output_dir, script=script_args, evidence=evidence_args, training=training_args
-    ) as record:
+    with training_run(
+        training_args.output_dir,
+        training_args.resume_from_checkpoint,
+        script=script_args,
+        evidence=evidence_args,
+        training=training_args,
+    ) as run:
         train, validation = load_data(script_args)
         tokenizer = load_tokenizer(script_args, train)
         model = load_model(script_args, tokenizer)
@@ -300,21 +303,11 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
             f"{len(trainer.train_dataset)} rows for training, {len(trainer.eval_dataset)} for validation"
         )
 
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        except KeyboardInterrupt:
-            last = last_whole_checkpoint(training_args.output_dir)
-            print(
-                f"\nInterrupted at step {trainer.state.global_step}. The last whole checkpoint is {last}. "
-                + ("Go on with the same command and `--resume_from_checkpoint true`." if last else "Start again."),
-                file=sys.stderr,
-            )
-            raise
-
+        trainer.train(resume_from_checkpoint=run.checkpoint)
         metrics = trainer.final_metrics()
         trainer.save_model()
         trainer.save_state()
-        record.add(metrics=metrics)
+        run.record.add(metrics=metrics)
         if trainer.is_world_process_zero():
             print(
                 f"Perplexity {metrics['eval_perplexity']:.3f}, accuracy {metrics['eval_accuracy']:.4f}, "
@@ -333,7 +326,4 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_recipe(main)

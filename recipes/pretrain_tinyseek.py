@@ -16,10 +16,11 @@ The log has, beside loss and learning rate, how the experts are used (`router_ma
 Outputs: as of `pretrain_clm.py`.
 """
 
-import sys
 from dataclasses import dataclass
 
 import pretrain_clm
+
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -43,7 +44,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_recipe(main)

@@ -27,8 +27,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from trl import SFTTrainer
 
 from hf_evidenceflow.data import generate_word_problems, load_gsm8k, prepare_gsm8k
-from hf_evidenceflow.reporting import atomic_write_text, run_record
-from hf_evidenceflow.run_folder.checkpoints import resolve_output_dir
+from hf_evidenceflow.reporting import atomic_write_text
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.resumable_trainer import ResumableTrainerMixin
+from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.trainers.precision import DeviceSFTConfig
 
 
@@ -76,6 +78,12 @@ class ScratchArguments:
     def __post_init__(self):
         if self.model_type not in ("qwen2", "llama"):
             raise ValueError(f"`model_type` must be 'qwen2' or 'llama', got {self.model_type!r}.")
+
+
+class ScratchTrainer(ResumableTrainerMixin, SFTTrainer):
+    """TRL's trainer, resumable."""
+
+    kept_attributes = ("_metrics", "_total_train_tokens")
 
 
 def load_problems(args: ScratchArguments, seed: int) -> Dataset:
@@ -137,9 +145,10 @@ def make_model(args: ScratchArguments, tokenizer):
 def main(argv: list[str] | None = None) -> SFTTrainer:
     args, training_args = RecipeParser((ScratchArguments, DeviceSFTConfig), __doc__).parse_args_and_config(argv)
     set_seed(training_args.seed)
-    checkpoint = resolve_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
-    with run_record(training_args.output_dir, model=args, training=training_args) as record:
+    with training_run(
+        training_args.output_dir, training_args.resume_from_checkpoint, model=args, training=training_args
+    ) as run:
         problems = load_problems(args, training_args.seed)
         if args.dataset_name_or_path is None:
             save_problems(problems, training_args.output_dir)
@@ -150,18 +159,18 @@ def main(argv: list[str] | None = None) -> SFTTrainer:
             lambda row: {"completion": [{"role": "assistant", "content": row["solution"]}]},
             remove_columns=["answer", "question", "solution"],
         )
-        trainer = SFTTrainer(
+        trainer = ScratchTrainer(
             make_model(args, tokenizer), args=training_args, train_dataset=dataset, processing_class=tokenizer
         )
         print(f"{trainer.model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(dataset)} problems")
 
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=run.checkpoint)
 
         trainer.save_model()
         trainer.save_state()
-        record.add(metrics=trainer.state.log_history[-1])
+        run.record.add(metrics=trainer.state.log_history[-1])
     return trainer
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -2,9 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from ..evidence.completion_log import read_jsonl
 from ..reporting import atomic_write_text, to_plain
@@ -13,12 +16,12 @@ from ..reporting import atomic_write_text, to_plain
 LOG_FILE_NAME = "log.jsonl"
 
 
-class LogFileCallback(TrainerCallback):
+class LogFileCallback(TrainerCallback, ExportableState):
     """
     Appends each row that the Trainer logs to a JSON lines file, for whoever watches the run from outside.
 
-    A row is on disk when `on_log` returns. A resumed training drops the rows after the checkpoint's step: they are
-    logged again. In a distributed run only rank 0 writes.
+    A row is on disk when `on_log` returns. A resumed training drops the rows that were written after its checkpoint:
+    they are logged again. In a distributed run only rank 0 writes.
 
     Args:
         path (`str` or `os.PathLike`, *optional*):
@@ -34,30 +37,49 @@ class LogFileCallback(TrainerCallback):
 
     def __init__(self, path: str | os.PathLike | None = None):
         self.path = path
+        self.rows = 0
+
+    def state(self) -> dict:
+        path = None if self.path is None else str(self.path)
+        return {"args": {"path": path}, "attributes": {"rows": self.rows}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         path = self._path(args)
-        if state.is_world_process_zero and path.exists():
-            atomic_write_text(path, "".join(_rows_until(path, state.global_step)))
+        if not state.is_world_process_zero or not path.exists():
+            return
+        # A resumed state holds the checkpoint's callbacks, a fresh one this one's own
+        kept, rows = state.stateful_callbacks.get(type(self).__name__), read_jsonl(path)
+        if isinstance(kept, dict):
+            rows = rows[: kept["attributes"]["rows"]]
+        else:
+            rows = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= state.global_step]
+        self.rows = len(rows)
+        atomic_write_text(path, "".join(map(_line, rows)))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        self.write(args, state, {**(logs or {}), "epoch": state.epoch})
+
+    def write(self, args, state, row: Mapping[str, Any]) -> None:
+        """
+        Append a row, with the step.
+
+        Args:
+            args ([`~transformers.TrainingArguments`]), state ([`~transformers.TrainerState`]):
+                As a callback gets them.
+            row (`Mapping`):
+                The row.
+        """
         if not state.is_world_process_zero:
             return
         path = self._path(args)
         path.parent.mkdir(parents=True, exist_ok=True)
-        row = {**(logs or {}), "epoch": state.epoch, "step": state.global_step}
         with open(path, "a", encoding="utf-8") as file:
-            file.write(_line(row))
+            file.write(_line({**row, "step": state.global_step}))
             file.flush()
+        self.rows += 1
 
     def _path(self, args) -> Path:
         return Path(self.path if self.path is not None else Path(args.output_dir) / LOG_FILE_NAME)
-
-
-def _rows_until(path: Path, step: int):
-    for row in read_jsonl(path):
-        if isinstance(row.get("step"), int) and row["step"] <= step:
-            yield _line(row)
 
 
 def _line(row) -> str:

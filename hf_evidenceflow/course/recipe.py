@@ -11,8 +11,8 @@ from typing import Any
 from transformers import logging as transformers_logging
 from transformers import set_seed
 
-from ..reporting import RunRecord, atomic_write_json, atomic_write_text, run_record
-from ..run_folder.checkpoints import resolve_output_dir
+from ..reporting import RunRecord, atomic_write_json, atomic_write_text
+from ..run_folder.training_run import training_run
 from .arguments import CourseArguments
 
 
@@ -83,9 +83,8 @@ def course_run(name: str, args: CourseArguments) -> Iterator[CourseRun]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_seed(args.seed)
-    resolve_output_dir(args.output_dir, overwrite=args.overwrite)
-    with run_record(args.output_dir, script=args) as record:
-        yield CourseRun(name, Path(args.output_dir), record)
+    with training_run(args.output_dir, overwrite=args.overwrite, script=args) as run:
+        yield CourseRun(name, run.folder, run.record)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

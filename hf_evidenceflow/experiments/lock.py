@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from ..files import read_json
 from ..reporting import atomic_write_json
+from ..run_folder.lock import FolderInUseError, folder_owner, hold_folder, is_alive
 
 
 RUNNER_NAME = "runner.json"
@@ -18,7 +18,7 @@ RUNNER_NAME = "runner.json"
 
 class RunnerFile:
     """
-    `runner.json`: which process works on the folder, and the processes of its runs.
+    `runner.json`: the processes of the runs that a runner has started.
 
     Attributes:
         orphans (`set[str]`):
@@ -51,38 +51,30 @@ def lock_experiment(output_dir: str | os.PathLike) -> Iterator[RunnerFile]:
         [`RunnerFile`]: Where the processes of runs are noted.
 
     Raises:
-        RuntimeError: If another runner is at work, or if runs of a killed runner still are.
+        FolderInUseError: If another runner is at work, or if runs of a killed runner still are.
     """
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RUNNER_NAME
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        earlier = _read(path)
-        raise RuntimeError(
-            f"Another runner works on `{folder}` (process {earlier.get('pid')} on {earlier.get('host')}). Wait for "
-            "it, stop it, or use another output folder."
-        ) from None
-    try:
-        earlier = _read(path)
+    with hold_folder(folder, "runner"):
+        path = folder / RUNNER_NAME
+        earlier = read_json(path) if path.exists() else {}
         children = earlier.get("children", {})
-        alive = {}
-        if earlier.get("host") == socket.gethostname():
-            alive = {run: child["pid"] for run, child in children.items() if child and _is_alive(**child)}
-        if alive:
-            raise RuntimeError(
+        if alive := _alive(folder, earlier.get("host"), children):
+            raise FolderInUseError(
                 f"A runner of `{folder}` was killed, but runs that it started go on: {alive} (run: process). Wait for "
                 "them, or end these processes."
             )
         yield RunnerFile(path, set(children))
-    finally:
-        lock.release()
 
 
-def _read(path: Path) -> dict:
-    return read_json(path) if path.exists() else {}
+def _alive(folder: Path, host: str | None, children: Mapping[str, dict | None]) -> dict[str, int | str]:
+    # The process that was started may be gone and the run go on: `accelerate launch` and the recipe are two processes
+    alive = {}
+    for run, child in children.items():
+        if (owner := folder_owner(folder / "runs" / run)) is not None:
+            alive[run] = owner.pid if owner.host == socket.gethostname() else str(owner)
+        elif host == socket.gethostname() and child and is_alive(**child):
+            alive[run] = child["pid"]
+    return alive
 
 
 def _started(pid: int) -> float | None:
@@ -90,9 +82,3 @@ def _started(pid: int) -> float | None:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
-
-
-def _is_alive(pid: int, started: float | None) -> bool:
-    # Process ids are used again: the start tells whether it is still the same process.
-    now = _started(pid)
-    return now is not None and now == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

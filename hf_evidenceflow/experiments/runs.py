@@ -16,6 +16,7 @@ from ..evidence.curves import load_log_history
 from ..files import read_json, read_yaml
 from ..reporting import atomic_write_json, atomic_write_text, read_run_record
 from ..run_folder.checkpoints import last_whole_checkpoint
+from ..run_folder.lock import folder_owner, is_abandoned
 from .grid import RunSpec
 
 
@@ -111,9 +112,11 @@ class RunFiles:
         return max((file.stat().st_mtime for file in files if file.exists()), default=None)
 
     def runs_elsewhere(self) -> bool:
-        """Whether something that this runner did not start, such as a cluster's job, seems to be at the run."""
+        """Whether something that this runner did not start, such as a cluster's job, is or seems to be at the run."""
+        if folder_owner(self.folder) is not None:
+            return True
         record = self.record()
-        if record is None or record["status"] != "running" or self.failure.exists():
+        if record is None or record["status"] != "running" or self.failure.exists() or is_abandoned(self.folder):
             return False
         return time.time() - self.last_sign() < ALIVE_SECONDS
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from trl import SFTConfig, SFTTrainer
 
-from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .pretraining_config import PretrainingConfig
 from .pretraining_trainer import CausalLMEvaluationMixin
 
@@ -31,5 +31,7 @@ class CompletionConfig(PretrainingConfig, SFTConfig):
         return cls(**(given | overrides))
 
 
-class CompletionTrainer(CausalLMEvaluationMixin, AtomicCheckpointMixin, SFTTrainer):
+class CompletionTrainer(CausalLMEvaluationMixin, ResumableTrainerMixin, SFTTrainer):
     """Trains on completions, or on the assistant's turns; its arguments are a [`CompletionConfig`]."""
+
+    kept_attributes = ("_metrics", "_total_train_tokens")

@@ -29,7 +29,7 @@ from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
-from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .data_checks import check_data, check_prompt
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
@@ -54,7 +54,7 @@ logger = get_logger(__name__)
 _ROWS_A_BUCKET = 8
 
 
-class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
+class HRPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
     """
     Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -85,6 +85,8 @@ class HRPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, G
         train_dataset and what follows:
             As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
     """
+
+    kept_attributes = ("_metrics", "_last_parity_step")
 
     _tag_names = ["trl", "hrpo", "hf_evidenceflow"]
     _name = "HRPO"

@@ -33,7 +33,7 @@ from ..losses.ppo import (
 )
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
-from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .data_checks import check_data
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
 from .ppo_config import PPOConfig
@@ -44,7 +44,7 @@ from .thinking_metrics import masked_mean
 VALUE_HEAD_NAME = "value_head.safetensors"
 
 
-class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
+class PPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
     """
     Trainer of proximal policy optimisation with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -82,6 +82,8 @@ class PPOTrainer(AtomicCheckpointMixin, SavedRolloutsMixin, StopStringsMixin, GR
     """
 
     _rollout_arguments = (*SavedRolloutsMixin._rollout_arguments, "gamma", "lam", "kl_in_reward", "whiten_rewards")
+    kept_attributes = ("_metrics",)
+
     _tag_names = ["trl", "ppo", "hf_evidenceflow"]
     _name = "PPO"
     _paper = {

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from ..evidence.router_statistics import RouterStatistics, expert_modules
 from ..models.crosslayer.extra_parameters import no_decay_names
-from ..run_folder.atomic_checkpoint import AtomicCheckpointMixin
+from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
 from .training_clock import TrainingClock
 
@@ -154,5 +154,5 @@ class CausalLMEvaluationMixin:
         }
 
 
-class PretrainingTrainer(CausalLMEvaluationMixin, AtomicCheckpointMixin, Trainer):
+class PretrainingTrainer(CausalLMEvaluationMixin, ResumableTrainerMixin, Trainer):
     """Trains a causal LM on rows of token ids; its arguments are a [`PretrainingConfig`]."""

@@ -68,6 +68,7 @@ from hf_evidenceflow.evidence.text_perplexity import score_text
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.reporting import atomic_write_json
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 # Multiples of 64, so that bitsandbytes' CPU kernels take them
@@ -311,4 +312,4 @@ def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

@@ -54,6 +54,7 @@ from hf_evidenceflow.course.recipe import course_run, markdown_table
 from hf_evidenceflow.course.stages import run_stage, stage_settings
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 QUESTIONS = {"country at `the`": country_examples, "owner's gender at the animal": owner_examples}
@@ -265,4 +266,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at these sizes a second thread mostly waits for the first
-    main()
+    run_recipe(main)

@@ -63,6 +63,7 @@ from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
 from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 HEAD_SIZE = 32
@@ -228,4 +229,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

@@ -58,6 +58,7 @@ from hf_evidenceflow.data import load_tokenizer, make_sloppy, split_word_problem
 from hf_evidenceflow.data.loading import load_split
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
 from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer
 
@@ -275,4 +276,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

@@ -52,6 +52,7 @@ from hf_evidenceflow.course.peft_methods.tuning import accuracy, check_labels, e
 from hf_evidenceflow.course.recipe import course_run
 from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -238,4 +239,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

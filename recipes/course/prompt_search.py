@@ -52,6 +52,7 @@ from hf_evidenceflow.experiments.statistics import mean_t_interval, paired_t_dif
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 SMALL_LLAMA = {
@@ -251,4 +252,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

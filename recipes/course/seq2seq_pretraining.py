@@ -59,6 +59,7 @@ from hf_evidenceflow.data.packing import TokenRows, pack_rows
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.evidence.intervals import paired_difference, proportion_interval
 from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -307,4 +308,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # at this size a second thread only waits for the first
-    main()
+    run_recipe(main)

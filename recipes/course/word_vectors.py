@@ -45,6 +45,7 @@ from hf_evidenceflow.course.word_vectors.glove import glove_vectors, train_glove
 from hf_evidenceflow.course.word_vectors.huffman import huffman_probabilities, huffman_summary
 from hf_evidenceflow.course.word_vectors.skip_gram import noise_distribution, text_words, train_skip_gram
 from hf_evidenceflow.course.word_vectors.vectors_plot import plot_word_vectors
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 METHODS = ("negative sampling", "hierarchical softmax", "GloVe")
@@ -208,4 +209,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # GloVe's small steps gain nothing from a second
-    main()
+    run_recipe(main)

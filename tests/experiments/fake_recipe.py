@@ -7,6 +7,7 @@ import random
 import struct
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import yaml
@@ -61,7 +62,10 @@ def main():
         checkpoint = folder / f"checkpoint-{step}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-        write(checkpoint / "trainer_state.json", {"log_history": history})
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            zipfile.ZipFile(checkpoint / name, "w").close()
+        write(checkpoint / "config.json", {})
+        write(checkpoint / "trainer_state.json", {"global_step": step, "log_history": history})
         write(folder / "run.json", record | {"status": "interrupted"})
         raise
     write(folder / "trainer_state.json", {"log_history": history})

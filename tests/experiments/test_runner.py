@@ -16,6 +16,7 @@ from hf_evidenceflow.experiments.grid_file import parse_grid
 from hf_evidenceflow.experiments.launcher import LaunchOptions
 from hf_evidenceflow.experiments.lock import lock_experiment
 from hf_evidenceflow.experiments.runner import ExperimentRunner
+from hf_evidenceflow.run_folder.lock import LOCK_NAME
 
 
 RECIPE = str(Path(__file__).with_name("fake_recipe.py"))
@@ -172,7 +173,7 @@ def test_a_locked_folder_is_refused_and_a_stale_lock_is_not(tmp_path):
         lock_experiment(tmp_path),
     ):
         pass
-    FileLock(tmp_path / ".lock").acquire().lock.release()  # the file of a runner that is gone
+    FileLock(tmp_path / LOCK_NAME).acquire().lock.release()  # the file of a runner that is gone
     with lock_experiment(tmp_path) as runner_file:
         assert runner_file.orphans == set()
 

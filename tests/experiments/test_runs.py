@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import time
+import zipfile
 
 import pytest
 import yaml
@@ -28,7 +29,11 @@ def make_checkpoint(files, step=5):
     folder = files.folder / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "loss": 2.5}]}))
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        zipfile.ZipFile(folder / name, "w").close()
+    (folder / "config.json").write_text("{}")
+    state = {"global_step": step, "log_history": [{"step": step, "loss": 2.5}]}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
 
 
 def write_record(files, status, **entries):

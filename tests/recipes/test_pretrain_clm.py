@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evidenceflow.reporting import read_run_record
+from hf_evidenceflow.run_folder.manifest import write_manifest
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -118,6 +119,7 @@ def test_a_resumed_run_goes_on_counting_seconds_and_tokens(run, tmp_path):
     content = json.loads(state.read_text())
     content["stateful_callbacks"]["TrainingClock"]["attributes"]["seconds"] = 1000.0
     state.write_text(json.dumps(content))
+    write_manifest(state.parent)
     trainer = run(resume_from_checkpoint="true")
     metrics = read_run_record(tmp_path / "run")["metrics"]
     assert 1000 < metrics["train_seconds"] < 1100

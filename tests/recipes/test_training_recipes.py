@@ -102,7 +102,7 @@ def test_an_interrupted_run_says_how_to_go_on_is_not_overwritten_and_resumes(
     monkeypatch.setattr(HRPOTrainer, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         recipe.main(arguments)
-    assert "Interrupted at step 3. The last whole checkpoint is" in (err := capsys.readouterr().err)
+    assert "Interrupted (Ctrl-C). The last whole checkpoint is" in (err := capsys.readouterr().err)
     assert "checkpoint-2. Go on with the same command and `--resume_from_checkpoint true`" in err
     assert read_run_record(tmp_path / "run")["status"] == "interrupted"
     monkeypatch.undo()

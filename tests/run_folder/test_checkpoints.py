@@ -15,14 +15,18 @@ from hf_evidenceflow.run_folder.checkpoints import (
     last_whole_checkpoint,
     resolve_output_dir,
 )
+from hf_evidenceflow.run_folder.manifest import MANIFEST_NAME, write_manifest
 
 
 def make_checkpoint(output_dir, step):
     path = output_dir / f"checkpoint-{step}"
     path.mkdir(parents=True)
     save_file({"w": np.zeros((3, 5), dtype=np.float32)}, path / "model.safetensors")
-    torch.save({"step": step}, path / "optimizer.pt")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": step}, path / name)
+    (path / "config.json").write_text("{}")
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    write_manifest(path)
     return path
 
 
@@ -39,18 +43,60 @@ def test_a_complete_checkpoint_is_whole(tmp_path):
     assert is_whole_checkpoint(make_checkpoint(tmp_path, 2))
 
 
+@pytest.fixture(params=[True, False], ids=["manifest", "structure"])
+def checkpoint(request, tmp_path):
+    """A whole checkpoint with a manifest, or one without, as the stock Trainer writes it."""
+    path = make_checkpoint(tmp_path, 2)
+    if not request.param:
+        (path / MANIFEST_NAME).unlink()
+    return path
+
+
+def test_a_checkpoint_without_manifest_is_whole_by_its_files(checkpoint):
+    assert is_whole_checkpoint(checkpoint)
+
+
 @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt"])
-def test_a_cut_file_is_named(tmp_path, name):
-    path = make_checkpoint(tmp_path, 2)
-    cut(path / name)
-    assert name in checkpoint_problem(path)
+def test_a_cut_file_is_named(checkpoint, name):
+    cut(checkpoint / name)
+    assert name in checkpoint_problem(checkpoint)
 
 
-@pytest.mark.parametrize("name, problem", [("trainer_state.json", "is missing"), ("model.safetensors", "no weights")])
-def test_a_missing_file_is_named(tmp_path, name, problem):
+@pytest.mark.parametrize(
+    "name",
+    ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"],
+)
+def test_a_missing_file_is_named(checkpoint, name):
+    (checkpoint / name).unlink()
+    problem = checkpoint_problem(checkpoint)
+    assert f"{name} is missing" in problem or (name == "model.safetensors" and "no weights" in problem)
+
+
+def test_a_tokenizer_that_was_written_and_is_missing_is_named(tmp_path):
     path = make_checkpoint(tmp_path, 2)
-    (path / name).unlink()
-    assert problem in checkpoint_problem(path)
+    (path / "tokenizer.json").write_text("{}")
+    write_manifest(path)
+    (path / "tokenizer.json").unlink()
+    assert checkpoint_problem(path) == "tokenizer.json is missing, which manifest.json lists"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rollouts_0.pt"])
+def test_one_flipped_bit_is_found(tmp_path, name):
+    path = make_checkpoint(tmp_path, 2)
+    (path / "rollouts_0.pt").write_bytes((path / "optimizer.pt").read_bytes())
+    write_manifest(path)
+    data = bytearray((path / name).read_bytes())
+    data[-60 if name == "model.safetensors" else len(data) // 2] ^= 1
+    (path / name).write_bytes(data)
+    assert f"{name} is not what was written" in checkpoint_problem(path)
+
+
+@pytest.mark.parametrize("step", [-1, 3, None, "2"])
+def test_a_step_that_is_not_the_folders_is_refused(tmp_path, step):
+    path = make_checkpoint(tmp_path, 2)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (path / MANIFEST_NAME).unlink()
+    assert f"step {step!r}" in checkpoint_problem(path)
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -175,3 +221,28 @@ def test_a_launch_does_not_begin_over_files_that_no_run_left(tmp_path, monkeypat
     (tmp_path / "model.safetensors").write_bytes(b"somebody's model")
     with pytest.raises(ValueError, match="no whole checkpoint"):
         resolve_output_dir(tmp_path, "true")
+
+
+def test_auto_resumes_where_there_is_a_checkpoint(tmp_path):
+    path = make_checkpoint(tmp_path, 2)
+    interrupted_run(tmp_path)
+    assert resolve_output_dir(tmp_path, "auto") == str(path)
+
+
+def test_auto_starts_a_new_run(tmp_path):
+    assert resolve_output_dir(tmp_path / "new", "auto") is None
+
+
+def test_auto_starts_anew_where_a_run_left_no_whole_checkpoint(tmp_path, caplog):
+    cut(make_checkpoint(tmp_path, 2) / "model.safetensors")
+    interrupted_run(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert resolve_output_dir(tmp_path, "auto") is None
+    assert "holds no whole checkpoint: starting anew" in caplog.text
+
+
+def test_auto_does_not_overwrite_a_finished_run_without_a_checkpoint(tmp_path):
+    with run_record(tmp_path, command=["train.py"]):
+        pass
+    with pytest.raises(ValueError, match="nothing to resume"):
+        resolve_output_dir(tmp_path, "auto")

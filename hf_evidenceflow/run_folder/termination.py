@@ -1,0 +1,86 @@
+"""SIGTERM: in training a checkpoint is saved at the next step, elsewhere the run ends at once; exit code 143.
+
+transformers' `enable_jit_checkpoint` does not do: it acts seconds after the signal, writes into the final folder,
+knows neither the other ranks nor an exit code, and the code behind `train()` goes on as if training were done. Remove
+when it does all that.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+EXIT_CODE = 128 + signal.SIGTERM  # what a shell shows for a process that SIGTERM ended
+
+
+class Terminated(SystemExit):
+    """The run was ended by SIGTERM; exit code 143."""
+
+    def __init__(self):
+        super().__init__(EXIT_CODE)
+
+
+class _State:
+    requested = False  # a SIGTERM came
+    deferring = False  # a trainer will act on it
+    ignoring = False  # the run's end is being noted
+
+
+_state = _State()
+
+
+@contextmanager
+def handle_sigterm() -> Iterator[None]:
+    """
+    Turn SIGTERM into [`Terminated`] inside the `with` block, at once or, while a trainer defers it, at its next step.
+
+    The second signal ends the block at once in any case. Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.requested = _state.deferring = _state.ignoring = False
+    earlier = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+        _state.requested = False
+
+
+def _on_sigterm(number, frame):
+    if _state.ignoring:
+        return
+    first, _state.requested = not _state.requested, True
+    if not (first and _state.deferring):
+        raise Terminated
+    if os.environ.get("RANK", "0") == "0":
+        # `print` may be what the signal interrupted
+        os.write(2, b"\nSIGTERM: saving a checkpoint at the end of this step (a second one ends the run at once).\n")
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside the `with` block the first SIGTERM is only noted, for a trainer that asks for it at each step."""
+    _state.deferring = True
+    try:
+        yield
+    finally:
+        _state.deferring = False
+
+
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Inside the `with` block, which should be short, SIGTERM does nothing: the run is ending anyway."""
+    _state.ignoring = True
+    try:
+        yield
+    finally:
+        _state.ignoring = False
+
+
+def is_requested() -> bool:
+    """Whether this process got a SIGTERM that a trainer has to act on."""
+    return _state.requested

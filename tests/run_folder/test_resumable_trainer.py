@@ -1,0 +1,174 @@
+"""A run that is cut off and goes on is the run that was not cut off."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from tiny_trainer import make_data, make_model
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_evidenceflow.callbacks.log_file import LogFileCallback
+from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint
+from hf_evidenceflow.run_folder.resumable_trainer import ResumableTrainerMixin
+from hf_evidenceflow.run_folder.termination import Terminated, handle_sigterm
+
+
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime")
+TIMES += ("eval_samples_per_second", "eval_steps_per_second")
+
+
+class Resumable(ResumableTrainerMixin, Trainer):
+    """Counts the micro-batches that it trains."""
+
+    trained = 0
+
+    def training_step(self, model, *args, **kwargs):
+        self.trained += 1
+        return super().training_step(model, *args, **kwargs)
+
+
+class Terminate(TrainerCallback):
+    """Sends SIGTERM to this process at an event of a step."""
+
+    def __init__(self, event, step):
+        self.step = step
+        setattr(self, event, self._send)
+
+    def _send(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(folder="run", callbacks=(), **args):
+        """24 samples, 7 of which make no epoch of whole batches; dropout makes the random state matter."""
+        model = make_model()
+        model.model.thinking_projection = nn.Sequential(model.model.thinking_projection, nn.Dropout(0.3))
+        defaults = {
+            "max_steps": 7,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-2,
+            "save_steps": 2,
+            "logging_steps": 3,
+            "include_num_input_tokens_seen": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        return Resumable(
+            model,
+            TrainingArguments(str(tmp_path / folder), **(defaults | args)),
+            train_dataset=make_data([1] * 18),
+            eval_dataset=make_data([1] * 5),
+            callbacks=[LogFileCallback(), *callbacks],
+        )
+
+    return make
+
+
+def log(trainer):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in trainer.state.log_history]
+
+
+def file_log(trainer):
+    rows = read_jsonl(os.path.join(trainer.args.output_dir, "log.jsonl"))
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def assert_same_run(resumed, whole):
+    assert log(resumed) == log(whole)
+    assert file_log(resumed) == file_log(whole)
+    for one, other in zip(resumed.model.parameters(), whole.model.parameters()):
+        assert torch.equal(one, other)
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
+BY_EPOCH = {"eval_strategy": "epoch", "logging_strategy": "epoch"}
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 7])
+@pytest.mark.parametrize("args", [EVALUATED, {"num_train_epochs": 1.4, "max_steps": -1, **BY_EPOCH}])
+def test_a_resumed_run_logs_what_the_whole_one_does(make, tmp_path, step, args):
+    whole = make("whole", **args)
+    whole.train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    resumed = make("resumed", **args)
+    output = resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / f"checkpoint-{step}"))
+    assert_same_run(resumed, whole)
+    assert output.training_loss == output.metrics["train_loss"] == log(whole)[-1]["train_loss"]
+
+
+@pytest.mark.parametrize("args", [{}, {"num_train_epochs": 1.0, "max_steps": -1}, {"max_steps": 5}])
+def test_a_run_that_is_done_trains_nothing_more(make, args):
+    make(**args).train()
+    resumed = make(**args)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.trained == 0
+    assert resumed.state.global_step == resumed.state.max_steps
+
+
+def test_a_run_beyond_its_last_step_trains_nothing_more(make):
+    make().train()
+    resumed = make(max_steps=5)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.trained, resumed.state.global_step) == (0, 7)
+
+
+EVENTS = {
+    "steps": [
+        ("on_step_begin", 3),
+        ("on_step_end", 3),
+        ("on_prediction_step", 3),
+        ("on_evaluate", 3),
+        ("on_save", 4),
+        ("on_step_end", 5),
+        ("on_log", 6),
+        ("on_step_end", 7),
+    ],
+    "epochs": [
+        ("on_prediction_step", 5),
+        ("on_step_end", 5),
+        ("on_epoch_end", 5),
+        ("on_save", 7),
+        ("on_epoch_end", 7),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind, event, step", [(kind, *event) for kind, events in EVENTS.items() for event in events])
+def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(make, kind, event, step):
+    args = EVALUATED if kind == "steps" else BY_EPOCH
+    whole = make("whole", **args)
+    whole.train()
+    with handle_sigterm(), pytest.raises(Terminated) as ended:
+        make(callbacks=[Terminate(event, step)], **args).train()
+    assert ended.value.code == 143
+    checkpoint = last_whole_checkpoint(make().args.output_dir)
+    assert int(checkpoint.rsplit("-", 1)[1]) in (step, step + 1)
+    resumed = make(**args)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert_same_run(resumed, whole)
+
+
+def test_a_second_sigterm_ends_the_run_at_once(make, tmp_path):
+    class Twice(Terminate):
+        def _send(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with handle_sigterm(), pytest.raises(Terminated):
+        make(callbacks=[Twice("on_substep_end", 0)], gradient_accumulation_steps=3).train()
+    assert last_whole_checkpoint(tmp_path / "run") is None
+
+
+def test_without_checkpoints_sigterm_ends_the_run_at_once(make):
+    trainer = make(callbacks=[Terminate("on_substep_end", 3)], save_strategy="no")
+    with handle_sigterm(), pytest.raises(Terminated):
+        trainer.train()
+    assert trainer.state.global_step == 3
