@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from adapter_checks import AdapterChecks
+from generation_checks import GenerationChecks
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
-class CausalLMChecks:
+class CausalLMChecks(GenerationChecks, AdapterChecks):
     """Subclasses define `make_model()`, a tiny model on CPU, in fp32."""
 
     @staticmethod
@@ -60,3 +63,35 @@ class CausalLMChecks:
             torch.testing.assert_close(
                 checkpointed[name], gradient, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+    def test_a_larger_vocabulary_keeps_the_logits_of_the_old_tokens(self, model, input_ids):
+        old, size = model(input_ids).logits, model.config.vocab_size
+        tied = model.lm_head.weight is model.get_input_embeddings().weight
+        model.resize_token_embeddings(size + 5)
+        logits = model(input_ids).logits
+        assert logits.shape[-1] == model.config.vocab_size == size + 5
+        torch.testing.assert_close(logits[..., :size], old, rtol=0, atol=1e-5)
+        assert tied == (model.lm_head.weight is model.get_input_embeddings().weight)
+
+    def test_embeddings_in_the_place_of_tokens_give_the_same_logits(self, model, input_ids):
+        embeds = model.get_input_embeddings()(input_ids)
+        assert torch.equal(model(inputs_embeds=embeds).logits, model(input_ids).logits)
+
+    def test_what_transformers_is_told_of_exists(self, model):
+        classes = {type(module).__name__ for module in model.modules()}
+        assert set(model._no_split_modules) <= classes
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        for part in type(model)._keep_in_fp32_modules_strict or ():
+            assert isinstance(part, str) and part
+        for pair in (type(model)._tied_weights_keys or {}).items():
+            assert set(pair) <= set(names)
+
+    def test_a_lost_weight_is_initialized_and_named(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        lost = next(name for name in weights if name.endswith("o_proj.weight"))
+        del weights[lost]
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        loaded, found = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert found["missing_keys"] == {lost}
+        assert loaded.state_dict()[lost].std() > 0 and loaded.state_dict()[lost].isfinite().all()

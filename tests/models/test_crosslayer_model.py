@@ -49,6 +49,8 @@ class TestStoredOutputs(CausalLMChecks):
 
 
 class TestRecomputedOutputs(CausalLMChecks):
+    takes_prefix = False
+
     @staticmethod
     def make_model():
         return make_model("v3m4_2")
@@ -58,6 +60,12 @@ class TestSummedScores(CausalLMChecks):
     @staticmethod
     def make_model():
         return make_model("v4m6")
+
+
+class TestEarlierStates(CausalLMChecks):
+    @staticmethod
+    def make_model():
+        return make_model("denseformer")
 
 
 @pytest.fixture(scope="module")

@@ -400,7 +400,7 @@ def test_a_marker_out_of_reach_is_an_error(plain_checkpoint, prompts, tokenizer)
 def test_decoding_without_a_place_for_states_is_refused(model, prompts, tokenizer, kwargs):
     if "assistant_model" in kwargs:
         kwargs = {"assistant_model": model}
-    with pytest.raises(ValueError, match="only supports"):
+    with pytest.raises(ValueError, match="`thinking_mode=.*` does not support the generation mode"):
         model.generate(**prompts, tokenizer=tokenizer, max_new_tokens=3, **kwargs)
 
 

@@ -31,22 +31,35 @@ from hf_evidenceflow.models.thinking.thinking_residual import (
 )
 
 
-class TestThinkingQwen2(CausalLMChecks):
-    @staticmethod
-    def make_model():
-        return ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY, tie_word_embeddings=True))
+class ThinkingChecks(CausalLMChecks):
+    has_beams = False
+    fields = {"thinking_answer_start": None, "initializer_range": 0.2}
 
 
-class TestThinkingLlama(CausalLMChecks):
-    @staticmethod
-    def make_model():
-        return ThinkingLlamaForCausalLM(ThinkingLlamaConfig(**TINY))
+class TestThinkingQwen2(ThinkingChecks):
+    @classmethod
+    def make_model(cls):
+        return ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY, **cls.fields, tie_word_embeddings=True))
 
 
-class TestThinkingQwen3(CausalLMChecks):
-    @staticmethod
-    def make_model():
-        return ThinkingQwen3ForCausalLM(ThinkingQwen3Config(**TINY, head_dim=6))
+class TestThinkingLlama(ThinkingChecks):
+    @classmethod
+    def make_model(cls):
+        return ThinkingLlamaForCausalLM(ThinkingLlamaConfig(**TINY, **cls.fields, thinking_mode="embedding"))
+
+
+class TestThinkingQwen3(ThinkingChecks):
+    @classmethod
+    def make_model(cls):
+        return ThinkingQwen3ForCausalLM(ThinkingQwen3Config(**TINY, **cls.fields, head_dim=6, thinking_mode="soft"))
+
+
+class TestNoThinking(ThinkingChecks):
+    has_beams = True
+
+    @classmethod
+    def make_model(cls):
+        return ThinkingLlamaForCausalLM(ThinkingLlamaConfig(**TINY, **cls.fields, thinking_mode="none"))
 
 
 @pytest.fixture

@@ -41,6 +41,9 @@ def realigned(model):
 
 
 class TinySeekChecks(CausalLMChecks):
+    lora_targets = ["q_b_proj", "kv_b_proj", "o_proj"]
+    takes_prefix = False
+
     def test_reload_is_bit_equal(self, model, input_ids, tmp_path):
         model.save_pretrained(tmp_path)
         reloaded = realigned(type(model).from_pretrained(tmp_path))

@@ -451,6 +451,7 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        self._check_cache(past_key_values)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
@@ -493,6 +494,18 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
             elif config.memory_rule == "append" or not memory:
                 memory = (*memory, *handed)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _check_cache(self, cache):
+        if self.config.cross_layer_terms != "recomputed" or cache is None or len(cache.layers) < 2:
+            return
+        found, width = cache.layers[1].values, 2 * self.layers[1].self_attn.head_dim
+        if found is not None and found.dim() == 4 and found.shape[3] != width:
+            raise ValueError(
+                f"`past_key_values` holds values of shape {tuple(found.shape)} in the second layer, as prefix tuning "
+                f"makes them, and the variant {self.config.variant!r} caches {width} numbers a head there, since it "
+                "runs earlier layers again. Use LoRA or prompt tuning in the place of prefix tuning, and caches that "
+                "this model has filled."
+            )
 
 
 class CrossLayerLlamaForCausalLM(CrossLayerLlamaPreTrainedModel, LlamaForCausalLM):

@@ -84,6 +84,11 @@ def find_continuation(cache, mode: str, input_ids: torch.Tensor, text_length: in
             f"`past_key_values` comes from a call with `thinking_mode={found.mode!r}`, and this one has {mode!r}. "
             f"{_REMEDY}"
         )
+    if text_length and input_ids.shape[1] == 0:
+        raise ValueError(
+            "`past_key_values` ends with a completion, and `inputs_embeds` do not tell how it goes on. Pass the "
+            f"`sequences` of that call as `input_ids`. {_REMEDY}"
+        )
     if waiting.shape[1] == 0 or not torch.equal(waiting[:, 0], found.tokens.to(waiting.device)):
         raise ValueError(
             f"`past_key_values` was returned for a text that goes on with the tokens {found.tokens.tolist()}, one a "

@@ -379,6 +379,17 @@ class ThinkingGenerationMixin:
             return None
         return [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
 
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        supported = self._supported_generation_modes
+        if supported is not None and generation_mode not in supported:
+            raise ValueError(
+                f"`thinking_mode={self.config.thinking_mode!r}` does not support the generation mode "
+                f"`{generation_mode.value}`: beams and drafts have no place for the thinking states of a row. It "
+                "decodes by greedy search and by sampling. Leave `num_beams` and the assistant out, or set "
+                "`config.thinking_mode = 'none'`."
+            )
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
     def _refuse_paged(self):
         if self.config.thinking_mode != "none":
             raise ValueError(

@@ -52,6 +52,10 @@ def grouped_experts_forward(experts, hidden_states, indices, gates):
     """transformers' grouped experts; on CPU, where nothing is compiled, our faster ones."""
     weights = (experts.up_proj, experts.up_proj_bias, experts.down_proj, experts.down_proj_bias)
     if not runs_sparse(experts.up_proj):
+        # torch's grouped product takes rows of whole 16 bytes only
+        ragged = any(weight.shape[-1] * weight.element_size() % 16 for weight in weights[::2])
+        if ragged and not torch.compiler.is_compiling():
+            return looped_experts_forward(experts, hidden_states, indices, gates)
         return grouped_mm_experts_forward(experts, hidden_states, indices, gates)
     if not torch.is_grad_enabled() and LOOP_SHARE * indices.numel() <= experts.num_experts:
         return looped_experts_forward(experts, hidden_states, indices, gates)
@@ -147,6 +151,9 @@ class TinySeekAttention(nn.Module):
         return self.o_proj(output.flatten(2)), probabilities
 
     def _absorbs(self, new, cached, mask):
+        # A hook on the projection, as PEFT's for an adapter of each row, has to see what is projected
+        if self.kv_b_proj._forward_pre_hooks:
+            return False
         # Without a mask, more than one new position means causal attention. Flex attention has a mask of its own
         if not (torch.is_tensor(mask) or (mask is None and new == 1)):
             return False
@@ -400,6 +407,7 @@ class TinySeekModel(TinySeekPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        self._check_cache(past_key_values)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
@@ -432,6 +440,17 @@ class TinySeekModel(TinySeekPreTrainedModel):
         if self.config.norm_position == "pre":
             hidden_states = self.norm(hidden_states)
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def _check_cache(self, cache):
+        found = cache.layers[0].keys if cache is not None and cache.layers else None
+        if found is None or found.dim() != 4:
+            return
+        if (found.shape[1], found.shape[3]) != (1, self.config.kv_lora_rank):
+            raise ValueError(
+                f"`past_key_values` holds keys of shape {tuple(found.shape)}, as prefix tuning makes them, and "
+                f"TinySeek caches one latent of {self.config.kv_lora_rank} numbers a position. Use LoRA or prompt "
+                "tuning in the place of prefix tuning, and caches that TinySeek has filled."
+            )
 
 
 class TinySeekForCausalLM(TinySeekPreTrainedModel, GenerationMixin):
