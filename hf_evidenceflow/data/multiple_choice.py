@@ -1,5 +1,7 @@
 """MMLU-STEM and ARC-Challenge: multiple choice with a letter as the answer."""
 
+import reprlib
+
 from .loading import load_split
 from .prompts import build_prompt, build_system_prompt
 
@@ -135,9 +137,10 @@ def load_arc_challenge(
     )
 
     def prepare(index: int, row: dict) -> dict:
-        labels, key = row["choices"]["label"], row["answerKey"]
+        choices = row["choices"] if isinstance(row["choices"], dict) else {}
+        labels, key = choices.get("label") or [], row["answerKey"]
         right = labels.index(key) if key in labels else None
-        return _multiple_choice(index, row["question"], row["choices"]["text"], right, conversational, system_prompt)
+        return _multiple_choice(index, row["question"], choices.get("text"), right, conversational, system_prompt)
 
     return Dataset.from_list([prepare(index, row) for index, row in enumerate(dataset)])
 
@@ -145,10 +148,13 @@ def load_arc_challenge(
 def _multiple_choice(
     index: int, question: str, options: list[str], right: int | None, conversational: bool, system_prompt: str | None
 ) -> dict:
-    if not 2 <= len(options) <= len(LETTERS) or right is None or not 0 <= right < len(options):
+    options = options if isinstance(options, list) else []
+    written = all(isinstance(option, str) for option in options)
+    is_index = isinstance(right, int) and 0 <= right < len(options)
+    if not written or not is_index or not 2 <= len(options) <= len(LETTERS):
         raise ValueError(
-            f"Row {index} is no question of two to {len(LETTERS)} options with one right: it has {len(options)} "
-            f"options, of which the right one is {right}. Correct or remove the row."
+            f"Row {index} is no question of two to {len(LETTERS)} options with one right: its options are "
+            f"{reprlib.repr(options)}, and the index of the right one is {right!r}. Correct or remove the row."
         )
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
     prompt = build_prompt(f"{question.strip()}\n{listed}", system_prompt, conversational)

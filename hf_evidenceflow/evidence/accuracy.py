@@ -41,7 +41,7 @@ def summarise_completions(
         "tokens_per_second": tokens / max(sum(row["seconds"] for row in rows), 1e-9),
     }
     if rows[0]["thinking_tokens"] is not None:
-        metrics["thinking_share"] = sum(row["thinking_tokens"] for row in rows) / tokens
+        metrics["thinking_share"] = sum(row["thinking_tokens"] for row in rows) / max(tokens, 1)
     for grader in graders:
         outcomes: dict[Any, list[bool]] = {}
         for row in rows:

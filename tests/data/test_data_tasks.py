@@ -105,7 +105,16 @@ def test_mmlu_stem_has_18_different_subjects():
 
 
 @pytest.mark.parametrize(
-    "change", [{"answer": 3}, {"answer": -1}, {"choices": ["Sun"], "answer": 0}, {"choices": ["x"] * 6}]
+    "change",
+    [
+        {"answer": 3},
+        {"answer": -1},
+        {"answer": "B"},
+        {"choices": ["Sun"], "answer": 0},
+        {"choices": ["x"] * 6},
+        {"choices": ["Sun", None, "Moon"]},
+        {"choices": "Sun"},
+    ],
 )
 def test_multiple_choice_row_without_a_right_option_is_an_error(write_jsonl, change):
     with pytest.raises(ValueError, match="Row 0 is no question of two to 5 options"):

@@ -1,6 +1,7 @@
 """Finds the answer marker in a stream of tokens: a token-level automaton, so that no text is decoded while generating.
 
-The automaton runs over bytes, because a marker may span tokens and a token may hold half a character.
+The automaton runs over bytes, because a marker may span tokens and a token may hold half a character. It knows the
+first marker only: thinking ends also at one that the graders pass over, in `<think>...</think>` or as a heading.
 """
 
 import json
