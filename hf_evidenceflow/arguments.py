@@ -6,11 +6,10 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from .files import read_yaml
 from .option_help import option_helps
 from .option_names import about_unknown, split_unknown
 from .quiet_imports import quiet_imports
@@ -73,6 +72,7 @@ class RecipeParser(HfArgumentParser):
             allow_abbrev=False,
         )
         self.names = names
+        self._hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
         if self._reads_config:
             self.add_argument(
                 "--config", default=argparse.SUPPRESS, help="YAML file of options; those given here override it."
@@ -144,11 +144,9 @@ class RecipeParser(HfArgumentParser):
     def _read_config(self, path: str) -> None:
         """Make the values of a YAML file the defaults."""
         try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            self.error(f"`--config {path}` cannot be read: {error}")
-        if not isinstance(settings, dict):
-            self.error(f"`--config {path}` must hold `option: value` pairs, got {settings!r}.")
+            settings = read_yaml(path, remedy="Correct the file of `--config`.")
+        except (OSError, ValueError) as error:
+            self.error(str(error))
         actions = {
             action.dest: action for action in self._actions if not isinstance(action, argparse._StoreFalseAction)
         }
@@ -158,20 +156,29 @@ class RecipeParser(HfArgumentParser):
         for name, value in settings.items():
             action = actions[name]
             try:
-                action.default = _converted(action, value)
+                action.default = _converted(action, value, self._hints.get(name))
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                self.error(f"{path}: `{name}` cannot be {value!r}: {error}")
+                self.error(f"{path}: `{name}` cannot be {value!r}: {error}. Correct it there")
             action.required = False
 
 
-def _converted(action: argparse.Action, value: Any) -> Any:
+def _converted(action: argparse.Action, value: Any, hint: Any) -> Any:
     """A value of a YAML file as the command line would give it; mappings, and what is text there, stay as they are."""
+    kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+    if value is None and hint is not None and type(None) not in kinds:
+        raise ValueError("it needs a value")
+    if kinds - {type(None)} == {str}:
+        if isinstance(value, dict | list):
+            raise ValueError("it must be text")
+        value = value if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     if action.nargs == "+" and value is not None:
         kept, action.nargs = action.nargs, None
         try:
-            return [_converted(action, item) for item in (value if isinstance(value, list) else [value])]
+            return [_converted(action, item, None) for item in (value if isinstance(value, list) else [value])]
         finally:
             action.nargs = kept
+    if isinstance(value, dict | list) and action.type in (int, float):
+        raise ValueError("it must be a number")
     if value is None or action.type in (None, str) or isinstance(value, dict | list):
         converted = value
     else:

@@ -41,6 +41,7 @@ from hf_evidenceflow.data import load_split
 from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents
 from hf_evidenceflow.data.token_cache import encode_documents
+from hf_evidenceflow.data.token_ids import check_token_ids
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.continuations import continue_prompts, mean_repetition, repetition_table
 from hf_evidenceflow.evidence.evaluation import render_prompts
@@ -314,16 +315,6 @@ def load_prompts(args: EvaluateLMArguments, tokenizer, documents: list[str]) -> 
     return [{"text": text, "ids": row, "next_id": after} for text, row, after in zip(texts, ids, following)]
 
 
-def check_vocabulary(model, ids) -> None:
-    """Refuses a tokenizer that is not the model's."""
-    size = model.get_input_embeddings().num_embeddings
-    if (largest := max(ids, default=0)) >= size:
-        raise ValueError(
-            f"The tokenizer gives the token {largest}, but the model has {size} tokens. Give the model's own "
-            "`tokenizer_name_or_path`."
-        )
-
-
 def measure_perplexity(model, ids, num_bytes: int, block_size: int, args: EvaluateLMArguments) -> tuple[dict, list]:
     """Results and tables of the perplexity, and of the router in a mixture of experts."""
     statistics = RouterStatistics(model) if expert_modules(model) else None
@@ -403,13 +394,13 @@ def evaluate(model, tokenizer, args: EvaluateLMArguments) -> tuple[dict, dict[st
     limit = position_limit(model)
     trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for place, prompt in enumerate(prompts):
-        check_vocabulary(model, prompt["ids"] + [prompt["next_id"] or 0])
+        check_token_ids(prompt["ids"] + [prompt["next_id"] or 0], model, "A prompt")
         if limit is not None and len(prompt["ids"]) >= limit:
             raise ValueError(f"Prompt {place} has {len(prompt['ids'])} tokens, but the model has {limit} positions.")
 
     if args.perplexity or args.long_text:
         ids, _ = encode_documents(documents, tokenizer)
-        check_vocabulary(model, ids)
+        check_token_ids(ids, model, "The text")
     if args.perplexity:
         block_size = args.block_size if limit is None else min(args.block_size, limit)
         if block_size < args.block_size:

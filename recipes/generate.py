@@ -20,6 +20,7 @@ from hf_evidenceflow.arguments import RecipeParser
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
+from hf_evidenceflow.data.token_ids import check_token_ids
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.files import read_lines
 from hf_evidenceflow.models.weights import load_checked
@@ -124,6 +125,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = []
     for prompt in prompts:
         input_ids = encode(tokenizer, prompt).to(device)
+        check_token_ids(input_ids[0].tolist(), model, "A prompt")
         output = model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

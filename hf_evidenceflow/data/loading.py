@@ -156,10 +156,12 @@ def _read_files(files: list[Path]):
             raise ValueError(f"The file {file} is empty. Check that it was written or downloaded whole.")
     try:
         reader = data_format(files[0])
-        return datasets.load_dataset(reader, data_files=[str(file) for file in files], split="train")
+        dataset = datasets.load_dataset(reader, data_files=[str(file) for file in files], split="train")
+        dataset.data.validate(full=True)  # text that is not UTF-8 is only found where a row is read otherwise
+        return dataset
     except Exception as error:
         for file in files:
-            _raise_for_broken_json(file, error)
+            _raise_for_broken_text(file, error)
         # The reason is in the cause: the error of `datasets` itself only says that there was one
         raise ValueError(
             f"The data could not be read from {', '.join(map(str, files))}: {error.__cause__ or error} Check that the "
@@ -167,11 +169,12 @@ def _read_files(files: list[Path]):
         ) from error
 
 
-def _raise_for_broken_json(file: Path, error: Exception) -> None:
-    """Names the first line of a file that is no JSON object; returns if there is none."""
-    if file.suffix != ".jsonl":
+def _raise_for_broken_text(file: Path, error: Exception) -> None:
+    """Names the first line of a file that is no text, or no JSON object; returns if there is none."""
+    if file.suffix not in (".jsonl", ".json", ".csv"):
         return
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    text = read_text(file)
+    for number, line in enumerate(text.split("\n") if file.suffix == ".jsonl" else (), 1):
         if line.strip():
             remedy = f"Each line must be one object, got {line.strip()[:80]!r}; correct or remove it."
             try:

@@ -39,4 +39,11 @@ def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
     with naming_folder(path_or_id):
         declared = get_tokenizer_config(path_or_id, **kwargs).get("tokenizer_class")
         plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path_or_id, **kwargs)
+        tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path_or_id, **kwargs)
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest > 0:
+        raise ValueError(
+            f"`model_max_length` of the tokenizer `{path_or_id}` must be a number above 0, got {longest!r}. Correct "
+            "its tokenizer_config.json."
+        )
+    return tokenizer

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import is_peft_model
 
 from ..data.prompts import render_prompt
+from ..data.token_ids import check_token_ids
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
@@ -175,9 +176,12 @@ def generate_completions(
             f"`num_samples={num_samples}` greedy completions would all be the same. Set `do_sample=True`."
         )
     texts, ids = render_prompts(tokenizer, prompts, chat_template_kwargs)
+    for index, row in enumerate(ids):
+        check_token_ids(row, model, f"Prompt {index}")
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}
     stop = _stop_tokens(model, tokenizer)
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    check_token_ids([pad], model, "The padding of the tokenizer")
     config = own_generation_config(
         model,
         max_new_tokens=max_new_tokens,

@@ -41,6 +41,8 @@ def broken_weights(folder: str | os.PathLike) -> str | None:
 
     folder = Path(folder)
     names: dict[str, Collection[str]] = {}
+    config = folder / "config.json"
+    quantized = not config.is_file() or b"quantization_config" in config.read_bytes()
     for weights in sorted(folder.rglob("*.safetensors")):
         name = str(weights.relative_to(folder))
         if name.startswith("checkpoint-"):
@@ -48,8 +50,11 @@ def broken_weights(folder: str | os.PathLike) -> str | None:
         try:
             with safe_open(weights, framework="np") as file:
                 names[name] = set(file.keys())
+                whole = [key for key in names[name] if _is_whole(key, file.get_slice(key).get_dtype())]
         except (SafetensorError, OSError) as error:
             return f"{name} cannot be opened, it may be cut short ({error})"
+        if whole and not quantized:
+            return f"{name} holds whole numbers for `{min(whole)}`, and config.json has no `quantization_config`"
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             listed = read_json(index).get("weight_map")
@@ -63,6 +68,10 @@ def broken_weights(folder: str | os.PathLike) -> str | None:
             if weight not in names[shard]:
                 return f"{shard} lacks the weight `{weight}`, which {index.name} says it holds"
     return None
+
+
+def _is_whole(name: str, dtype: str) -> bool:
+    return name.endswith("weight") and not dtype.startswith(("F", "BF"))
 
 
 def check_model_folder(folder: str | os.PathLike) -> None:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..data.prompts import prompt_length
+from ..data.token_ids import check_prompt_tokens
 from ..rewards.golds import check_golds
 
 
@@ -41,6 +42,9 @@ def check_data(trainer) -> None:
         datasets = [trainer.train_dataset, trainer.eval_dataset]
         check_columns(trainer.reward_funcs, datasets, trainer.args.remove_unused_columns)
         check_prompts(datasets, trainer._tokenizer, trainer.chat_template_kwargs)
+        for dataset in _each(datasets):
+            prompts = dataset["prompt"] if isinstance(dataset, Dataset) else ()
+            check_prompt_tokens(prompts, trainer._tokenizer, trainer.model, trainer.chat_template_kwargs)
 
 
 def check_columns(reward_funcs: Sequence[Any], datasets: Any, remove_unused_columns: bool = False) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
+from ..data.token_ids import check_rows
 from ..evidence.router_statistics import RouterStatistics, expert_modules
 from ..models.crosslayer.extra_parameters import no_decay_names
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
@@ -70,8 +71,12 @@ class CausalLMEvaluationMixin:
     """
 
     def __init__(self, *args, **kwargs):
-        """Differs from Trainer in the metric, which is always the same, and in the clock."""
+        """Differs from Trainer in the metric, which is always the same, in the clock, and in checking token ids."""
         super().__init__(*args, compute_metrics=summarise_sums, **kwargs)
+        check_rows(self.train_dataset, self.model, "The training data")
+        evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for rows in evaluation.values():
+            check_rows(rows, self.model, "The validation data")
         self.clock = TrainingClock()
         self.add_callback(self.clock)
 

@@ -247,8 +247,20 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             "(`torch.save(model.state_dict(), ...)`), whole, and not a pickled model."
         ) from error
     if not isinstance(state_dict, dict) or not all(torch.is_tensor(tensor) for tensor in state_dict.values()):
-        raise ValueError(f"{path} holds no plain state dict (names and tensors), got {type(state_dict).__name__}.")
+        raise ValueError(
+            f"{path} holds no plain state dict (names and tensors), got "
+            f"{type(state_dict).__name__}. Give the file of `torch.save(model.state_dict(), ...)`."
+        )
     return state_dict
+
+
+def _convert_file(path: Path, convert):
+    content = read_json(path)
+    try:
+        return convert(content)
+    except (ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be converted: {reason} Correct it, or give the published file.") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -259,12 +271,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
     try:
-        config = convert_original_config(read_json(args.config))
-        tokenizer = None if args.vocab is None else convert_original_vocabulary(read_json(args.vocab))
+        config = _convert_file(args.config, convert_original_config)
+        tokenizer = None if args.vocab is None else _convert_file(args.vocab, convert_original_vocabulary)
         if tokenizer is not None and len(tokenizer) > config.vocab_size:
-            raise ValueError(f"{args.vocab} has {len(tokenizer)} tokens, but the model {config.vocab_size}.")
+            raise ValueError(
+                f"{args.vocab} has {len(tokenizer)} tokens, the model {config.vocab_size}. Give files of one model."
+            )
         model = convert_original_checkpoint(load_checkpoint(args.checkpoint), config)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     model.save_pretrained(args.output)

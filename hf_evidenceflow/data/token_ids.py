@@ -1,0 +1,83 @@
+"""Refuses token ids that a model has no embedding for, before they end in an index error of a forward pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Subset
+
+from .packing import TokenRows
+from .prompts import render_prompt
+from .token_blocks import TokenBlocks
+
+
+def check_token_ids(ids: Sequence[int] | np.ndarray, model, source: str) -> None:
+    """
+    Raises a `ValueError` if an id is not one of the model's tokens.
+
+    Args:
+        ids (`Sequence[int]` or `np.ndarray`):
+            Token ids.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        source (`str`):
+            Where the ids come from, for the error.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    if len(ids) == 0:
+        return
+    for extreme in (int(np.min(ids)), int(np.max(ids))):
+        if not 0 <= extreme < size:
+            raise ValueError(
+                f"{source} has the token id {extreme}, but the model has {size} tokens, from 0 to {size - 1}. Take "
+                "the model's own tokenizer, or give the model more embeddings with `model.resize_token_embeddings`."
+            )
+
+
+def check_rows(rows: Any, model, name: str = "The data set") -> None:
+    """
+    [`check_token_ids`] for rows of token ids.
+
+    Args:
+        rows (`torch.utils.data.Dataset` or `datasets.Dataset`):
+            [`TokenRows`], [`TokenBlocks`], a subset of these, or a data set with the column `input_ids`. Anything
+            else, such as a stream, is not read.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        name (`str`, *optional*, defaults to `"The data set"`):
+            What the rows are, for the error.
+    """
+    if isinstance(rows, Subset):
+        rows = rows.dataset
+    if isinstance(rows, TokenRows):
+        check_token_ids(rows.columns["input_ids"].reshape(-1), model, name)
+    elif isinstance(rows, TokenBlocks):
+        for shard in rows.shards:
+            check_token_ids(shard, model, name)
+    elif isinstance(rows, Dataset) and "input_ids" in rows.column_names:
+        for batch in rows.select_columns("input_ids").with_format("arrow").iter(1000):
+            check_token_ids(batch["input_ids"].combine_chunks().flatten().to_numpy(), model, name)
+
+
+def check_prompt_tokens(prompts: Sequence[Any], tokenizer, model, chat_template_kwargs: dict | None = None) -> None:
+    """
+    [`check_token_ids`] for prompts that are still text, and for the tokenizer's padding. The prompts are only encoded
+    if the tokenizer has tokens that the model has not.
+
+    Args:
+        prompts (`Sequence[str | list[dict]]`):
+            Texts or chats.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
+    """
+    if tokenizer.pad_token_id is not None:
+        check_token_ids([tokenizer.pad_token_id], model, f"The padding token {tokenizer.pad_token!r} of the tokenizer")
+    if max(tokenizer.get_vocab().values(), default=0) < model.get_input_embeddings().num_embeddings:
+        return
+    for row, prompt in enumerate(prompts):
+        check_token_ids(render_prompt(prompt, tokenizer, chat_template_kwargs)[1], model, f"Prompt {row}")
