@@ -1,4 +1,4 @@
-"""Registers the package's models with transformers' Auto classes."""
+"""Registers the package's models with transformers' Auto classes, and their adapters with PEFT."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -6,6 +6,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .models.ablation.modeling_ablation import AblationLlamaForCausalLM, AblationLlamaModel
 from .models.auto_thinking import THINKING_CLASSES
 from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, CrossLayerLlamaModel
+from .models.thinking_adapters import register_thinking_adapters
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
 
 
@@ -20,8 +21,8 @@ MODEL_CLASSES |= {
 
 def register_models() -> None:
     """
-    Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the package's model types. Calling it again changes
-    nothing.
+    Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the package's model types, and PEFT the adapters of
+    thinking models. Calling it again changes nothing.
 
     Raises:
         `ValueError`: if a foreign class owns one of the model types.
@@ -40,3 +41,4 @@ def register_models() -> None:
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
         AutoModelForCausalLM.register(config, causal_lm)
+    register_thinking_adapters()

@@ -11,6 +11,9 @@ _CHOICES = {
     "thinking_projection_layers": (1, 2),
     "thinking_projection_norm": ("l2", "layernorm", "embedding_rms"),
 }
+# Written where the code of the model is not saved with it. What stands before `--` is where transformers would load the
+# code from; it names that place in its error. No repository can have this name.
+_REMEDY = "hf_evidenceflow.load_thinking_model (pip install hf-evidenceflow)--configuration.Config"
 
 
 @dataclass
@@ -63,6 +66,8 @@ class ThinkingConfigMixin:
                 raise ValueError(f"`{key}` is no field of {type(self).__name__}; did you mean `{hint}`?")
         # TRL reads it of each model outside transformers; remove when it does not
         self.auto_map = kwargs.pop("auto_map", {})
+        if self.auto_map.get("AutoConfig") == _REMEDY:
+            del self.auto_map["AutoConfig"]
         super().__post_init__(**kwargs)
         self.check_thinking()
         check_numbers(self)
@@ -71,6 +76,12 @@ class ThinkingConfigMixin:
         output = super().to_dict()
         if not output.get("auto_map"):
             output.pop("auto_map", None)
+        return output
+
+    def to_diff_dict(self):
+        """Differs from PreTrainedConfig in what a process that does not know the model type shows."""
+        output = super().to_diff_dict()
+        output.setdefault("auto_map", {"AutoConfig": _REMEDY})
         return output
 
     @classmethod

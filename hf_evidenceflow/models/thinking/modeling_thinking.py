@@ -6,6 +6,10 @@ state.
 Shapes: B rows, T tokens, C completion tokens, H hidden size.
 """
 
+import glob
+import json
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -64,12 +68,16 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
     def __init__(self, config):
         check_numbers(config)
         super().__init__(config)
-        size = config.hidden_size
+        self.add_thinking_modules()
+        self.post_init()
+
+    def add_thinking_modules(self):
+        """Add the thinking modules that the config asks for, without initial values."""
+        size = self.config.hidden_size
         self.thinking_residual_gate_r = ThinkingGate(size)
         self.thinking_residual_gate_i = ThinkingGate(size)
-        self.thinking_residual_Lambda = ThinkingLambda(size, config.thinking_residual_c)
-        self.thinking_projection = ThinkingProjection(size, config.thinking_projection_layers)
-        self.post_init()
+        self.thinking_residual_Lambda = ThinkingLambda(size, self.config.thinking_residual_c)
+        self.thinking_projection = ThinkingProjection(size, self.config.thinking_projection_layers)
 
     def _init_weights(self, module):
         if isinstance(module, (ThinkingGate, ThinkingLambda, ThinkingProjection)):
@@ -184,6 +192,7 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
     """Puts a thinking base model (class attribute `thinking_model_class`) into a transformers causal LM."""
 
     thinking_model_class = None
+    on_adapter = None  # set by the package: called with the config of an adapter and the model's
 
     def __init__(self, config):
         # Not the family's constructor, which would build a base model of its own
@@ -192,3 +201,49 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Differs from PreTrainedModel in the folder of an adapter with a config, whose weights are the base's."""
+        folder = pretrained_model_name_or_path
+        base = _base_of_adapter(folder)
+        if base is None:
+            return super().from_pretrained(folder, *model_args, **kwargs)
+        if not isinstance(kwargs.get("config"), cls.config_class):
+            names = [name for name in kwargs if name.startswith("thinking_")]
+            fields = {name: kwargs.pop(name) for name in names}
+            kwargs["config"] = cls.config_class.from_pretrained(folder, **fields)
+        kwargs["adapter_kwargs"] = {**(kwargs.get("adapter_kwargs") or {}), "_adapter_model_path": str(folder)}
+        return super().from_pretrained(base, *model_args, **kwargs)
+
+    @property
+    def peft_config(self):
+        """Configs of the adapters by name, as PEFT and transformers set them."""
+        return _attribute(self, "peft_config")
+
+    @peft_config.setter
+    def peft_config(self, configs):
+        self.__dict__["peft_config"] = configs
+        if self.on_adapter is not None:
+            for config in configs.values():
+                self.on_adapter(config, self.config)
+
+    @peft_config.deleter
+    def peft_config(self):
+        _attribute(self, "peft_config")
+        del self.__dict__["peft_config"]
+
+
+def _attribute(model, name):
+    if name not in model.__dict__:
+        raise AttributeError(f"{type(model).__name__!r} object has no attribute {name!r}")
+    return model.__dict__[name]
+
+
+def _base_of_adapter(folder):
+    """Base of the adapter in a local folder that holds no model of its own."""
+    path = os.path.join(folder or "", "adapter_config.json")
+    if not folder or not os.path.isfile(path) or glob.glob(os.path.join(glob.escape(str(folder)), "model*.safetensors")):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"]
