@@ -1,5 +1,6 @@
 """Registers the package's models with transformers' Auto classes, and their adapters with PEFT."""
 
+from peft.utils import constants
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -17,6 +18,21 @@ MODEL_CLASSES |= {
     CrossLayerLlamaForCausalLM: CrossLayerLlamaModel,
     AblationLlamaForCausalLM: AblationLlamaModel,
 }
+
+
+# Model type of ours -> the one whose default targets of adapters it takes
+_TARGETS_OF = {cls.config_class.model_type: name for name, cls in THINKING_CLASSES.items()}
+_TARGETS_OF |= {cls.config_class.model_type: "llama" for cls in (CrossLayerLlamaForCausalLM, AblationLlamaForCausalLM)}
+
+
+def register_adapter_targets() -> None:
+    """Give our model types the default targets of their families in PEFT. Calling it again changes nothing."""
+    for name, mapping in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
+            for model_type, family in _TARGETS_OF.items():
+                if family in mapping:
+                    mapping.setdefault(model_type, mapping[family])
+    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("tinyseek", ["q_b_proj", "kv_b_proj"])
 
 
 def register_models() -> None:
@@ -42,3 +58,4 @@ def register_models() -> None:
         AutoModel.register(config, model)
         AutoModelForCausalLM.register(config, causal_lm)
     register_thinking_adapters()
+    register_adapter_targets()

@@ -26,13 +26,12 @@ from hf_evidenceflow.arguments import RecipeParser
 
 import run_experiment
 from scipy.stats import spearmanr
-from transformers import AutoModelForCausalLM
 
-import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.evidence.extra_parameter_report import write_parameter_report
 from hf_evidenceflow.experiments.grid_file import load_grid
 from hf_evidenceflow.experiments.statistics import mean_t_interval, paired_t_difference
 from hf_evidenceflow.files import read_json_lines
+from hf_evidenceflow.models.loading import load_checkpoint
 from hf_evidenceflow.reporting import atomic_write_text
 
 
@@ -103,7 +102,7 @@ def write_parameters(rows: Sequence[Mapping[str, Any]], output_dir: Path, seed: 
         if not row["final"] or row["seed"] != seed:
             continue
         name = "-".join(row["cell"].values())
-        model = AutoModelForCausalLM.from_pretrained(output_dir / "runs" / row["id"])
+        model = load_checkpoint(str(output_dir / "runs" / row["id"]))
         if write_parameter_report(model, output_dir / "parameters" / name, name):
             print(f"Learned parameters: {output_dir / 'parameters' / name}")
 

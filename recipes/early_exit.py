@@ -28,10 +28,9 @@ from pathlib import Path
 from hf_evidenceflow.arguments import RecipeParser
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from hf_evidenceflow.data.text import generate_documents, load_documents
-from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.early_exit import (
     FULL_DEPTH,
     EarlyExitConfig,
@@ -43,6 +42,7 @@ from hf_evidenceflow.early_exit import (
     threshold_sweep,
 )
 from hf_evidenceflow.early_exit.report import draw_exits, exit_tables, print_tables
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
@@ -130,13 +130,6 @@ class EarlyExitArguments:
         self.configs = [EarlyExitConfig(self.criterion, value, self.layers) for value in self.thresholds]
 
 
-def load_model(args: EarlyExitArguments):
-    """The model in eval mode, and its tokenizer."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype or "auto").to(device).eval()
-    return model, load_tokenizer(args.model_name_or_path)
-
-
 def load_rows(args: EarlyExitArguments, tokenizer) -> list[torch.Tensor]:
     """Token ids of the documents."""
     if args.dataset_name_or_path is None:
@@ -215,7 +208,7 @@ def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(EarlyExitArguments, __doc__).parse_args_and_config(argv)
     set_seed(args.seed)
     with training_run(args.output_dir, overwrite=args.overwrite, early_exit=args) as run:
-        model, tokenizer = load_model(args)
+        model, tokenizer = load_model(args.model_name_or_path, device=args.device, dtype=args.dtype)
         documents = load_rows(args, tokenizer)
         batches = make_batches(documents, args.batch_size)
         prompts = [row[None, : args.prompt_tokens] for row in documents[: args.prompts]]

@@ -22,23 +22,18 @@ Outputs, in `output_dir`:
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hf_evidenceflow.arguments import RecipeParser
 
-import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, PeftConfig
 from rich.console import Console
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
+from transformers import set_seed
 
-from hf_evidenceflow import load_thinking_model
 from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.data.gsm8k import load_gsm8k
-from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.accuracy import accuracy_table, summarise_completions
 from hf_evidenceflow.evidence.completion_log import CompletionLog, claim_folder
 from hf_evidenceflow.evidence.evaluation import (
@@ -48,7 +43,7 @@ from hf_evidenceflow.evidence.evaluation import (
     weights_fingerprint,
 )
 from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.models.weights import broken_weights
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_json, run_record
 from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, gold_rule, grade
 
@@ -159,7 +154,15 @@ def main(argv: list[str] | None = None) -> dict:
     with run_record(args.output_dir, evaluate=args) as record:
         for grader in args.graders:
             grade("#### 1", "1", grader)  # a missing extra shows now rather than after the last batch
-        model, tokenizer = load_model(args)
+        model, tokenizer = load_model(
+            args.model_name_or_path,
+            device=args.device,
+            thinking_mode=args.thinking_mode,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+        )
         if args.chat_template_kwargs and tokenizer.chat_template is None:
             raise ValueError(
                 f"`chat_template_kwargs={args.chat_template_kwargs}`, but the tokenizer has no chat template. Give it "
@@ -189,39 +192,6 @@ def main(argv: list[str] | None = None) -> dict:
         record.add(metrics=metrics)
     print_report(metrics, rows["greedy"], args)
     return metrics
-
-
-def load_model(args: EvaluateArguments):
-    """Load a plain checkpoint as such, and an adapter of `HRPOTrainer` (known by the config beside it) as thinking."""
-    path, tokenizer_path = args.model_name_or_path, args.model_name_or_path
-    if path.startswith((".", "/", "~")) and not os.path.isdir(path):
-        raise FileNotFoundError(f"There is no folder `{path}`. Check `model_name_or_path`.")
-    if problem := broken_weights(path):
-        raise ValueError(f"The weights in `{path}` are damaged: {problem}. Copy or download the checkpoint again.")
-
-    kwargs = {"dtype": args.dtype, "revision": args.revision, "attn_implementation": args.attn_implementation}
-    kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    if args.trust_remote_code:
-        kwargs["trust_remote_code"] = True
-    load = AutoModelForCausalLM.from_pretrained
-    if os.path.isfile(os.path.join(path, "adapter_config.json")):
-        beside = PreTrainedConfig.get_config_dict(path)[0] if os.path.isfile(os.path.join(path, "config.json")) else {}
-        ours = beside.get("model_type", "").startswith("thinking_")
-        load = load_thinking_model if ours else AutoPeftModelForCausalLM.from_pretrained
-        if not os.path.isfile(os.path.join(path, "tokenizer_config.json")):
-            tokenizer_path = PeftConfig.from_pretrained(path).base_model_name_or_path
-    model = load(path, **kwargs)
-
-    if args.thinking_mode is not None:
-        if not model.config.model_type.startswith("thinking_"):
-            raise ValueError(
-                f"`thinking_mode={args.thinking_mode!r}` was given, but `{path}` is a `{model.config.model_type}` "
-                "model, which does not think. Leave `thinking_mode` out."
-            )
-        model.config.thinking_mode = args.thinking_mode
-    tokenizer = load_tokenizer(tokenizer_path, revision=args.revision, trust_remote_code=args.trust_remote_code)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer
 
 
 def fingerprint(problems: Dataset) -> str:

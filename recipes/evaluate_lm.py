@@ -29,12 +29,10 @@ from pathlib import Path
 
 from hf_evidenceflow.arguments import RecipeParser
 
-import torch
-from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.data import load_split
@@ -42,7 +40,6 @@ from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, 
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents
 from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.data.token_ids import check_token_ids
-from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.continuations import continue_prompts, mean_repetition, repetition_table
 from hf_evidenceflow.evidence.evaluation import render_prompts
 from hf_evidenceflow.evidence.router_statistics import RouterStatistics, expert_modules
@@ -55,7 +52,7 @@ from hf_evidenceflow.evidence.text_perplexity import (
 )
 from hf_evidenceflow.evidence.top_predictions import prediction_table, top_predictions
 from hf_evidenceflow.files import read_lines, readable_file
-from hf_evidenceflow.models.weights import broken_weights, load_checked
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
 
 
@@ -213,56 +210,6 @@ class EvaluateLMArguments:
             self.document_separator = self.document_separator.replace("\\n", "\n")
         if not (self.perplexity or self.long_text or self.top_predictions or self.continuations):
             raise ValueError("All parts of the evaluation are left out. Leave one in.")
-
-
-def load_weights(path: str, args: EvaluateLMArguments):
-    """A checkpoint with all of its weights."""
-    settings = {"dtype": args.dtype or "auto"}
-    if args.attn_implementation is not None:
-        settings["attn_implementation"] = args.attn_implementation
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise FileNotFoundError(f"There is no folder `{path}`. Check the path of the model.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        found = sorted(inside.parent.name for inside in folder.glob("*/config.json"))
-        raise ValueError(
-            f"`{path}` has no `config.json`, so it is no checkpoint. "
-            + (f"Did you mean one of its folders, {', '.join(found)}?" if found else "Check the path of the model.")
-        )
-    return load_checked(AutoModelForCausalLM, str(path), **settings)
-
-
-def load_model(args: EvaluateLMArguments):
-    """The model in eval mode, an adapter on its base; and its tokenizer."""
-    path = args.model_name_or_path
-    folder, base = Path(path).expanduser(), path
-    is_adapter = (folder / "adapter_config.json").is_file()
-    if is_adapter:
-        if problem := broken_weights(folder):
-            raise ValueError(f"The adapter in `{path}` is damaged: {problem}. Copy or download it again.")
-        base = args.base_model or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-        if not base:
-            raise ValueError(f"The adapter `{path}` does not name its base model. Give `base_model`.")
-    elif args.base_model is not None:
-        raise ValueError(f"`base_model` was given, but `{path}` has no `adapter_config.json`. Leave `base_model` out.")
-    try:
-        model = load_weights(base, args)
-    except FileNotFoundError as error:
-        if not is_adapter:
-            raise
-        raise FileNotFoundError(f"{error} It is the base of the adapter `{path}`: give `base_model`.") from error
-    beside = (folder / "tokenizer_config.json").is_file()
-    source = args.tokenizer_name_or_path or (str(folder) if beside else base)
-    inside = Path(source).expanduser()
-    if inside.is_dir() and not [*inside.glob("tokenizer*"), *inside.glob("vocab*"), *inside.glob("*.model")]:
-        raise ValueError(f"There is no tokenizer in `{source}`. Give `tokenizer_name_or_path`.")
-    tokenizer = load_tokenizer(source)
-    if is_adapter:
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer))  # tokens were added before the adapter was trained
-        model = PeftModel.from_pretrained(model, str(folder))
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer
 
 
 def load_text(args: EvaluateLMArguments) -> list[str]:
@@ -474,7 +421,14 @@ def main(argv: list[str] | None = None) -> dict:
 
     # `run.json` in this folder may be the record of the training
     with tempfile.TemporaryDirectory() as scratch, run_record(scratch, evaluation=args) as record:
-        model, tokenizer = load_model(args)
+        model, tokenizer = load_model(
+            args.model_name_or_path,
+            base_model=args.base_model,
+            tokenizer=args.tokenizer_name_or_path,
+            device=args.device,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+        )
         results, tables, notes = evaluate(model, tokenizer, args)
         record.add(metrics=results, notes=notes)
     atomic_write_text(folder / "evaluation.md", report(args.model_name_or_path, tables, notes))

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from hf_evidenceflow.arguments import RecipeParser
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from hf_evidenceflow.data.token_ids import check_token_ids
-from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.files import read_lines
-from hf_evidenceflow.models.weights import load_checked
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_text
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 
@@ -104,9 +103,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     (args,) = RecipeParser(GenerateArguments, __doc__).parse_args_and_config(argv)
     prompts = read_prompts(args)
     set_seed(args.seed)
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_checked(AutoModelForCausalLM, args.model_name_or_path, dtype="auto").to(device).eval()
+    model, tokenizer = load_model(args.model_name_or_path, dtype="auto")
     sampling = {"do_sample": False}
     if args.temperature > 0:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
@@ -124,7 +121,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     )
     rows = []
     for prompt in prompts:
-        input_ids = encode(tokenizer, prompt).to(device)
+        input_ids = encode(tokenizer, prompt).to(model.device)
         check_token_ids(input_ids[0].tolist(), model, "A prompt")
         output = model.generate(
             input_ids,

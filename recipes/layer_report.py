@@ -20,16 +20,15 @@ from hf_evidenceflow.arguments import RecipeParser
 
 import torch
 from pretrain_clm import ScriptArguments, load_data
-from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
-from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.probe import EvidenceProbe
 from hf_evidenceflow.experiments.grid import Cell
 from hf_evidenceflow.experiments.grid_file import load_grid
 from hf_evidenceflow.experiments.layer_report import add_perplexity, layer_table, plot_layers
 from hf_evidenceflow.files import read_json_lines
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_text, read_run_record, to_plain
 
 
@@ -81,8 +80,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         if not result["final"]:
             continue
         folder = Path(args.experiment) / "runs" / result["id"]
-        tokenizer = load_tokenizer(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        model, tokenizer = load_model(str(folder), device="cpu")
         cell = Cell(result["cell"], {})
         row = {"group": grid.group(cell), "arm": grid.arm(cell), "seed": result["seed"]}
         batches = validation_batches(folder, tokenizer, args, cache)

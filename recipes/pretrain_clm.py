@@ -38,7 +38,7 @@ from hf_evidenceflow.arguments import RecipeParser
 
 from datasets import Dataset
 from torch.utils.data import Subset
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 import hf_evidenceflow
 from hf_evidenceflow.callbacks.evidence_flow_arguments import EvidenceFlowArguments
@@ -53,7 +53,7 @@ from hf_evidenceflow.data.tokenizer_loading import load_tokenizer as load_saved_
 from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
-from hf_evidenceflow.models.weights import load_checked
+from hf_evidenceflow.models.loading import load_checkpoint
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
@@ -225,7 +225,7 @@ def load_model(args: ScriptArguments, tokenizer):
     if args.model_type is not None:
         model = model_from_scratch(args.model_type, args.config_overrides, tokenizer, **settings)
     else:
-        model = load_checked(AutoModelForCausalLM, args.model_name_or_path, **settings)
+        model = load_checkpoint(args.model_name_or_path, **settings)
     check_positions(model.config, args.block_size)
     if args.trainable_modules:
         freeze_all_but(model, args.trainable_modules)

@@ -18,24 +18,19 @@ Outputs, in `output_dir`:
 - `run.json`: the run record.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_evidenceflow.arguments import RecipeParser
 
-import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig
 from rich.console import Console
-from transformers import AutoModelForCausalLM
 
-from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
 from hf_evidenceflow.evidence.probe import EvidenceProbe
 from hf_evidenceflow.evidence.probe_page import write_probe_page
 from hf_evidenceflow.evidence.probe_table import layer_table, write_tables
 from hf_evidenceflow.files import read_text
-from hf_evidenceflow.models.weights import broken_weights
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import run_record
 
 
@@ -101,7 +96,13 @@ def main(argv: list[str] | None = None) -> dict:
     folder = Path(args.output_dir)
     with run_record(folder, probe=args) as record:
         texts = read_texts(args)
-        model, tokenizer = load_model(args)
+        model, tokenizer = load_model(
+            args.model_name_or_path,
+            device=args.device,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+            dtype=args.dtype,
+        )
         probe = EvidenceProbe(
             model,
             tokenizer,
@@ -134,24 +135,6 @@ def read_texts(args: ProbeArguments) -> list[str]:
     if not text:
         raise ValueError(f"`{args.text_file}` holds no text. Write some into it, or give another `text_file`.")
     return [text]
-
-
-def load_model(args: ProbeArguments):
-    path = args.model_name_or_path
-    if path.startswith((".", "/", "~")) and not os.path.isdir(path):
-        raise FileNotFoundError(f"There is no folder `{path}`. Check `model_name_or_path`.")
-    if problem := broken_weights(path):
-        raise ValueError(f"The weights in `{path}` are damaged: {problem}. Copy or download the checkpoint again.")
-    kwargs = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    load, tokenizer_path = AutoModelForCausalLM.from_pretrained, path
-    if os.path.isfile(os.path.join(path, "adapter_config.json")):
-        load = AutoPeftModelForCausalLM.from_pretrained
-        if not os.path.isfile(os.path.join(path, "tokenizer_config.json")):
-            tokenizer_path = PeftConfig.from_pretrained(path).base_model_name_or_path
-    model = load(path, **kwargs, **({} if args.dtype is None else {"dtype": args.dtype}))
-    tokenizer = load_tokenizer(tokenizer_path, **kwargs)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer
 
 
 if __name__ == "__main__":

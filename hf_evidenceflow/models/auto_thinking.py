@@ -1,10 +1,11 @@
 """Loads the thinking variant of a checkpoint, whatever its family."""
 
-import os
+from dataclasses import fields
 
 from transformers import AutoConfig
 
-from ..files import check_fields, read_json
+from .adapter_file import read_adapter
+from .thinking.configuration_thinking import ThinkingConfigMixin
 from .thinking.modeling_thinking_llama import ThinkingLlamaForCausalLM
 from .thinking.modeling_thinking_qwen2 import ThinkingQwen2ForCausalLM
 from .thinking.modeling_thinking_qwen3 import ThinkingQwen3ForCausalLM
@@ -23,7 +24,7 @@ _LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revi
 
 def thinking_class(path_or_id: str, **kwargs):
     """
-    The thinking class for a checkpoint of a supported family, plain or thinking.
+    The thinking class for a checkpoint of a supported family, plain or thinking, or for the base of an adapter.
 
     Args:
         path_or_id (`str`):
@@ -34,9 +35,7 @@ def thinking_class(path_or_id: str, **kwargs):
     Raises:
         `ValueError`: if the checkpoint's type has no thinking variant.
     """
-    location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
-    with naming_folder(path_or_id):
-        model_type = AutoConfig.from_pretrained(path_or_id, **location).model_type
+    model_type = _model_type(path_or_id, {key: kwargs[key] for key in _LOCATION if key in kwargs})
     try:
         return THINKING_CLASSES[model_type.removeprefix("thinking_")]
     except KeyError:
@@ -52,16 +51,16 @@ def load_thinking_model(path_or_id: str, **kwargs):
 
     Args:
         path_or_id (`str`):
-            Hub name or local folder of a plain or a thinking checkpoint, or a local folder with an adapter saved by
-            [`HRPOTrainer`].
+            Hub name or local folder of a plain or a thinking checkpoint, or of an adapter of a thinking model.
         kwargs:
             Passed to `from_pretrained`: `dtype`, `device_map`, ... and fields of the config such as `thinking_mode`.
 
     Returns:
-        [`~transformers.PreTrainedModel`], or for an adapter folder a [`~peft.PeftModel`] around it.
+        [`~transformers.PreTrainedModel`], or for an adapter a [`~peft.PeftModel`] around it.
 
     Raises:
-        `OSError`, `ValueError`: if the checkpoint's type has no thinking variant, or as [`load_checked`].
+        `OSError`, `ValueError`: if the checkpoint's type has no thinking variant, nothing says how the model of an
+            adapter thinks, or as [`load_checked`].
 
     Example:
 
@@ -72,25 +71,39 @@ def load_thinking_model(path_or_id: str, **kwargs):
     ```
     """
     check_model_folder(path_or_id)
-    adapter = os.path.join(path_or_id, "adapter_config.json")
-    if not os.path.isfile(adapter):
+    location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
+    adapter = read_adapter(path_or_id, **location)
+    if adapter is None:
         return load_checked(thinking_class(path_or_id, **kwargs), path_or_id, **kwargs)
+    return _load_adapter(path_or_id, adapter, location, {k: v for k, v in kwargs.items() if k not in location})
 
+
+def _load_adapter(path_or_id, adapter, location, kwargs):
     from peft import PeftModel
 
-    settings = read_json(adapter)
-    check_fields(settings, adapter, base_model_name_or_path=str)
-    base = settings["base_model_name_or_path"]
-    # The trainer saves the thinking config beside the adapter; the base checkpoint may be a plain one
-    cls = thinking_class(path_or_id if os.path.isfile(os.path.join(path_or_id, "config.json")) else base, **kwargs)
-    fields = {
-        key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__ and key != "dtype"
-    }
-    with naming_folder(path_or_id):
-        config = cls.config_class.from_pretrained(path_or_id, **fields)
-    model = load_checked(cls, base, config=config, **kwargs)
+    base = adapter["base_model_name_or_path"]
+    at_base = {key: value for key, value in location.items() if key not in ("revision", "subfolder")}
+    at_base["revision"] = adapter.get("revision")
+    cls = thinking_class(base, **at_base)
+    own = [field.name for field in fields(ThinkingConfigMixin)]
+    given = {name: kwargs[name] for name in own if name in kwargs}
+    settings = adapter.get("thinking_config") or {}
+    if not settings and "thinking_mode" not in given and not _model_type(base, at_base).startswith("thinking_"):
+        raise ValueError(
+            f"Neither the adapter {path_or_id!r} nor its base {base!r} says how the model thinks. Pass the settings "
+            "of its training, such as `thinking_mode='projection'`."
+        )
+    model = load_checked(cls, base, **at_base, **settings | kwargs)
     model.config._name_or_path = path_or_id  # where the tokenizer is
     with naming_folder(path_or_id):
-        model = PeftModel.from_pretrained(model, path_or_id)
+        model = PeftModel.from_pretrained(model, path_or_id, **location)
+    for name, value in given.items():  # the adapter has set its own
+        setattr(model.config, name, value)
+    model.config.check_thinking()
     check_adapter(model, path_or_id)
     return model
+
+
+def _model_type(path_or_id, location):
+    with naming_folder(path_or_id):
+        return AutoConfig.from_pretrained(path_or_id, **location).model_type

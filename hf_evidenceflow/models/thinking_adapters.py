@@ -10,7 +10,7 @@ PEFT ends in a `KeyError` that shows the type, which is the remedy.
 import enum
 from dataclasses import dataclass, fields
 
-from peft import PromptLearningConfig, TaskType
+from peft import PeftType, PromptLearningConfig, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from transformers import PreTrainedModel
 
@@ -20,21 +20,29 @@ from .thinking.modeling_thinking import ThinkingCausalLMMixin
 from .thinking.thinking_residual import THINKING_MODULES
 
 
-# Adapters that replace or wrap modules and can train further ones in full, by PEFT type
+# Adapters that wrap modules and can train further ones in full, by PEFT type. Not those that compute outside the
+# model (Shadow) or need inputs that a rollout does not have (Poly).
 METHODS = {
     str(method.value): config
     for method, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     if "modules_to_save" in {field.name for field in fields(config)}
     and not issubclass(config, PromptLearningConfig)
+    and method not in (PeftType.SHADOW, PeftType.POLY)
 }
+
+
+class _Text(str, enum.Enum):
+    def __str__(self):
+        return self.value
+
+
 # What a process that knows nothing of this package shows
-ThinkingPeftType = enum.Enum(
+ThinkingPeftType = _Text(
     "ThinkingPeftType",
     {
         name: f"hf_evidenceflow.load_thinking_model (pip install hf-evidenceflow) loads this {name} adapter"
         for name in METHODS
     },
-    type=str,
     module=__name__,
 )
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import LoraConfig
 from torch.distributed.fsdp import fully_shard
 
 from ..models.auto_thinking import thinking_class
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
 from ..models.thinking.thinking_residual import THINKING_MODULES, Float32Module, thinking_modules_in_use
+from ..models.thinking_adapters import METHODS, ThinkingAdapterConfig
 
 
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -189,18 +191,23 @@ def with_thinking_modules(peft_config, thinking_mode):
             Config of an adapter. The thinking modules are added to `modules_to_save` and kept out of `target_modules`.
         thinking_mode (`str`):
             Mode of the model: modules that it does not use are left out.
+
+    Raises:
+        `ValueError`: if the method cannot train modules of the model in full.
     """
-    peft_config = copy.deepcopy(peft_config)
-    if not hasattr(peft_config, "modules_to_save"):
+    name = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
+    if name not in METHODS and not isinstance(peft_config, ThinkingAdapterConfig):
+        reason = "it trains virtual tokens" if peft_config.is_prompt_learning else "it cannot train modules in full"
         raise ValueError(
-            f"{type(peft_config).__name__} cannot train the thinking modules, since it has no `modules_to_save`. Use "
-            "`LoraConfig`, or a model without `peft_config`."
+            f"`peft_config` of type {name} ({type(peft_config).__name__}) cannot train the thinking modules: "
+            f"{reason}. Use `LoraConfig` or the config of another method of {', '.join(METHODS)}; or no adapter."
         )
+    peft_config = copy.deepcopy(peft_config)
     in_use = thinking_modules_in_use(thinking_mode)
     saved = list(peft_config.modules_to_save or [])
     peft_config.modules_to_save = [*saved, *(module for module in in_use if module not in saved)] or None
-    if getattr(peft_config, "target_modules", None) is None:
+    if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:
         peft_config.target_modules = set(_LORA_TARGETS)
-    if not isinstance(peft_config.exclude_modules, str):
+    if "exclude_modules" in vars(peft_config) and not isinstance(peft_config.exclude_modules, str):
         peft_config.exclude_modules = sorted({*(peft_config.exclude_modules or []), *THINKING_MODULES})
     return peft_config

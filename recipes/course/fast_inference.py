@@ -37,7 +37,6 @@ from pathlib import Path
 from hf_evidenceflow.arguments import RecipeParser
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import EvidenceFlowConfig
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
@@ -59,10 +58,10 @@ from hf_evidenceflow.course.fast_inference.speculation import (
 from hf_evidenceflow.course.fast_inference.total_variation import total_variation_test
 from hf_evidenceflow.course.language_model import pretrain
 from hf_evidenceflow.course.recipe import course_run
-from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
 from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
@@ -144,8 +143,8 @@ def load_models(args, documents: list[str]):
             args, "target", args.target_layers, args.target_size, tokenizer, documents, args.early_exit_depth
         )
         draft = train_llama(args, "draft", args.draft_layers, args.draft_size, tokenizer, documents)
-    tokenizer = load_tokenizer(target)
-    return tokenizer, *(AutoModelForCausalLM.from_pretrained(name).eval() for name in (target, draft))
+    target, tokenizer = load_model(target, device="cpu")
+    return tokenizer, target, load_model(draft, device="cpu")[0]
 
 
 def test_sampling(args, target, draft, prompt) -> dict[str, dict]:

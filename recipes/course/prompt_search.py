@@ -35,7 +35,7 @@ from hf_evidenceflow.arguments import RecipeParser
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
 from hf_evidenceflow.course.prompt_search.gcg import search_prompt
@@ -45,12 +45,12 @@ from hf_evidenceflow.course.prompt_search.search_plots import plot_search
 from hf_evidenceflow.course.prompt_search.tasks import TASKS, Question, encode_questions, split_by_group
 from hf_evidenceflow.course.recipe import course_run, markdown_table
 from hf_evidenceflow.course.stages import run_stage, stage_settings
-from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.experiments.statistics import mean_t_interval, paired_t_difference
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_json
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
@@ -138,8 +138,7 @@ class PromptSearchArguments(CourseArguments):
 def load_or_train(args: PromptSearchArguments, folder):
     """The model that a prompt is searched for, and its tokenizer."""
     if args.model_name_or_path is not None:
-        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path)
-        return model, load_tokenizer(args.model_name_or_path)
+        return load_model(args.model_name_or_path, device="cpu")
     documents = course_documents(args)
     tokenizer = train_text_tokenizer(documents, args.vocab_size)
     encoded = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(documents)["input_ids"]]

@@ -167,14 +167,14 @@ def generates_nothing(recipe, monkeypatch):
         raise AssertionError("generate() was called")
 
     def start():
-        monkeypatch.setattr(recipe.AutoModelForCausalLM, "from_pretrained", without_generate)
+        monkeypatch.setattr(recipe, "load_model", without_generate)
 
-    load = recipe.AutoModelForCausalLM.from_pretrained
+    load = recipe.load_model
 
     def without_generate(*args, **kwargs):
-        model = load(*args, **kwargs)
+        model, tokenizer = load(*args, **kwargs)
         model.generate = generate
-        return model
+        return model, tokenizer
 
     return start
 

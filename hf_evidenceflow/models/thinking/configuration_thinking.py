@@ -11,8 +11,8 @@ _CHOICES = {
     "thinking_projection_layers": (1, 2),
     "thinking_projection_norm": ("l2", "layernorm", "embedding_rms"),
 }
-# Written where the code of the model is not saved with it. What stands before `--` is where transformers would load the
-# code from; it names that place in its error. No repository can have this name.
+# Written where the code of the model is not saved with it. What stands before `--` is where transformers would load
+# the code from, and it names that place in its error. No repository can have this name.
 _REMEDY = "hf_evidenceflow.load_thinking_model (pip install hf-evidenceflow)--configuration.Config"
 
 

@@ -203,18 +203,17 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Differs from PreTrainedModel in the folder of an adapter with a config, whose weights are the base's."""
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Differs from PreTrainedModel in the folder of an adapter with a config, whose model is its base."""
         folder = pretrained_model_name_or_path
         base = _base_of_adapter(folder)
         if base is None:
-            return super().from_pretrained(folder, *model_args, **kwargs)
+            return super().from_pretrained(folder, *args, **kwargs)
         if not isinstance(kwargs.get("config"), cls.config_class):
             names = [name for name in kwargs if name.startswith("thinking_")]
-            fields = {name: kwargs.pop(name) for name in names}
-            kwargs["config"] = cls.config_class.from_pretrained(folder, **fields)
+            kwargs["config"] = cls.config_class.from_pretrained(folder, **{name: kwargs.pop(name) for name in names})
         kwargs["adapter_kwargs"] = {**(kwargs.get("adapter_kwargs") or {}), "_adapter_model_path": str(folder)}
-        return super().from_pretrained(base, *model_args, **kwargs)
+        return super().from_pretrained(base, *args, **kwargs)
 
     @property
     def peft_config(self):
@@ -243,7 +242,11 @@ def _attribute(model, name):
 def _base_of_adapter(folder):
     """Base of the adapter in a local folder that holds no model of its own."""
     path = os.path.join(folder or "", "adapter_config.json")
-    if not folder or not os.path.isfile(path) or glob.glob(os.path.join(glob.escape(str(folder)), "model*.safetensors")):
+    if (
+        not folder
+        or not os.path.isfile(path)
+        or glob.glob(os.path.join(glob.escape(str(folder)), "model*.safetensors"))
+    ):
         return None
     with open(path, encoding="utf-8") as file:
         return json.load(file)["base_model_name_or_path"]

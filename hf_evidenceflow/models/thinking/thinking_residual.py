@@ -110,9 +110,12 @@ class Float32Module(nn.Module):
         return super()._apply(moved, recurse)
 
 
-class _Float32Linear(Float32Module, nn.Linear):
+class _Float32Linear(Float32Module):
+    # No `nn.Linear`: PEFT's "all-linear" and quantizers take those, and an adapter would be added behind the sigmoid
     def __init__(self, hidden_size: int, bias: bool):
-        super().__init__(hidden_size, hidden_size, bias=bias, dtype=torch.float32)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(hidden_size, dtype=torch.float32)) if bias else None
 
     def forward(self, inputs):
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
@@ -170,7 +173,7 @@ class ThinkingProjection(_Float32Linear):
     def init_weights(self, config):
         # Under a norm the scale has no effect on the output, but the gradient grows as 1/std (docstring of the config)
         std = config.thinking_projection_init_std
-        std = 1 / math.sqrt(self.in_features) if std is None else std
+        std = 1 / math.sqrt(self.weight.shape[1]) if std is None else std
         for weight in (self.weight,) if self.hidden is None else (self.weight, self.hidden.weight):
             init.normal_(weight, mean=0.0, std=std)
 
