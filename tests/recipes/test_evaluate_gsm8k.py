@@ -278,7 +278,7 @@ def test_a_truncated_weight_file_is_named(evaluate, plain_checkpoint, tmp_path):
     path = shutil.copytree(plain_checkpoint, tmp_path / "model")
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"damaged: model\.safetensors .*download the checkpoint again"):
+    with pytest.raises(OSError, match=r"damaged: model\.safetensors .*Copy or download it again"):
         evaluate(model_name_or_path=path)
 
 
