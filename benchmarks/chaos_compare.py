@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 # Times, speeds and memory; the settings of logging and saving are in the state as well and must agree
 VOLATILE = re.compile(
-    r"seconds|runtime|per_second|step_time|memory|mem_|timestamp|^(started|ended|pid|host|git|command|previous|log)$"
+    r"seconds|runtime|per_second|step_time|memory|mem_|timestamp|^(started|ended|pid|host|git|command|previous)$"
 )
 MODEL_FILES = ("*.safetensors", "config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json")
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")

@@ -1,17 +1,19 @@
 """Layer-wise supervision as a callback of transformers' Trainer and TRL's SFTTrainer."""
 
-import os
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import Trainer
 
+from ..run_folder.checkpointed_callback import CheckpointedCallback, checkpoint_of
 from .evidence_flow import EvidenceFlow
 from .evidence_flow_config import EvidenceFlowConfig, resolve_config
 from .own_parameters import OwnParameters
 
 
-class EvidenceFlowCallback(TrainerCallback):
+LOG_NAME = "evidence_flow_log_{rank}.json"
+
+
+class EvidenceFlowCallback(CheckpointedCallback):
     """
     Adds a layer-wise term to the loss that a Trainer trains.
 
@@ -83,10 +85,14 @@ class EvidenceFlowCallback(TrainerCallback):
             return
         self.flow = EvidenceFlow(model, self.config, state.max_steps, once=True)
         self.flow.start_step(state.global_step)
+        checkpoint = Path(self.resume_from or checkpoint_of(args, state))
+        log = checkpoint / LOG_NAME.format(rank=args.process_index)
+        if state.global_step and log.exists():
+            self.flow.log.load(log, args.device)
         if self.flow.parameters():
             self._own = OwnParameters(self.flow.own_modules, optimizer)
             if state.global_step:
-                self._own.load(self.resume_from or _checkpoint(args, state))
+                self._own.load(checkpoint)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.flow is not None:
@@ -111,9 +117,11 @@ class EvidenceFlowCallback(TrainerCallback):
             logs.update(terms)
             state.log_history[-1].update(terms)
 
-    def on_save(self, args, state, control, **kwargs):
+    def write_files(self, checkpoint, args):
+        if self.flow is not None:
+            self.flow.log.save(checkpoint / LOG_NAME.format(rank=args.process_index))
         if self._own is not None and args.should_save:
-            self._own.save(_checkpoint(args, state))
+            self._own.save(checkpoint)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._close()
@@ -124,10 +132,6 @@ class EvidenceFlowCallback(TrainerCallback):
         if self._own is not None:
             self._own.leave()
         self.flow = self._own = None
-
-
-def _checkpoint(args, state):
-    return Path(os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
 
 def _refuse_own_losses(args):

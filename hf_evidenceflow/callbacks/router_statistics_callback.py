@@ -1,11 +1,15 @@
 """Statistics of a mixture of experts in the Trainer's log."""
 
-from transformers import TrainerCallback
-
 from ..evidence.router_statistics import RouterStatistics
+from ..files import read_json
+from ..reporting import atomic_write_json
+from ..run_folder.checkpointed_callback import CheckpointedCallback, checkpoint_of
 
 
-class RouterStatisticsCallback(TrainerCallback):
+FILE_NAME = "router_statistics_{rank}.json"
+
+
+class RouterStatisticsCallback(CheckpointedCallback):
     """
     Adds to each training log how the experts were used since the last one: see [`RouterStatistics.summary`].
 
@@ -28,6 +32,9 @@ class RouterStatisticsCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._close()
         self.statistics = RouterStatistics(model, once=True)
+        saved = checkpoint_of(args, state) / FILE_NAME.format(rank=args.process_index)
+        if state.global_step and saved.exists():
+            self.statistics.load_counts(read_json(saved), args.device)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.statistics.attach()
@@ -40,6 +47,11 @@ class RouterStatisticsCallback(TrainerCallback):
             summary = self.statistics.pop()
             logs.update(summary)
             state.log_history[-1].update(summary)
+
+    def write_files(self, checkpoint, args):
+        if self.statistics is not None:
+            path = checkpoint / FILE_NAME.format(rank=args.process_index)
+            atomic_write_json(path, self.statistics.counts())
 
     def on_train_end(self, args, state, control, **kwargs):
         self._close()

@@ -1,8 +1,12 @@
 """Running means of the layer terms between two logs."""
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 
+from ..files import read_json
+from ..reporting import atomic_write_json
 from .layer_terms import LayerTerms
 
 
@@ -60,3 +64,17 @@ class TermLog:
         means["evidence_flow/weight"] = self._weight
         self._sums, self._tokens = {}, 0
         return means
+
+    def save(self, path: Path) -> None:
+        """Write what was added since the last [`pop`], exactly, as JSON."""
+        sums = {name: value.item() for name, value in self._sums.items()}
+        atomic_write_json(path, {"sums": sums, "tokens": self._tokens, "weight": self._weight})
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Read what [`save`] has written."""
+        saved = read_json(path)
+        self._sums = {
+            name: torch.tensor(float(value), dtype=torch.double, device=device)
+            for name, value in saved["sums"].items()
+        }
+        self._tokens, self._weight = saved["tokens"], saved["weight"]

@@ -102,6 +102,19 @@ class RouterStatistics:
         """Forgets what was counted."""
         self._used, self._gates, self._tokens, self._k = [], [], 0, 1
 
+    def counts(self) -> dict:
+        """What was counted, as JSON can hold it exactly."""
+        used, gates = ([tensor.tolist() for tensor in tensors] for tensors in (self._used, self._gates))
+        return {"used": used, "gates": gates, "tokens": self._tokens, "experts_per_token": self._k}
+
+    def load_counts(self, counts: dict, device: torch.device) -> None:
+        """Goes on from the [`counts`] of a model of the same layers."""
+        self._used, self._gates = (
+            [torch.tensor(layer, dtype=torch.double, device=device) for layer in counts[name]]
+            for name in ("used", "gates")
+        )
+        self._tokens, self._k = counts["tokens"], counts["experts_per_token"]
+
     def attach(self) -> None:
         """Puts the hooks on the model; nothing if they are there."""
         if not self._handles:

@@ -266,6 +266,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, objective):
     assert resumed.state.log_history[-2]["evidence_flow/loss"] == whole.state.log_history[-2]["evidence_flow/loss"]
 
 
+def test_a_log_row_holds_also_what_came_before_the_checkpoint(tmp_path):
+    def make():
+        return make_trainer(tmp_path, EvidenceFlowCallback(), save_strategy="steps", save_steps=2, logging_steps=3)
+
+    whole = make()
+    whole.train()
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    logged, expected = (
+        {name: value for name, value in trainer.state.log_history[0].items() if name.startswith("evidence_flow/")}
+        for trainer in (resumed, whole)
+    )
+    assert len(logged) == 6 and logged == expected
+
+
 def test_own_parameters_train_and_are_saved_beside_the_model(tmp_path):
     callback = EvidenceFlowCallback(objective="nitp")
     trainer = make_trainer(tmp_path, callback, save_strategy="steps", save_steps=2)

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 from hf_evidenceflow import RouterStatisticsCallback
 
 
-def train(model, tmp_path, **arguments):
+def train(model, tmp_path, resume=None, **arguments):
     rows = [{"input_ids": row, "labels": row} for row in token_ids(8, 6)]
     settings = {
         "output_dir": str(tmp_path),
@@ -23,7 +23,7 @@ def train(model, tmp_path, **arguments):
     }
     callback = RouterStatisticsCallback()
     trainer = Trainer(model, TrainingArguments(**settings), train_dataset=rows, callbacks=[callback])
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
@@ -51,6 +51,14 @@ def test_the_statistics_do_not_change_the_training(tmp_path):
     trainer = Trainer(tiny_tinyseek(), arguments, train_dataset=rows)
     trainer.train()
     assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == [row["loss"] for row in logged]
+
+
+def test_a_log_row_counts_also_what_came_before_the_checkpoint(tmp_path):
+    settings = {"max_steps": 4, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    whole = train(tiny_tinyseek(), tmp_path, **settings)
+    resumed = train(tiny_tinyseek(), tmp_path, resume=str(tmp_path / "checkpoint-2"), **settings)
+    names = ("router_max_load", "router_load_entropy", "router_dead_experts", "router_balance")
+    assert [resumed[0][name] for name in names] == [whole[0][name] for name in names]
 
 
 def test_a_dense_model_is_refused_when_training_begins(tmp_path):
