@@ -138,6 +138,7 @@ def _run_once(case: Case, work: Path, reference: dict, generator: Random) -> Res
     job = make_job(work, case.setting, case.kind, case.processes, output, *requeue_options(case.setting))
     for number, text in enumerate([*case.stops, None]):
         newest = newest_step(output)
+        resumable = {newest, *(step for part in output.glob("_*") for step in checkpoints(part) if step > newest)}
         stop = text and draw_stop(case, text, newest, reference["seconds"], generator)
         outcome = run_job(job, folder / f"{number}.log", folder / f"{number}.trace", stop)
         result.seconds = round(result.seconds + outcome.seconds, 2)
@@ -146,7 +147,7 @@ def _run_once(case: Case, work: Path, reference: dict, generator: Random) -> Res
         if outcome.hung:
             result.add("lost", f"attempt {number} hangs")
             return result
-        if case.setting != "experiment" and outcome.steps and outcome.steps[0] != newest:
+        if case.setting != "experiment" and outcome.steps and outcome.steps[0] not in resumable:
             result.add("lost", f"attempt {number} began at step {outcome.steps[0]}, the newest checkpoint is {newest}")
         if outcome.stopped is None:
             if outcome.returncode:

@@ -75,6 +75,14 @@ class AtomicCheckpointMixin:
             self._push_after_rename = False
             self._push_from_checkpoint(str(output_dir / name))
 
+    def _finish_rotation(self, resumed_from: Path) -> None:
+        """What a kill right after a checkpoint got its name has left to do."""
+        output_dir = Path(self.args.output_dir)
+        newest = list_checkpoints(output_dir)[:1]
+        # One resumed from an older checkpoint would lose that one
+        if self.args.should_save and newest and newest[0].resolve() == resumed_from.resolve():
+            rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
     def _save_own_state(self, folder: Path) -> None:
         """What a subclass adds to a checkpoint on each rank, before its manifest is written."""
 

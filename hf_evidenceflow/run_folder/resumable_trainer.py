@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.trainer_utils import SaveStrategy
 
 from .atomic_checkpoint import AtomicCheckpointMixin
+from .checkpointed_callback import CheckpointedCallback
 from .random_state import kept_random_state
 from .rank_agreement import RankAgreement
 from .termination import Terminated, deferred, is_requested
@@ -68,6 +69,8 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
         kept = None if self._resumed_from is None else load_unlogged(self, self._resumed_from)
         if kept is not None:
             self._first_step, self._owed = kept["first_step"], _Owed(**kept["owed"])
+        if self._resumed_from is not None:
+            self._finish_rotation(Path(self._resumed_from))
 
     def _run_epoch(self, **kwargs):
         """Differs from Trainer in training nothing when the last step is done, and in waiting with SIGTERM."""
@@ -159,6 +162,9 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
 
     def _save_own_state(self, folder: Path) -> None:
         save_unlogged(self, folder, {"first_step": self._first_step, "owed": asdict(self._owed)})
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, CheckpointedCallback):
+                callback.write_files(folder, self.args)
 
     def _finalize_training(self, *args, **kwargs):
         """Differs from Trainer in `train_loss`: over all steps, also those before the run was resumed."""

@@ -12,7 +12,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.run_folder.checkpointed_callback import CheckpointedCallback
 from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint
+from hf_evidenceflow.run_folder.manifest import manifest_problem
 from hf_evidenceflow.run_folder.resumable_trainer import ResumableTrainerMixin
 from hf_evidenceflow.run_folder.termination import Terminated, handle_sigterm
 
@@ -29,6 +31,13 @@ class Resumable(ResumableTrainerMixin, Trainer):
     def training_step(self, model, *args, **kwargs):
         self.trained += 1
         return super().training_step(model, *args, **kwargs)
+
+
+class OwnFile(CheckpointedCallback):
+    """Has a file in each checkpoint."""
+
+    def write_files(self, checkpoint, args):
+        (checkpoint / "own.txt").write_text("whole")
 
 
 class Terminate(TrainerCallback):
@@ -172,3 +181,32 @@ def test_without_checkpoints_sigterm_ends_the_run_at_once(make):
     with handle_sigterm(), pytest.raises(Terminated):
         trainer.train()
     assert trainer.state.global_step == 3
+
+
+def test_a_checkpoint_has_the_files_of_callbacks_before_it_has_its_name(make, tmp_path):
+    trainer = make(callbacks=[OwnFile()])
+    published = {}
+    original = trainer.callback_handler.on_save
+
+    def on_save(args, state, control):
+        checkpoint = tmp_path / "run" / f"checkpoint-{state.global_step}"
+        published[state.global_step] = (checkpoint / "own.txt").exists(), manifest_problem(checkpoint)
+        return original(args, state, control)
+
+    trainer.callback_handler.on_save = on_save
+    trainer.train()
+    assert published == dict.fromkeys((2, 4, 6, 7), (True, None))
+
+
+def test_a_rotation_that_a_kill_cut_off_is_finished_when_the_run_goes_on(make, tmp_path):
+    make(save_total_limit=2).train()
+    shutil.copytree(tmp_path / "run/checkpoint-6", tmp_path / "run/checkpoint-4")
+    make(save_total_limit=2).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-7"))
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
+
+
+def test_resuming_from_an_older_checkpoint_removes_none_before_the_next_is_saved(make, tmp_path):
+    make(max_steps=6).train()
+    trainer = make(save_total_limit=1, max_steps=3, save_steps=100, save_strategy="no")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    assert (tmp_path / "run/checkpoint-2").exists()
