@@ -37,6 +37,7 @@ from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM
 from hf_evidenceflow.evidence.figures import COLOURS, LINE_STYLES, new_figure, save_figure
 from hf_evidenceflow.models.crosslayer import modeling_crosslayer
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.reporting import atomic_write_json
 
 
@@ -91,7 +92,7 @@ def forward(model, ids, path=None):
 def filled_cache(model, ids):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model.eval()(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model.eval()(ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     return cache
 
 
@@ -100,7 +101,7 @@ def decode(model, token, cache, path=None):
     model.eval()
     with forced_path(path):
         for _ in range(DECODED_TOKENS):
-            model(token, past_key_values=cache, use_cache=True)
+            model(token, **{CACHE: cache}, use_cache=True)
     cache.crop(-DECODED_TOKENS)
 
 

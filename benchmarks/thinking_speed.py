@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, ThinkingQwen2Config, ThinkingQwen2ForCausalLM
 from hf_evidenceflow.models.thinking import generation_thinking
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 
 
 SIZE = {
@@ -119,7 +120,7 @@ def published_loop(model, tokenizer):
     completion = ids[:, :0]
     thinking = torch.ones(BATCH, dtype=torch.bool)
     for _ in range(NEW):
-        hidden = base(inputs_embeds=embeds, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        hidden = base(inputs_embeds=embeds, **{CACHE: cache}, use_cache=True).last_hidden_state[:, -1]
         scores = model.lm_head(hidden).float()
         scores[:, SIZE["eos_token_id"]] = -torch.inf
         probs = scores.softmax(-1)

@@ -25,6 +25,7 @@ from tinyseek_reference import check_equal, make_pair
 from transformers import DynamicCache
 from transformers.integrations.moe import grouped_mm_experts_forward
 
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.reporting import atomic_write_json
 
 
@@ -97,14 +98,14 @@ class Decoding:
         self.reference, self.model, self.ids, self.new_tokens = reference, model, ids, new_tokens
         self.cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(ids[:, :-1], past_key_values=self.cache, use_cache=True)
+            model(ids[:, :-1], **{CACHE: self.cache}, use_cache=True)
 
     @torch.no_grad()
     def ours(self):
         """Behind the cache of the prompt, which is as before at the end."""
         token, tokens = self.ids[:, -1:], []
         for _ in range(self.new_tokens):
-            token = self.model(token, past_key_values=self.cache, use_cache=True).logits[:, -1:].argmax(-1)
+            token = self.model(token, **{CACHE: self.cache}, use_cache=True).logits[:, -1:].argmax(-1)
             tokens.append(token)
         self.cache.crop(-self.new_tokens)
         return torch.cat(tokens, dim=1)

@@ -22,6 +22,7 @@ from tinyseek_reference import check_equal, make_pair
 from transformers import DynamicCache
 
 from hf_evidenceflow.evidence.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.reporting import atomic_write_json
 
 
@@ -41,7 +42,7 @@ def train(module, loss):
 
 @torch.no_grad()
 def decode(model, token, cache):
-    model(token, past_key_values=cache, use_cache=True)
+    model(token, **{CACHE: cache}, use_cache=True)
     cache.crop(-1)
 
 
@@ -75,7 +76,7 @@ def measure_contexts(args):
         if context <= args.reference_context and args.experts <= args.reference_experts:
             whole[REFERENCE] = partial(forward, reference, ids)
         cache = DynamicCache(config=model.config)
-        forward(model, ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        forward(model, ids[:, :-1], **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         ours = partial(forward, model, ids, use_cache=False, logits_to_keep=1)
         tables = {
             FORWARD: compare(whole | {OURS: ours}, args.rounds),

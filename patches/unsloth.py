@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from accelerate.utils import is_peft_model
 
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.models.thinking.generation_thinking import ThinkingGenerationMixin
 from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES, thinking_modules_in_use
 
@@ -217,12 +218,12 @@ def _check_that_it_thinks(model):
             "thinking_states": torch.ones(1, 1, base.config.hidden_size, device=device),
             "thinking_mask": torch.ones(1, 1, dtype=torch.bool, device=device),
         }
-        cache = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **thinking).past_key_values
+        cache = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **thinking)[CACHE]
         whole = len(calls)
         model(
             input_ids=ids[:, :1],
             attention_mask=torch.ones(1, 3, dtype=torch.long, device=device),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
             **thinking,
         )

@@ -1,6 +1,9 @@
-"""Tiny models and tokenizers, built from a seed; nothing is downloaded."""
+"""Tiny models and tokenizers, built from a seed; nothing is downloaded. Deprecated calls of ours are errors."""
 
+import inspect
 import os
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,36 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # At these sizes a second thread only waits for the first
 torch.set_num_threads(1)
+
+
+_ROOT = Path(__file__).parents[1]
+_OURS = tuple(str(_ROOT / name) + os.sep for name in ("hf_evidenceflow", "patches", "recipes"))
+# Between a call and the deprecated function: module calls, decorators
+_BETWEEN = (os.path.join("torch", "nn", "modules", "module.py"), os.path.join("transformers", "utils") + os.sep)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deprecations_are_errors():
+    """
+    What upstream calls deprecated is an error where this package calls it. A filter by module does not do: the frame
+    that a warning names is mostly PyTorch's module call, or the deprecated function itself.
+    """
+    warn = warnings.warn
+
+    def strict_warn(message, category=None, *args, **kwargs):
+        kind = type(message) if isinstance(message, Warning) else category
+        if kind is not None and issubclass(kind, (FutureWarning, DeprecationWarning)):
+            frame = inspect.currentframe().f_back.f_back
+            while frame is not None and any(part in frame.f_code.co_filename for part in _BETWEEN):
+                frame = frame.f_back
+            if frame is not None and frame.f_code.co_filename.startswith(_OURS):
+                raise kind(message)
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        warn(message, category, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "warn", strict_warn)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.generation import GenerationMode
 
+from ..models.thinking.cache_argument import CACHE
 from .adaptive_depth import AdaptiveDepth
 from .criteria import EarlyExitConfig
 from .layer_calls import profile_layers, replaced_layer_calls, shadowed
@@ -120,7 +121,7 @@ class _GenerationSteps:
         self._columns, self._written = [], []
 
     def begin(self, inputs: dict) -> None:
-        ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
+        ids, cache = inputs.get("input_ids"), inputs.get(CACHE)
         tokens = inputs["inputs_embeds"][..., 0] if ids is None else ids  # [B, T]
         if not self._is_open:
             self._adaptive.start(None)

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..models.thinking.cache_argument import CACHE
 from .layer_calls import LayerProfile, profile_layers, replaced_layer_calls
 
 
@@ -101,7 +102,7 @@ class SelfSpeculation:
                 ended = self._append(decoding, chosen[: matches + 1], stopping_criteria)
         if not generation_config.return_dict_in_generate:
             return decoding.sequence
-        return GenerateDecoderOnlyOutput(sequences=decoding.sequence, past_key_values=decoding.cache)
+        return GenerateDecoderOnlyOutput(sequences=decoding.sequence, **{CACHE: decoding.cache})
 
     def _draft(self, decoding, generation_config):
         # The verifying pass adds a token of its own
@@ -132,7 +133,7 @@ class SelfSpeculation:
             raise ValueError(
                 f"This `SelfSpeculation` was made for another model than the {type(model).__name__} that generates."
             )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         reasons = {
             f"a batch of {len(input_ids)}": len(input_ids) != 1,
             "`do_sample=True`": config.do_sample,
@@ -158,7 +159,7 @@ class _Decoding:
 
     def __init__(self, profile: LayerProfile, depth, input_ids, logits_processor, model_kwargs):
         self.sequence = input_ids
-        self.cache = model_kwargs["past_key_values"]
+        self.cache = model_kwargs[CACHE]
         self._profile = profile
         self._depth = depth
         self._processor = logits_processor
@@ -219,7 +220,7 @@ class _Decoding:
 
     def _forward(self, ids, count):
         """Logits of the last `count` tokens, which the cache does not hold yet."""
-        inputs = {"input_ids": ids[:, -count:], "past_key_values": self.cache, "use_cache": True}
+        inputs = {"input_ids": ids[:, -count:], CACHE: self.cache, "use_cache": True}
         ahead = ids.shape[1] - self.sequence.shape[1]  # drafted tokens behind the sequence
         if self._mask is not None:
             inputs["attention_mask"] = torch.cat([self._mask, self._mask.new_ones(1, ahead)], dim=1)
@@ -241,5 +242,5 @@ def _has_cache_of_each_call(profile: LayerProfile) -> bool:
     model = profile.parts.model
     ids = torch.zeros(1, 1, dtype=torch.long, device=profile.parts.embeddings.weight.device)
     cache = DynamicCache(config=model.config)
-    model(input_ids=ids, past_key_values=cache, use_cache=True)
+    model(input_ids=ids, **{CACHE: cache}, use_cache=True)
     return len(cache.layers) == profile.num_layers and all(layer.get_seq_length() == 1 for layer in cache.layers)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.decoder import base_causal_lm
+from ..models.thinking.cache_argument import CACHE
 
 
 TOKENS_AT_ONCE = 8192  # whose float32 copy of the logits is held at a time
@@ -100,9 +101,9 @@ def next_token_losses(
     for start in range(0, length - 1, chunk_size):
         targets = rows[:, start + 1 : start + 1 + chunk_size].to(model.device)
         inputs = rows[:, start : start + chunk_size].to(model.device)
-        past = {} if cache is None else {"past_key_values": cache}
+        past = {} if cache is None else {CACHE: cache}
         output = model(input_ids=inputs, use_cache=length > chunk_size, **past)
-        cache = output.get("past_key_values")
+        cache = output.get(CACHE)
         if cache is None and start + chunk_size < length - 1:
             raise ValueError(
                 f"{type(base_causal_lm(model)).__name__} returned no `past_key_values`, so rows of {length} tokens "

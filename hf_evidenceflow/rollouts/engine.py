@@ -29,6 +29,7 @@ from transformers.generation import (
 )
 from transformers.utils import logging
 
+from ..models.thinking.cache_argument import CACHE
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin, current_collector, thinking_output
 from .draws import MultinomialDraws, TableDraws
 from .prefill import prefill
@@ -254,7 +255,7 @@ class _Rollout:
             outputs = self.model(
                 input_ids=records.tensors["tokens"][rows, steps][:, None],
                 position_ids=(self.lengths[rows] + steps)[:, None],
-                past_key_values=self.cache,
+                **{CACHE: self.cache},
                 use_cache=True,
                 logits_to_keep=1,
                 **inputs,

@@ -3,6 +3,8 @@
 import torch
 from transformers import DynamicCache
 
+from ..models.thinking.cache_argument import CACHE
+
 
 def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None):
     """
@@ -33,9 +35,9 @@ def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None
         # Without padding a plain causal mask is faster
         attention_mask=None if mask.all() else mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=DynamicCache(config=model.config),
+        **{CACHE: DynamicCache(config=model.config)},
         use_cache=True,
         logits_to_keep=1,
         **({} if recorder is None else {"thinking_recorder": recorder}),
     )
-    return outputs.logits[:, -1].float(), outputs.past_key_values, mask
+    return outputs.logits[:, -1].float(), outputs[CACHE], mask

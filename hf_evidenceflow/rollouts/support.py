@@ -3,6 +3,7 @@
 import torch
 from torch.distributed.tensor import DTensor
 
+from ..models.thinking.cache_argument import CACHE
 from .prefill import prefill
 from .shared_prompt_attention import shared_prompt_passes
 from .shared_prompt_cache import SharedPromptCache
@@ -44,7 +45,7 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
         for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
             if getattr(generation_config, name):
                 return f"`{name}=True` is not recorded"
-    past = model_kwargs.get("past_key_values")
+    past = model_kwargs.get(CACHE)
     if past is not None and (past.get_seq_length() or getattr(past, "_is_user_defined", False)):
         return "`past_key_values` is given, and rows that share a prompt have a cache of their own"
     for name in ("streamer", "synced_gpus", "assistant_model", "inputs_embeds"):
@@ -85,10 +86,10 @@ def attention_reason(model) -> str | None:
     position = torch.full((2, 1), len(tokens), device=device)
     try:
         with shared_prompt_passes():
-            found = model(input_ids=token.expand(2, 1), position_ids=position, past_key_values=shared, **inputs).logits
+            found = model(input_ids=token.expand(2, 1), position_ids=position, **{CACHE: shared}, **inputs).logits
     except (AttributeError, TypeError, ValueError) as error:
         return f"{type(model).__name__} does more with cached keys and values than attend ({error})"
-    expected = model(input_ids=token[None], position_ids=position[:1], past_key_values=prompt_cache, **inputs).logits
+    expected = model(input_ids=token[None], position_ids=position[:1], **{CACHE: prompt_cache}, **inputs).logits
     gap = ((found - expected).abs().max() / expected.abs().max()).item()
     half = torch.finfo(shared.layers[0].values.dtype).bits < 32  # in the pass, autocast or not
     tolerance = _HALF_TOLERANCE if half else _TOLERANCE

@@ -8,6 +8,8 @@ Shapes: B prompts, P prompt tokens, C completion tokens, V vocabulary.
 
 import torch
 
+from ...models.thinking.cache_argument import CACHE
+
 
 def mixed_logps(student_logits: torch.Tensor, teacher_logits: torch.Tensor, teacher_share: float) -> torch.Tensor:
     """
@@ -77,11 +79,11 @@ def sample_mixed(
                 input_ids=step_ids,
                 attention_mask=attention_mask,
                 position_ids=step_positions,
-                past_key_values=caches[index],
+                **{CACHE: caches[index]},
                 use_cache=True,
                 logits_to_keep=1,
             )
-            caches[index] = output.past_key_values
+            caches[index] = output[CACHE]
             logits.append(output.logits[:, -1])
         distribution = mixed_logps(*logits, teacher_share)  # [B, V]
         drawn = torch.multinomial(distribution.exp(), 1)  # [B, 1]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from ...models.thinking.cache_argument import CACHE
+
 
 @dataclass
 class AcceptanceStatistics:
@@ -104,7 +106,7 @@ def generate_with_acceptance(
         # `assistant_early_exit` drafts with this same model, made shallower for the while
         if model.config.num_hidden_layers == depth:
             inputs = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            calls.append((kwargs["past_key_values"].get_seq_length(), inputs.shape[1]))
+            calls.append((kwargs[CACHE].get_seq_length(), inputs.shape[1]))
 
     handle = model.register_forward_pre_hook(record, with_kwargs=True)
     try:

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
 from transformers.cache_utils import Cache
 
+from ...models.thinking.cache_argument import CACHE
 from ...rollouts.generation_settings import own_generation_config
 
 
@@ -118,7 +119,7 @@ def decode_with_cache(
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=config,
-            past_key_values=cache,
+            **{CACHE: cache},
         )
     finally:
         handle.remove()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from ...models.thinking.cache_argument import CACHE
 from .block_table import BlockTable, OutOfBlocksError
 from .paged_cache import PagedCache
 
@@ -173,7 +174,7 @@ class _Scheduler:
         inputs = self.cache.prepare([sample.table for sample in samples], tokens)
         self.trace.copies += self.cache.copied_blocks - copied
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        return self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1].float().cpu()
+        return self.model(**inputs, **{CACHE: self.cache}, use_cache=True).logits[:, -1].float().cpu()
 
     def _take(self, sample, logits):
         if self.do_sample:

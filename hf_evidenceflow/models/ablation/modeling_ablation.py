@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from .cache_argument import CACHE, accepts_cache
 from .configuration_ablation import AblationLlamaConfig
 from .number_checks import FiniteWeightsMixin
 
@@ -131,6 +132,7 @@ class AblationLlamaModel(AblationLlamaPreTrainedModel, LlamaModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accepts_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -156,8 +158,8 @@ class AblationLlamaModel(AblationLlamaPreTrainedModel, LlamaModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 

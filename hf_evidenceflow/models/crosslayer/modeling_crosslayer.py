@@ -54,6 +54,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .accumulation import apply_gate, combine_running, combine_terms, initial_weights
+from .cache_argument import CACHE, accepts_cache
 from .configuration_crosslayer import CrossLayerLlamaConfig
 from .extra_parameters import EXTRA_PARAMETER_NAMES
 from .number_checks import FiniteWeightsMixin
@@ -308,6 +309,7 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
         if self.stream not in ("none", *_IN_ATTENTION):
             self.init_combination(config)
 
+    @accepts_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -432,6 +434,7 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accepts_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -459,8 +462,8 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: past_key_values},
         )
         config = self.config
         layers = tuple(self.layers[: config.num_hidden_layers])
@@ -485,15 +488,15 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE: past_key_values},
                 **kwargs,
             )
             if config.memory_rule == "replace" or kwargs.get("path") == "running_sum":
                 memory = handed
             elif config.memory_rule == "append" or not memory:
                 memory = (*memory, *handed)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: past_key_values})
 
     def _check_cache(self, cache):
         if self.config.cross_layer_terms != "recomputed" or cache is None or len(cache.layers) < 2:

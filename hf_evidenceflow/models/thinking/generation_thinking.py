@@ -26,6 +26,7 @@ from transformers.generation import (
 )
 
 from .answer_marker import MarkerAutomaton
+from .cache_argument import CACHE
 from .continuation import ThinkingContinuation, find_continuation, leave_continuation
 from .thinking_residual import soft_state
 
@@ -469,7 +470,7 @@ class ThinkingGenerationMixin:
             return call(logits_processor=logits_processor, stopping_criteria=stopping_criteria, **model_kwargs)
 
         returned = generation_config.return_dict_in_generate
-        cache, text_length = model_kwargs.get("past_key_values"), model_kwargs["position_ids"].shape[-1]
+        cache, text_length = model_kwargs.get(CACHE), model_kwargs["position_ids"].shape[-1]
         continuation, waiting = find_continuation(cache, self.config.thinking_mode, input_ids, text_length)
         session = ThinkingSession(
             self.config.thinking_mode,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .cache_argument import CACHE, accepts_cache
 from .number_checks import FiniteWeightsMixin, check_numbers
 from .thinking_residual import (
     THINKING_MODULES,
@@ -140,6 +141,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             fused = torch.cat([embeds[:, :-count], fused], dim=1)
         return fused, a, r
 
+    @accepts_cache
     def forward(
         self,
         input_ids=None,
@@ -177,9 +179,9 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE: past_key_values},
             **kwargs,
         )
         if thinking_recorder is not None:

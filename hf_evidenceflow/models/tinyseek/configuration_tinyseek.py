@@ -6,6 +6,7 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .cache_argument import CACHE
 from .number_checks import check_numbers
 
 
@@ -80,7 +81,7 @@ class TinySeekConfig(PreTrainedConfig):
     """
 
     model_type = "tinyseek"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [CACHE]
     attribute_map = {
         "num_local_experts": "n_routed_experts",
         "num_experts": "n_routed_experts",

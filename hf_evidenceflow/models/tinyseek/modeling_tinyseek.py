@@ -27,6 +27,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .cache_argument import CACHE, accepts_cache
 from .configuration_tinyseek import TinySeekConfig
 from .expert_routing import balance_loss, top_k_gates
 from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent, rotate_pairs, widened
@@ -96,6 +97,7 @@ class TinySeekAttention(nn.Module):
         self.kv_b_proj = nn.Linear(self.latent_size, self.num_heads * (self.nope_size + self.value_size))
         self.o_proj = nn.Linear(self.num_heads * self.value_size, config.hidden_size)
 
+    @accepts_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -345,7 +347,7 @@ class TinySeekPreTrainedModel(FiniteWeightsMixin, PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["TinySeekBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -383,6 +385,7 @@ class TinySeekModel(TinySeekPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accepts_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -415,8 +418,8 @@ class TinySeekModel(TinySeekPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: past_key_values},
         )
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
@@ -431,15 +434,15 @@ class TinySeekModel(TinySeekPreTrainedModel):
                 token_mask=token_mask,
                 position_embeddings=position_embeddings,
                 attention_mask=causal_mask,
-                past_key_values=past_key_values,
                 layer_idx=layer_idx,
+                **{CACHE: past_key_values},
                 **kwargs,
             )
             if balance is not None:
                 balance_losses.append(balance)
         if self.config.norm_position == "pre":
             hidden_states = self.norm(hidden_states)
-        return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
     def _check_cache(self, cache):
         found = cache.layers[0].keys if cache is not None and cache.layers else None
@@ -465,6 +468,7 @@ class TinySeekForCausalLM(TinySeekPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    @accepts_cache
     @can_return_tuple
     def forward(
         self,
@@ -514,10 +518,10 @@ class TinySeekForCausalLM(TinySeekPreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=balance,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
+            **{CACHE: outputs.get(CACHE)},
         )
 
 
