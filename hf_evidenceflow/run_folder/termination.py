@@ -8,10 +8,13 @@ when it does all that.
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+# A launcher forwards what its process group has got already; and when it dies, Linux tells its child for each thread
+SAME_SECONDS = 2.0
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell shows for a process that SIGTERM ended
 
 
@@ -24,6 +27,7 @@ class Terminated(SystemExit):
 
 class _State:
     requested = False  # a SIGTERM came
+    first = 0.0  # when, in seconds of the monotonic clock
     deferring = False  # a trainer will act on it
     ignoring = False  # the run's end is being noted
 
@@ -36,7 +40,8 @@ def handle_sigterm() -> Iterator[None]:
     """
     Turn SIGTERM into [`Terminated`] inside the `with` block, at once or, while a trainer defers it, at its next step.
 
-    The second signal ends the block at once in any case. Outside the main thread nothing is changed.
+    A second signal ends the block at once in any case, unless it comes within `SAME_SECONDS` of the first. Outside
+    the main thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -53,7 +58,12 @@ def handle_sigterm() -> Iterator[None]:
 def _on_sigterm(number, frame):
     if _state.ignoring:
         return
+    now = time.monotonic()
     first, _state.requested = not _state.requested, True
+    if first:
+        _state.first = now
+    elif now - _state.first <= SAME_SECONDS:
+        return
     if not (first and _state.deferring):
         raise Terminated
     if os.environ.get("RANK", "0") == "0":

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.run_folder import termination
 from hf_evidenceflow.run_folder.checkpointed_callback import CheckpointedCallback
 from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint
 from hf_evidenceflow.run_folder.manifest import manifest_problem
@@ -166,7 +167,9 @@ def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(make, kind, event, st
     assert_same_run(resumed, whole)
 
 
-def test_a_second_sigterm_ends_the_run_at_once(make, tmp_path):
+def test_a_second_sigterm_ends_the_run_at_once(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(termination, "SAME_SECONDS", 0.0)
+
     class Twice(Terminate):
         def _send(self, *args, **kwargs):
             os.kill(os.getpid(), signal.SIGTERM)
