@@ -103,7 +103,7 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
         if owed.evaluate:
             self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, owed.save
             log_save_evaluate()
-        if owed.epoch_end is not None:
+        if owed.epoch_end is not None and self._is_end_of_epoch():
             self._seen_step = self.state.global_step
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             log_save_evaluate()
@@ -149,8 +149,11 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
 
     def _epoch_ends_next(self):
         # Trainer calls the above at each step, and once more at the end of an epoch
-        last = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
-        return self._seen_step != self.state.global_step and (last or float(self.state.epoch).is_integer())
+        ends = self.control.should_training_stop or self._is_end_of_epoch()
+        return self._seen_step != self.state.global_step and ends
+
+    def _is_end_of_epoch(self):
+        return self.state.global_step >= self.state.max_steps or float(self.state.epoch).is_integer()
 
     def _stops(self):
         return self.args.save_strategy != SaveStrategy.NO and self._ranks.any(is_requested())

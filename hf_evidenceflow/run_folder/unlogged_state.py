@@ -6,9 +6,9 @@ exactly: Python writes the shortest text that reads back as the same number.
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..reporting import atomic_write_text
@@ -70,10 +70,12 @@ def load_unlogged(trainer, checkpoint: str) -> dict | None:
 
 def _plain(value):
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, (list, tuple, deque)):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool, int)) else float(value)
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _put_back(current, value):

@@ -86,7 +86,7 @@ class HRPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, G
             As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
     """
 
-    kept_attributes = ("_metrics", "_last_parity_step")
+    kept_attributes = ("_metrics", "_logs", "_last_parity_step")
 
     _tag_names = ["trl", "hrpo", "hf_evidenceflow"]
     _name = "HRPO"
