@@ -79,6 +79,7 @@ def become_thinking(model: PreTrainedModel, settings: dict) -> None:
     config = model.config  # the same object in each module
     thinking_config = cls.config_class.from_dict({**config.to_dict(), **settings})
     config.__class__ = cls.config_class
+    vars(config).pop("model_type", None)
     vars(config).update(thinking_settings(thinking_config), architectures=[cls.__name__], auto_map={})
     model.__class__, model.model.__class__ = cls, cls.thinking_model_class
     model.model.add_thinking_modules()

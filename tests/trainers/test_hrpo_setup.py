@@ -3,7 +3,21 @@
 from types import SimpleNamespace
 
 import pytest
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    AdaptionPromptConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from tiny_models import TINY
 
 from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
@@ -22,6 +36,38 @@ def test_with_thinking_modules_keeps_the_users_choices():
     assert extended.modules_to_save == ["lm_head", *THINKING_MODULES[:3]]
     model = get_peft_model(ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)), extended)
     assert not [name for name, _ in model.named_parameters() if "lora" in name and "thinking" in name]
+
+
+METHODS_OF_PEFT = [
+    (LoraConfig, {"use_dora": True}, None),
+    (IA3Config, {}, None),
+    (LoHaConfig, {}, None),
+    (LoKrConfig, {}, None),
+    (VeraConfig, {"r": 4}, None),
+    (AdaLoraConfig, {"total_step": 10}, None),
+    (OFTConfig, {"oft_block_size": 4}, None),
+    (PromptTuningConfig, {"num_virtual_tokens": 2}, "virtual tokens"),
+    (PrefixTuningConfig, {"num_virtual_tokens": 2}, "virtual tokens"),
+    (PromptEncoderConfig, {"num_virtual_tokens": 2}, "virtual tokens"),
+    (AdaptionPromptConfig, {}, "cannot train modules in full"),
+    (TrainableTokensConfig, {"token_indices": [3]}, "cannot train modules in full"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "refused"), METHODS_OF_PEFT, ids=lambda item: getattr(item, "__name__", "")
+)
+def test_each_method_of_peft_trains_the_thinking_modules_or_is_refused_by_name(method, settings, refused):
+    if refused:
+        with pytest.raises(ValueError, match=f"{method.__name__}.*{refused}.*LoraConfig"):
+            with_thinking_modules(method(**settings), "projection")
+        return
+    model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY))
+    model = get_peft_model(model, with_thinking_modules(method(**settings), "projection"))
+    prepare_thinking_parameters(model, "projection")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any("thinking" not in name for name in trained)
+    assert not [name for name in trained if "thinking" in name and "modules_to_save" not in name]
 
 
 def accelerator(mixed_precision, ram_efficient, is_fsdp2=True):
