@@ -68,12 +68,22 @@ def _length_dependent_rotary(config) -> str | None:
 def attention_reason(model) -> str | None:
     """
     Why a model's attention cannot run over a shared prompt, or `None`: one decoding step is compared with one over the
-    stock cache.
+    stock cache, without dropout and gradient checkpointing, which would leave out the cache.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model; any weights will do.
     """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return _attention_reason(model)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _attention_reason(model):
     device = model.get_input_embeddings().weight.device
     tokens = torch.arange(min(_CHECKED_TOKENS, model.config.get_text_config().vocab_size)).tolist()
     logits, prompt_cache, mask = prefill(model, [tokens], device)

@@ -207,6 +207,15 @@ def test_stock_generation_goes_on_beside_a_rollout_of_the_same_model(padded, att
     assert found == [None, expected]
 
 
+def test_a_model_in_training_with_checkpointing_is_accepted_and_left_as_it_was(padded):
+    model = make_plain().train()
+    model.gradient_checkpointing_enable()
+    model.model.norm.eval()
+    before = [module.training for module in model.modules()]
+    assert RolloutEngine().accepts(model, model.generation_config, {})
+    assert [module.training for module in model.modules()] == before
+
+
 def test_two_threads_may_roll_out_one_model(padded):
     model = make_plain()
     expected = generate(model, padded).tolist()
