@@ -88,7 +88,9 @@ def read_experiment(folder: Path) -> dict[str, Any]:
     content = {path.name: read_run(path) for path in sorted((folder / "runs").iterdir()) if path.is_dir()}
     rows = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
     content["results.jsonl"] = [json.loads(row) for row in rows]
-    content["summary.json"] = json.loads((folder / "report/summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "report/summary.json").read_text(encoding="utf-8"))
+    rows = summary["comparisons"]  # those at equal time are of other steps each time
+    content["summary.json"] = summary | {"comparisons": [row for row in rows if row["basis"] != "equal_wall_clock"]}
     content["report"] = sorted(path.name for path in (folder / "report").iterdir())
     return content
 

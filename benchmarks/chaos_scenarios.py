@@ -213,14 +213,17 @@ def flipped_byte(scene):
     scene.equals_uninterrupted()
 
 
-@scenario("A second SIGTERM ends the run at once, with exit code 143 and the status interrupted.")
-def second_sigterm(scene):
+@scenario("SIGTERM several times at once: a checkpoint of the step, exit code 143 and the status interrupted.")
+def repeated_sigterm(scene):
     def signals(pid):
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGTERM)
+        for _ in range(3):  # as a launcher and a scheduler would, together
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.02)
 
     outcome = scene.run(stop=at("step", signal.SIGSTOP, 5), paused=signals)
-    scene.check(outcome.returncode in (143, -15), f"exit {outcome.returncode}")
+    scene.check(outcome.returncode == 143, f"exit {outcome.returncode}")
+    scene.check(newest_step(scene.output) == 6, f"the newest checkpoint is {newest_step(scene.output)}, not 6")
     scene.check(read_json(scene.output / "run.json")["status"] == "interrupted", "run.json does not say interrupted")
     scene.ends_well(scene.run())
     scene.equals_uninterrupted()

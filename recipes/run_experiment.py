@@ -25,7 +25,7 @@ Outputs, in `output_dir`:
 - `runs/ID.yaml`, `runs/ID/`, `runs/ID.log`: options, output folder and log of each run;
 - `report/`: `report.html` (everything on one page), `table.md`, `summary.json`, `differences.png`, `curves_*.png`.
 
-The exit code is 1 if a run failed, 130 after Ctrl-C.
+The exit code is 1 if a run failed, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ from hf_evidenceflow.experiments.launcher import LaunchOptions
 from hf_evidenceflow.experiments.report import write_report
 from hf_evidenceflow.experiments.runner import ExperimentRunner
 from hf_evidenceflow.files import parse_json
+from hf_evidenceflow.run_folder.termination import Terminated
 
 
 @dataclass
@@ -113,6 +114,6 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         raise SystemExit(main())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print("Interrupted. Run the same command again to go on.")
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None

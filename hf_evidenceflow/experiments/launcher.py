@@ -137,17 +137,19 @@ def _in_group(process: psutil.Process, group: int) -> bool:
         return False
 
 
-def stop_processes(processes: Iterable[RunProcess]) -> None:
+def stop_processes(processes: Iterable[RunProcess], first: int = signal.SIGINT) -> None:
     """
-    End runs as Ctrl-C would, so that they can note it; those that take too long are terminated, then killed.
+    End runs by a signal, so that they can note it; those that take too long are terminated, then killed.
 
     Args:
         processes (`Iterable[RunProcess]`):
             Runs to end. Returns when all are gone.
+        first (`int`, *optional*, defaults to `signal.SIGINT`):
+            The signal: SIGINT as Ctrl-C, or SIGTERM, at which a training run saves a checkpoint.
     """
     left = list(processes)
     try:
-        for number, seconds in ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, TERMINATE_SECONDS)):
+        for number, seconds in ((first, INTERRUPT_SECONDS), (signal.SIGTERM, TERMINATE_SECONDS)):
             for process in left:
                 process.signal(number)
             deadline = time.monotonic() + seconds

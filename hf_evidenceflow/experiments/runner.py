@@ -5,12 +5,12 @@ import os
 import shlex
 import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..files import read_json
 from ..reporting import atomic_write_json, atomic_write_text, to_plain
+from ..run_folder.termination import Terminated, handle_sigterm
 from .grid import Grid, RunSpec
 from .launcher import LaunchOptions, RunProcess, launch_command, stop_processes
 from .lock import RunnerFile, lock_experiment
@@ -85,13 +85,17 @@ class ExperimentRunner:
         Raises:
             RuntimeError: If another runner is at work in the folder.
             ValueError: If the folder holds another experiment, or a run with other options.
+            Terminated: After SIGTERM; the runs have saved a checkpoint.
         """
-        with lock_experiment(self.output_dir) as runner_file, _sigterm_as_interrupt(), Terminal() as terminal:
-            plan = self._checked_plan()
+        with lock_experiment(self.output_dir) as runner_file, handle_sigterm(), Terminal() as terminal:
+            plan, number = self._checked_plan(), signal.SIGINT
             try:
                 self._loop(plan, runner_file, terminal)
+            except Terminated:
+                number = signal.SIGTERM
+                raise
             finally:
-                stop_processes(self.children.values())
+                stop_processes(self.children.values(), number)
                 # One that had to be killed says "running" for ever; the next call must know better.
                 runner_file.orphans |= set(self.children)
                 self.children = {}
@@ -222,17 +226,3 @@ class ExperimentRunner:
         if terminal is not None:
             terminal.update(progress)
         return progress
-
-
-@contextmanager
-def _sigterm_as_interrupt():
-    """A scheduler ends jobs with SIGTERM; the runs should then be stopped as by Ctrl-C."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)

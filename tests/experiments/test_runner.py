@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock
 
 from hf_evidenceflow.experiments.grid_file import parse_grid
-from hf_evidenceflow.experiments.launcher import LaunchOptions
+from hf_evidenceflow.experiments.launcher import LaunchOptions, stop_processes
 from hf_evidenceflow.experiments.lock import lock_experiment
 from hf_evidenceflow.experiments.runner import ExperimentRunner
 from hf_evidenceflow.run_folder.lock import LOCK_NAME
@@ -188,3 +188,23 @@ def wait_for(condition, seconds=60):
 def is_running(pid):
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+class _Run:
+    """A run that ends at a signal."""
+
+    def __init__(self):
+        self.got = []
+
+    def signal(self, number):
+        self.got.append(number)
+
+    def group_is_alive(self):
+        return not self.got
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_runs_get_the_signal_that_ended_the_runner(number):
+    run = _Run()
+    stop_processes([run], number)
+    assert run.got == [number]
