@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
 
-.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-deepspeed lint format install clean
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -41,6 +41,15 @@ $(VENV)-lowest/.installed: constraints-lowest.txt constraints.txt setup.cfg pypr
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
 	touch $@
 
+# The fast tests on the newest releases that pip finds, in an environment of their own that is made anew each time
+test-latest:
+	rm -rf $(VENV)-latest
+	$(PYTHON) -m venv $(VENV)-latest
+	$(VENV)-latest/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-latest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
+	$(VENV)-latest/bin/python -m pip list
+	$(VENV)-latest/bin/python -m pytest -m "not slow"
+
 # Sharded training with ZeRO, in an environment of its own; DeepSpeed is built without its kernels
 test-deepspeed: $(VENV)-deepspeed/.installed
 	DS_ACCELERATOR=cpu $(VENV)-deepspeed/bin/python -m pytest tests/trainers/test_hrpo_distributed.py
@@ -62,4 +71,4 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache
