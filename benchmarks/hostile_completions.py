@@ -40,6 +40,7 @@ from hf_evidenceflow.rewards.verifier import verifier
 
 
 CHUNK = 1000
+CHUNKS_OF_A_SHARE = 10  # between which the results are written
 THREADS = 2
 BUCKETS = 100_000  # of 10 microseconds
 RESULTS = Path(__file__).parents[1] / "results" / "hostile_completions.md"
@@ -113,16 +114,16 @@ def run_chunk(seed: int, chunk: int, count: int, verify_every: int, log_every: i
     """Grades `count` completions of one chunk."""
     rng, tally, rows = random.Random(f"{seed}-{chunk}"), Tally(), []
     for number in range(count):
-        completion = draw(rng)
+        completion, place = draw(rng), chunk * CHUNK + number
         text = completion_text(completion)
         start = time.thread_time()
         try:
             row = grade_all(completion)
             tally.right += row["scores"]["strict"] == 1
             tally.add_time(time.thread_time() - start, text)
-            if number % log_every == 0:
+            if place % log_every == 0:
                 rows.append(row)
-            if number % verify_every == chunk % verify_every:
+            if place % verify_every == 0:
                 start = time.monotonic()
                 math_reward([completion], ["18"])
                 grade(completion, "18", "math_verify")
@@ -140,9 +141,10 @@ def run_chunk(seed: int, chunk: int, count: int, verify_every: int, log_every: i
     return tally
 
 
-def run_process(arguments) -> dict:
-    """The chunks of one process, in threads."""
+def run_share(arguments) -> dict:
+    """A share of the chunks, in threads."""
     seed, chunks, verify_every, log_every = arguments
+    over_limit = verifier.over_limit
     total, lock, chunks = Tally(), threading.Lock(), iter(chunks)
 
     def work():
@@ -164,21 +166,21 @@ def run_process(arguments) -> dict:
             thread.join()
     return {
         "tally": total,
-        "over limit": verifier.over_limit,
+        "over limit": verifier.over_limit - over_limit,
         "start MiB": before / 1024,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
 def report(results: list[dict], args, seconds: float) -> str:
-    """The results in Markdown."""
+    """The results so far, in Markdown."""
     tally = Tally()
     for result in results:
         tally.merge(result["tally"])
     slow, characters, text = tally.slowest
     worst, _, bomb = tally.slowest_verified
     rows = {
-        "completions": f"{tally.count:,}",
+        "completions": f"{tally.count:,}" + f" of {args.completions:,}" * (tally.count < args.completions),
         "that raised an error": f"{len(tally.errors)}",
         "right by chance (`strict`, gold 18)": f"{tally.right:,}",
         "CPU time of all graders but math-verify, median": f"{tally.quantile(0.5):.2f} ms",
@@ -214,21 +216,23 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verify_every", type=int, default=1000)
-    parser.add_argument("--log_every", type=int, default=100)
+    parser.add_argument("--verify_every", type=int, default=2000)
+    parser.add_argument("--log_every", type=int, default=500)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
 
     start = time.monotonic()
     chunks = [(place // CHUNK, min(CHUNK, args.completions - place)) for place in range(0, args.completions, CHUNK)]
     shares = [
-        (args.seed, chunks[rank :: args.processes], args.verify_every, args.log_every)
-        for rank in range(args.processes)
+        (args.seed, chunks[place : place + CHUNKS_OF_A_SHARE], args.verify_every, args.log_every)
+        for place in range(0, len(chunks), CHUNKS_OF_A_SHARE)
     ]
+    results = []
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        results = pool.map(run_process, shares)
-    text = report(results, args, time.monotonic() - start)
-    atomic_write_text(args.output, text.rstrip() + "\n")
+        for result in pool.imap_unordered(run_share, shares):
+            results.append(result)
+            text = report(results, args, time.monotonic() - start)
+            atomic_write_text(args.output, text.rstrip() + "\n")
     print(text)
     sys.exit(any(result["tally"].errors for result in results))
 

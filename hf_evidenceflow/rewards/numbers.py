@@ -160,12 +160,18 @@ def _value(text: str, found: re.Match, unsigned_after_operator: bool) -> Fractio
     sign = _sign(before)
     if sign is None and unsigned_after_operator:
         sign = 1
+    value = None if sign is None else _decimal(digits)
     exponent = int(next(filter(None, exponents), 0))
-    numerator = _decimal(digits)
-    denominator = Fraction(1) if divisor is None else _decimal(divisor)
-    if sign is None or numerator is None or not denominator or abs(exponent) > MAX_EXPONENT:
+    if value is None or abs(exponent) > MAX_EXPONENT:
         return None
-    return sign * numerator * Fraction(10) ** exponent / denominator
+    if exponent:
+        value *= Fraction(10) ** exponent
+    if divisor is not None:
+        denominator = _decimal(divisor)
+        if not denominator:
+            return None
+        value /= denominator
+    return -value if sign < 0 else value
 
 
 def _decimal(run: str) -> Fraction | None:
