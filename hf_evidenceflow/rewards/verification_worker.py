@@ -1,16 +1,16 @@
 """
 Compares expressions by math-verify, as a process of its own: `python -I verification_worker.py <settings as JSON>`.
 
-It imports nothing of this package. A supervisor imports math-verify once and forks a runner, which takes one request
-after the other. A runner that goes over its limit of CPU time is killed by the kernel, whatever it computes, and the
-next one is forked within milliseconds. Time spent waiting for a busy machine does not count.
+It imports nothing of this package. A supervisor imports math-verify once and forks a runner, to which it gives one
+request after the other. A runner that goes over its limit of CPU time is killed by the kernel, whatever it computes,
+and the next one is forked within milliseconds. Time spent waiting for a busy machine does not count.
 
 Messages are JSON after their length in 4 bytes: `{"id", "gold", "answer"}` in, `{"id", "equal"}` out, where `null` is
 "over the limit".
 """
 
+import contextlib
 import json
-import mmap
 import os
 import resource
 import select
@@ -18,7 +18,6 @@ import signal
 import sys
 
 
-RECYCLED = 3  # exit code of a runner that makes room for a fresh one
 REQUESTS_OF_A_RUNNER = 1000  # bounds what sympy's caches hold
 
 
@@ -36,54 +35,85 @@ def main():
         send(replies, {"error": f"{type(error).__name__}: {error}"})
         return
     send(replies, {"ready": True})
-    supervise(requests, replies, settings)
+    runner, taken = Runner(settings), 0
+    while (request := runner.next_request(requests)) is not None:
+        if taken == REQUESTS_OF_A_RUNNER:
+            runner.end()
+            runner, taken = Runner(settings), 0
+        equal, lost = runner.ask(request)
+        if lost:
+            runner.end()
+            runner = Runner(settings)
+            equal, lost = runner.ask(request)
+        if equal is None:
+            runner.end()
+            runner, taken = Runner(settings), 0
+        taken += 1
+        send(replies, {"id": request["id"], "equal": equal})
+    runner.end()
 
 
-def supervise(requests, replies, settings):
-    at_work = mmap.mmap(-1, 8)  # id of the request that the runner is at, shared with it
-    woken, wake = os.pipe()
-    os.set_blocking(woken, False)
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    while True:
-        runner = os.fork()
-        if runner == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os._exit(run(requests, replies, at_work, settings))
-        signal.set_wakeup_fd(wake)
-        status = wait(runner, woken, settings["parent"])
-        signal.set_wakeup_fd(-1)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # the end of the requests
-            return
-        request = int.from_bytes(at_work[:8], "little")
-        at_work[:8] = bytes(8)
-        if request:
-            send(replies, {"id": request, "equal": None})
+class Runner:
+    """A forked process that compares, with pipes of its own, so that none outlives what one runner left in them."""
+
+    def __init__(self, settings):
+        self.parent = settings["parent"]
+        its_requests, self.requests = os.pipe()
+        self.replies, its_replies = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(self.requests)
+                os.close(self.replies)
+                code = run(its_requests, its_replies, settings)
+            finally:
+                os._exit(code)
+        os.close(its_requests)
+        os.close(its_replies)
+
+    def ask(self, request):
+        """The verdict, `None` if the runner is gone, and whether something else than the limits ended it."""
+        try:
+            send(self.requests, request)
+            self.wait_for(self.replies)
+            reply = receive(self.replies)
+        except BrokenPipeError:
+            reply = None
+        if reply is not None:
+            return reply["equal"], False
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = None
+        return None, os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGPROF
+
+    def next_request(self, requests):
+        self.wait_for(requests)
+        return receive(requests)
+
+    def wait_for(self, descriptor):
+        """Until there is something to read. Ends both processes when the one that started them is gone."""
+        while not select.select([descriptor], [], [], 1.0)[0]:
+            if os.getppid() != self.parent:
+                self.end()
+                os._exit(0)
+
+    def end(self):
+        os.close(self.requests)
+        os.close(self.replies)
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
-def wait(runner, woken, parent):
-    """The exit status of a runner. Ends both processes when the one that started them is gone."""
-    while True:
-        pid, status = os.waitpid(runner, os.WNOHANG)
-        if pid:
-            return status
-        if os.getppid() != parent:
-            os.kill(runner, signal.SIGKILL)
-            os._exit(0)
-        if select.select([woken], [], [], 1.0)[0]:
-            os.read(woken, 4096)
-
-
-def run(requests, replies, at_work, settings):
+def run(requests, replies, settings):
     """Takes requests until their end, and returns the exit code."""
-    resource.setrlimit(resource.RLIMIT_AS, (settings["memory"], settings["memory"]))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = settings["memory"] if hard == resource.RLIM_INFINITY else min(settings["memory"], hard)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses some; the limit of CPU time bounds the memory too
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # kills
-    for _ in range(REQUESTS_OF_A_RUNNER):
-        request = receive(requests)
-        if request is None:
-            return 0
-        at_work[:8] = request["id"].to_bytes(8, "little")
+    while (request := receive(requests)) is not None:
         signal.setitimer(signal.ITIMER_PROF, settings["cpu_seconds"])
         try:
             equal = compare(request["gold"], request["answer"])
@@ -92,9 +122,8 @@ def run(requests, replies, at_work, settings):
         except Exception:  # whatever a model wrote, it is only a wrong answer
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        send(replies, {"id": request["id"], "equal": equal})
-        at_work[:8] = bytes(8)
-    return RECYCLED
+        send(replies, {"equal": equal})
+    return 0
 
 
 def compare(gold, answer):

@@ -93,11 +93,12 @@ class Verifier:
     def _ask(self, gold, answer):
         process = self._started()
         self._sent += 1
+        request = {"id": self._sent, "gold": gold, "answer": answer}
         try:
-            _send(process.stdin, {"id": self._sent, "gold": gold, "answer": answer})
+            _send(process.stdin, request)
             while True:
                 reply = _receive(process.stdout)
-                if reply["id"] == self._sent:  # others are late answers to what nobody waits for any more
+                if reply["id"] == request["id"]:  # others are late answers to what nobody waits for any more
                     return reply["equal"]
         except (EOFError, BrokenPipeError):
             self.close()

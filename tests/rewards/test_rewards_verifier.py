@@ -62,12 +62,33 @@ def test_bomb_costs_about_the_limit(shared, answer):
     assert end.children_user + end.children_system - start.children_user - start.children_system < 5
 
 
+def runner_of(verifier):
+    supervisor = verifier._process.pid
+    return int(Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_runner_killed_between_two_comparisons_is_replaced(shared):
+    assert shared.equal(*HALF)
+    os.kill(runner_of(shared), signal.SIGKILL)
+    assert shared.equal(*HALF) is True and shared.equal("5", "6") is False and shared.equal(*HALF) is True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_runner_killed_in_a_comparison_is_no_verdict_on_the_answer(verifier):
+    assert verifier.equal(*HALF)
+    runner = runner_of(verifier)
+    os.kill(runner, signal.SIGSTOP)
+    killer = threading.Timer(0.5, os.kill, (runner, signal.SIGKILL))
+    killer.start()
+    assert verifier.equal(*HALF) is True and verifier.over_limit == 0
+    killer.join()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_process_that_compares_has_a_limit_of_memory(shared):
     assert shared.equal(*HALF)
-    supervisor = shared._process.pid
-    runner = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()[0]
-    limits = Path(f"/proc/{runner}/limits").read_text()
+    limits = Path(f"/proc/{runner_of(shared)}/limits").read_text()
     assert f"Max address space {shared.memory}" in " ".join(limits.split())
 
 
