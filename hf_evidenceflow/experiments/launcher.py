@@ -120,12 +120,15 @@ class RunProcess:
         return self.process.poll()
 
     def signal(self, number: int) -> None:
+        if os.name != "posix":
+            self.process.terminate()
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def group_is_alive(self) -> bool:
-        if self.process.poll() is None:
-            return True
+        if self.process.poll() is None or os.name != "posix":
+            return self.process.poll() is None
         # What `accelerate launch` has started may outlive it, writing its last checkpoint.
         return any(_in_group(process, self.process.pid) for process in psutil.process_iter())
 
@@ -157,5 +160,5 @@ def stop_processes(processes: Iterable[RunProcess], first: int = signal.SIGINT) 
                 time.sleep(0.05)
     finally:  # also at a second Ctrl-C
         for process in left:
-            process.signal(signal.SIGKILL)
+            process.signal(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has none
             process.process.wait()

@@ -7,11 +7,12 @@ from pathlib import Path
 from transformers.trainer_utils import SaveStrategy
 
 from .atomic_checkpoint import AtomicCheckpointMixin
+from .changed_settings import check_changes, trajectory_settings
 from .checkpointed_callback import CheckpointedCallback
 from .random_state import kept_random_state
 from .rank_agreement import RankAgreement
 from .termination import Terminated, deferred, is_requested
-from .unlogged_state import load_unlogged, save_unlogged
+from .unlogged_state import load_unlogged, read_unlogged, save_unlogged
 
 
 @dataclass
@@ -57,6 +58,11 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
         self._resumed_from, self._began, self._owed = resume_from_checkpoint, False, _Owed()
         self._seen_step = self._saved_step = self._train_loss = None
         self._ranks = RankAgreement()
+        if resume_from_checkpoint is not None:
+            before = read_unlogged(self, resume_from_checkpoint)
+            if before is not None:
+                now, warns = trajectory_settings(self), self.is_world_process_zero()
+                check_changes(before["settings"], now, resume_from_checkpoint, warns)
         return super()._init_training_state(
             max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -107,6 +113,16 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
             self._seen_step = self.state.global_step
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             log_save_evaluate()
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Differs from Trainer in what it says of a checkpoint of another model."""
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise ValueError(
+                f"The optimizer's state in `{checkpoint}` does not fit the parameters that are trained: {error}. "
+                "Resume with the model, adapter and frozen modules that the run began with."
+            ) from error
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
         """Differs from Trainer in `eval_on_start`: a resumed run has done it."""
@@ -164,7 +180,8 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
         self._saved_step = self.state.global_step
 
     def _save_own_state(self, folder: Path) -> None:
-        save_unlogged(self, folder, {"first_step": self._first_step, "owed": asdict(self._owed)})
+        further = {"first_step": self._first_step, "owed": asdict(self._owed), "settings": trajectory_settings(self)}
+        save_unlogged(self, folder, further)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, CheckpointedCallback):
                 callback.write_files(folder, self.args)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import read_json
 from ..reporting import atomic_write_text
 
 
@@ -40,25 +41,30 @@ def save_unlogged(trainer, folder: Path, further: dict) -> None:
     atomic_write_text(folder / UNLOGGED_NAME.format(rank=trainer.args.process_index), json.dumps(state))
 
 
-def load_unlogged(trainer, checkpoint: str) -> dict | None:
+def read_unlogged(trainer, checkpoint: str) -> dict | None:
     """
-    Put this rank's state back.
+    Read what [`save_unlogged`] has written for this rank.
 
     Args:
         trainer ([`ResumableTrainerMixin`]):
-            The trainer, after Trainer has reset its sums.
+            The trainer.
         checkpoint (`str`):
             Checkpoint.
 
     Returns:
-        `dict` or `None`: What was saved; `None` if the checkpoint has none, as one of the stock Trainer.
+        `dict` or `None`: The state; `None` if the checkpoint has none, as one of the stock Trainer.
     """
     # On more ranks than there were, the new ones take what the first one knew
     paths = [Path(checkpoint) / UNLOGGED_NAME.format(rank=rank) for rank in (trainer.args.process_index, 0)]
     path = next((path for path in paths if path.exists()), None)
-    if path is None:
+    return None if path is None else read_json(path, allow_nan=True)
+
+
+def load_unlogged(trainer, checkpoint: str) -> dict | None:
+    """Put back the state that [`read_unlogged`] returns; after Trainer has reset its sums."""
+    state = read_unlogged(trainer, checkpoint)
+    if state is None:
         return None
-    state = json.loads(path.read_text(encoding="utf-8"))
     trainer._tr_loss = torch.tensor(state["tr_loss"], device=trainer.args.device)
     trainer._total_loss_scalar = state["total_loss_scalar"]
     trainer._globalstep_last_logged = state["globalstep_last_logged"]

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import random
+import signal
 import struct
 import sys
 import time
@@ -28,6 +29,7 @@ DEFAULTS = {
 
 
 def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # saves a checkpoint, as at Ctrl-C
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True)
     parser.add_argument("--output_dir", required=True, type=Path)

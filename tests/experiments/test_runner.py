@@ -83,7 +83,8 @@ def test_a_failed_run_leaves_the_others_alone_and_is_tried_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_runs_and_the_next_call_resumes_them(tmp_path):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_runs_and_the_next_call_resumes_them(tmp_path, number, code):
     config = tmp_path / "grid.yaml"
     config.write_text(yaml.safe_dump(grid_data(overrides={"seconds": 30.0, "eval_steps": 1}), sort_keys=False))
     command = [sys.executable, str(ROOT / "recipes/run_experiment.py"), "--config", str(config), "--jobs", "2"]
@@ -93,8 +94,8 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_resumes_them(tmp_path):
     children = json.loads((tmp_path / "out" / "runner.json").read_text())["children"]
     with pytest.raises(RuntimeError, match=f"Another runner works on .* {process.pid} "):
         make_runner(tmp_path / "out").run()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
     assert "Run the same command again" in process.stdout.read()
     for child in children.values():
         with pytest.raises(ProcessLookupError):

@@ -1,5 +1,6 @@
 """A run that is cut off and goes on is the run that was not cut off."""
 
+import errno
 import os
 import shutil
 import signal
@@ -213,3 +214,52 @@ def test_resuming_from_an_older_checkpoint_removes_none_before_the_next_is_saved
     trainer = make(save_total_limit=1, max_steps=3, save_steps=100, save_strategy="no")
     trainer.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
     assert (tmp_path / "run/checkpoint-2").exists()
+
+
+def test_changed_settings_are_named_in_one_line(make, caplog):
+    make(max_steps=4).train()
+    resumed = make(learning_rate=0.5, per_device_train_batch_size=3)
+    resumed.train(resume_from_checkpoint=True)
+    (line,) = [record.message for record in caplog.records if "other settings" in record.message]
+    assert "`learning_rate` was 0.01 and is 0.5 (the checkpoint's stays in force)" in line
+    assert "`per_device_train_batch_size` was 2 and is 3; `max_steps` was 4 and is 7" in line
+    assert resumed.optimizer.param_groups[0]["initial_lr"] == 0.01
+
+
+def test_another_optimizer_is_refused_by_name(make):
+    make(max_steps=2).train()
+    with pytest.raises(ValueError, match="`optim=adamw_torch.*`, whose state 'sgd'"):
+        make(optim="sgd").train(resume_from_checkpoint=True)
+
+
+def test_an_optimizer_state_of_other_parameters_is_refused(make):
+    make(max_steps=2).train()
+    frozen = make()
+    frozen.model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="does not fit the parameters that are trained"):
+        frozen.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")],
+)
+def test_a_full_disk_leaves_the_last_checkpoint_and_no_staging(make, tmp_path, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    trainer = make()
+    trainer.add_callback(at_step(3, lambda: monkeypatch.setattr(torch, "save", full)))
+    with pytest.raises(OSError, match=r"checkpoint-4` could not be written: .*checkpoint-2`"):
+        trainer.train()
+    assert last_whole_checkpoint(tmp_path / "run").endswith("checkpoint-2")
+    assert not list(tmp_path.glob("run/_*"))
+
+
+def at_step(step, action):
+    class AtStep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                action()
+
+    return AtStep()
