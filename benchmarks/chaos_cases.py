@@ -105,7 +105,9 @@ def draw_stop(case: Case, text: str, newest: int, reference: float, generator: R
         phase = "final_save"
     target = "group"
     if case.kind != "fork":
-        target = generator.choice(("launcher", "all") if letter == "T" else ("launcher", "all", "self"))
+        targets = ("launcher", "all") if letter == "T" else ("launcher", "all", "self")
+        # The runs of an experiment's runner that is killed alone go on, and the next one says so
+        target = generator.choice(targets[1:] if case.kind == "experiment" and letter == "K" else targets)
     stop = Stop(phase, SIGNALS[letter], target)
     if phase == "random":
         share = 0.3 + 0.7 * (STEPS - newest) / STEPS

@@ -1,8 +1,10 @@
 """The tiny runs that are stopped: a checkpoint and problems made on the spot, and the recipes' arguments."""
 
+import importlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from random import Random
 
@@ -83,25 +85,18 @@ RECIPES = {
 
 def preload() -> None:
     """Import what the recipes import, so that a fork starts at once."""
-    import sys
-
-    import matplotlib.pyplot
     import torch
-    import transformers.trainer
-    import trl
-    from trl import GRPOTrainer
 
     import hf_evidenceflow
 
     torch.set_num_threads(1)
     sys.path.insert(0, str(ROOT / "recipes"))
-    for name in ("hrpo_gsm8k", "pretrain_clm", "run_experiment", "train_from_scratch"):
-        __import__(name)
+    recipes = ("hrpo_gsm8k", "pretrain_clm", "run_experiment", "train_from_scratch")
+    for name in ("matplotlib.pyplot", "transformers.trainer", "trl.trainer.grpo_trainer", *recipes):
+        importlib.import_module(name)
     sys.path.pop(0)
     for name in hf_evidenceflow.__all__:
         getattr(hf_evidenceflow, name)
-    assert_imported = (matplotlib.pyplot, transformers.trainer, trl, GRPOTrainer)
-    del assert_imported
 
 
 def write_settings(work: Path) -> None:

@@ -10,7 +10,6 @@ an fsync, a batch of an evaluation, or its end.
 import functools
 import json
 import os
-import signal
 import sys
 import threading
 
@@ -40,7 +39,6 @@ class Tracer:
         self.begun: dict[str, int] = {}
         self.events = 0
         self.trainer = None
-        self.quiet = False
 
     def install(self) -> None:
         """Wrap the entries of the phases, in this process only."""
@@ -70,16 +68,19 @@ class Tracer:
 
     def event(self, name: str) -> None:
         """Count an event of the phase at hand; at the chosen one, stop."""
-        stop = self.stop
-        if stop is None or self.quiet or threading.get_ident() != self.thread:
+        if not self._is_due():
             return
-        if not self.phases or self.phases[-1] != stop["phase"]:
-            return
-        if stop["phase"] != "rotation" and self.begun[stop["phase"]] - 1 < stop["occurrence"]:
-            return
-        if self.events >= stop["event"]:
+        if self.events >= self.stop["event"]:
             self._fire(name)
         self.events += 1
+
+    def _is_due(self) -> bool:
+        stop = self.stop
+        if stop is None or not self.phases or self.phases[-1] != stop["phase"]:
+            return False
+        return threading.get_ident() == self.thread and (
+            stop["phase"] == "rotation" or self.begun[stop["phase"]] > stop["occurrence"]
+        )
 
     def write(self, **line) -> None:
         os.write(self.descriptor, (json.dumps(line) + "\n").encode())
@@ -121,7 +122,7 @@ class Tracer:
         setattr(owner, name, wrapper)
 
     def _begin(self, phase: str, instance) -> None:
-        if phase not in ("plots",):
+        if phase != "plots":  # of a figure
             self.trainer = instance
         if phase == "step" and self.rank == 0:
             self.write(step=instance.state.global_step)
@@ -130,8 +131,9 @@ class Tracer:
         self.event("start")
 
     def _end(self, phase: str) -> None:
-        if self.stop is not None and self.stop["phase"] == self.phases[-1] and sys.exc_info()[0] is None:
-            self.stop |= {"event": 0} if self.phases[-1] != "rotation" or self.events else {}
+        # Fewer events than the chosen one: its end is the point. A rotation without any event has not taken place
+        if self._is_due() and sys.exc_info()[0] is None and (self.phases[-1] != "rotation" or self.events):
+            self.stop["event"] = 0
             self.event("end")
         while self.phases.pop() != phase:
             pass
@@ -154,7 +156,3 @@ def install_from_environment() -> None:
     """Install the tracer that `CHAOS_TRACER` describes."""
     setting = json.loads(os.environ["CHAOS_TRACER"])
     Tracer(setting["trace"], setting["stop"]).install()
-
-
-def signal_name(number: int) -> str:
-    return signal.Signals(number).name
