@@ -109,15 +109,15 @@ class StopStringsMixin:
         with generate_with(self.accelerator.unwrap_model(self.model), stopping_criteria=criteria):
             completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         pad_id = self._tokenizer.pad_token_id
-        self._stops = stop_lengths(self._stop_criterion, prompt_ids, completion_ids, pad_id)
-        return [ids[:stop] for ids, stop in zip(completion_ids, self._stops)], logps
+        self._stop_places = stop_lengths(self._stop_criterion, prompt_ids, completion_ids, pad_id)
+        return [ids[:stop] for ids, stop in zip(completion_ids, self._stop_places)], logps
 
     def _generate(self, prompts):
         """Differs from GRPOTrainer in counting completions that end at a stop string as terminated."""
         result = super()._generate(prompts)
         if self._stop_criterion is not None:
             ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-            rows = [[len(ids), stop is not None or ids[-1] in ends] for ids, stop in zip(result[1], self._stops)]
+            rows = [[len(ids), stop is not None or ids[-1] in ends] for ids, stop in zip(result[1], self._stop_places)]
             rows = self.accelerator.gather(torch.tensor(rows, device=self.accelerator.device))
             ended = rows[:, 1].bool()
             lengths = rows[ended, 0].float() if ended.any() else torch.zeros(1)
