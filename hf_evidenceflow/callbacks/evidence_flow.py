@@ -72,6 +72,7 @@ class EvidenceFlow:
         # `keep_torch_compile` is for the wrapper alone: hooks have to be on the module inside it
         self._outermost = extract_model_from_parallel(model, keep_torch_compile=False)
         self.parts = decoder_parts(self._outermost, config.layer_modules)
+        self.parts.check_width()
         self._once = once
         self._batch: _Batch | None = None
         self._micro_batch = 0

@@ -81,7 +81,6 @@ def measure_batch(
     targets = next_token_targets(labels, inputs.get("attention_mask"), inputs.get("position_ids"))
     with _eval_mode(model), _record_states(parts) as states:
         logits = model(**inputs, use_cache=False).logits
-    _check_width(parts, states[-1])
     parts.check_readout(states[-1], logits)
 
     states = [state.flatten(0, 1)[targets.index.to(state.device)] for state in states]  # L + 1 of [N, H]
@@ -141,12 +140,3 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _check_width(parts, last_states):
-    width, own = parts.embeddings.weight.shape[1], last_states.shape[-1]
-    if width != own:
-        raise ValueError(
-            f"{type(parts.model).__name__} has layers of width {own} and embeddings of width {width}: "
-            "its states can neither be compared with embeddings nor read out by the head. Look into another model."
-        )

@@ -70,6 +70,18 @@ class DecoderParts:
             logits = cap * torch.tanh(logits / cap)
         return logits
 
+    def check_width(self) -> None:
+        """
+        Raises a `ValueError` if the embeddings have another width than the layers, as in OPT-350m: states can then
+        neither be compared with embeddings nor read out.
+        """
+        own, width = self.model.config.get_text_config(decoder=True).hidden_size, self.embeddings.embedding_dim
+        if width != own:
+            raise ValueError(
+                f"{type(self.model).__name__} has layers of width {own} and embeddings of width {width}: its states "
+                "can neither be compared with embeddings nor read out by the head. Take a model of one width."
+            )
+
     def check_readout(self, last_states: torch.Tensor, logits: torch.Tensor) -> None:
         """
         Compares the readout with the model's own logits at one position.
@@ -81,8 +93,10 @@ class DecoderParts:
                 The model's logits of the last T' positions.
 
         Raises:
-            ValueError: if they differ, because the model does more to its states or logits than is known here.
+            ValueError: if they differ, because the model does more to its states or logits than is known here, or
+                has embeddings of another width.
         """
+        self.check_width()
         with torch.no_grad():
             own = logits[-1, -1].float()
             read = self.readout(last_states[-1, -1].detach()).float()

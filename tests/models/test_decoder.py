@@ -7,7 +7,8 @@ from tiny_families import CONFIGS, tiny_causal_lm, token_ids
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GraniteConfig, OPTConfig
 
-from hf_evidenceflow import decoder_parts, record_layer_states
+from hf_evidenceflow import EvidenceFlowConfig, decoder_parts, record_layer_states
+from hf_evidenceflow.callbacks.evidence_flow import EvidenceFlow
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -41,15 +42,19 @@ def test_an_unknown_step_before_the_logits_is_an_error():
         parts.check_readout(states[-1], 2 * logits)
 
 
-def test_a_projection_before_the_head_is_noticed():
+@pytest.mark.parametrize("use", ["readout", "supervision"])
+def test_embeddings_of_another_width_are_refused(use):
     config = OPTConfig(vocab_size=97, hidden_size=24, word_embed_proj_dim=12, num_hidden_layers=2, ffn_dim=20)
     config.num_attention_heads = 4
     model = AutoModelForCausalLM.from_config(config).eval()
     parts = decoder_parts(model)
     with torch.no_grad(), record_layer_states(parts) as states:
         logits = model(token_ids()).logits
-    with pytest.raises((ValueError, RuntimeError)):
-        parts.check_readout(states[-1], logits)
+    with pytest.raises(ValueError, match="layers of width 24 and embeddings of width 12"):
+        if use == "readout":
+            parts.check_readout(states[-1], logits)
+        else:
+            EvidenceFlow(model, EvidenceFlowConfig(objective="mse"), total_steps=2)
 
 
 def test_adapters_are_looked_through():
