@@ -51,7 +51,7 @@ SECONDS, MEMORY = 120, 16 << 30
 REMEDY = re.compile(
     r"\b(Correct|Check|Copy|Download|Remove|Choose|Give|Pass|Set|Take|Convert|Unpack|Write|Load|Restore|Move|Encode|"
     r"Rename|Use|Add|Name|Put|List|correct|copy|download|remove|choose|give|pass|did you mean|must (be|hold|have|map|"
-    r"list|end|divide|name|satisfy|match)|known are)\b"
+    r"list|end|divide|name|satisfy|match)|known are|Nearest)\b"
 )
 
 
@@ -92,6 +92,7 @@ def run_case(case: Case | None, kind: str, source: Path, expected: str | None, w
         path = folder / case.file
         mutation = format_of(path)[case.mutation]
         words = [path.name, str(folder), *mutation.apply(path, rng)]
+        words += _changed_words(source / case.file, path)
     use = KINDS[kind].use
     try:
         result, printed = quietly(use, folder)
@@ -113,13 +114,21 @@ def run_case(case: Case | None, kind: str, source: Path, expected: str | None, w
     return found
 
 
+def _changed_words(before: Path, after: Path) -> list[str]:
+    """The words of a text, a name or a value, that stand only in its damaged form."""
+    try:
+        return sorted(set(after.read_text().split()) - set(before.read_text().split()))[:5]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def _judge(found: dict, words: list[str], expected: str, canary: Path) -> str:
     if canary.exists():
         return "code"
     if isinstance(found["result"], str):
         return "same" if found["result"] == expected else "silent"
     message = found["message"]
-    named = any(word and word in message for word in words)
+    named = any(len(word) > 2 and word in message for word in words)
     return "clear" if named and REMEDY.search(message) else "raw"
 
 

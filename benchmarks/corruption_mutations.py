@@ -351,7 +351,7 @@ def legal_form(before: Path, after: Path) -> str | None:
 def _left_out(old, new) -> bool:
     if isinstance(old, dict) and isinstance(new, dict):
         return new.keys() <= old.keys() and all(_left_out(old[key], new[key]) for key in new)
-    return old == new
+    return old == new or new == "NoneType"  # which is how an entry is left out in JSON
 
 
 def _form(path: Path):

@@ -105,7 +105,11 @@ class RecipeParser(HfArgumentParser):
             if chosen.config is not None:
                 self._read_config(chosen.config)
         try:
-            return self.parse_args_into_dataclasses(args, look_for_args_file=False)
+            parsed = self.parse_args_into_dataclasses(args, look_for_args_file=False)
+            for seed in (part.seed for part in parsed if isinstance(getattr(part, "seed", None), int)):
+                if not 0 <= seed < 2**32:
+                    raise ValueError(f"`seed` must be from 0 to 2**32 - 1, got {seed}. Choose another")
+            return parsed
         except ArgumentsError:
             raise
         except ValueError as error:

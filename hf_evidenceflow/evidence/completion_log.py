@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_evidenceflow.files import CHECKSUM, read_json, row_checksum
+from hf_evidenceflow.files import CHECKSUM, read_json, readable_file, row_checksum
 from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, to_plain
 
 
@@ -129,7 +129,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.exists() or path.stat().st_size == 0:
         return rows
     # Only "\n" ends a line: completions hold characters such as U+2028, at which `str.splitlines` would break.
-    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
+    for number, line in enumerate(readable_file(path).read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or row.pop(CHECKSUM, None) not in (None, row_checksum(row)):

@@ -66,7 +66,9 @@ def load_grid(path: str | os.PathLike, overrides: Mapping[str, Any] | None = Non
     except ValueError as error:
         raise ValueError(f"`{path}` is no grid: {error}") from error
     if not Path(grid.recipe).is_file():
-        raise ValueError(f"`recipe` of `{path}` names no file: {grid.recipe!r}. Paths are relative to {Path.cwd()}.")
+        raise ValueError(
+            f"`recipe` of `{path}` names no file: {grid.recipe!r}. Correct it; paths are relative to {Path.cwd()}."
+        )
     return grid
 
 

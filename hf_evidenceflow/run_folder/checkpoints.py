@@ -5,7 +5,6 @@ all in `Trainer.train`; here it is told from a whole one beforehand. An output f
 refused, with the ways out.
 """
 
-import json
 import logging
 import os
 import zipfile
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed import is_torchelastic_launched
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..files import read_json
 from ..models.weights import broken_weights
 from ..reporting import RUN_RECORD_NAME, read_run_record
 from .manifest import has_manifest, manifest_problem
@@ -61,8 +61,8 @@ def _state_problem(path: Path) -> str | None:
     if not state.exists():
         return f"{TRAINER_STATE_NAME} is missing, so the run stopped while it was being written"
     try:
-        step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    except (ValueError, KeyError, TypeError) as error:
+        step = read_json(state, allow_nan=True)["global_step"]
+    except (OSError, ValueError, KeyError) as error:
         return f"{TRAINER_STATE_NAME} is not whole ({type(error).__name__}: {error})"
     if not isinstance(step, int) or step < 0 or checkpoint_step(path) not in (None, step):
         return f"{TRAINER_STATE_NAME} names step {step!r}, which cannot be this checkpoint's"

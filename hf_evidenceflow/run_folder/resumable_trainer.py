@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import SaveStrategy
 
+from ..models.thinking.number_checks import refuse_non_finite
 from .atomic_checkpoint import AtomicCheckpointMixin
 from .changed_settings import check_changes, trajectory_settings
 from .checkpointed_callback import CheckpointedCallback
@@ -66,6 +67,11 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
         return super()._init_training_state(
             max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Differs from Trainer in refusing weights that are NaN or infinite."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        refuse_non_finite(self.model if model is None else model, f"`{resume_from_checkpoint}`")
 
     def _begin(self):
         """What Trainer has reset since the checkpoint was loaded; once for each training."""

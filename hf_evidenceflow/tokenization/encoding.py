@@ -158,7 +158,8 @@ def encode_files(
     remedy = "Choose another `output_dir`, or remove that folder."
     if started.exists() and read_json(started, remedy=remedy) != settings:
         raise ValueError(
-            f"`{folder}` holds shards of other files, another tokenizer or another `piece_bytes`. {remedy}"
+            f"`{folder}` holds shards of other files, another tokenizer or another `piece_bytes`, by its "
+            f"{started.name}. {remedy}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_json(started, settings)

@@ -11,6 +11,7 @@ published code draws that noise in evaluation too; here it stays out.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -256,8 +257,14 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 def _convert_file(path: Path, convert):
     content = read_json(path)
-    try:
+    with _naming(path):
         return convert(content)
+
+
+@contextlib.contextmanager
+def _naming(path: Path):
+    try:
+        yield
     except (ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be converted: {reason} Correct it, or give the published file.") from error
@@ -277,7 +284,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"{args.vocab} has {len(tokenizer)} tokens, the model {config.vocab_size}. Give files of one model."
             )
-        model = convert_original_checkpoint(load_checkpoint(args.checkpoint), config)
+        state_dict = load_checkpoint(args.checkpoint)
+        with _naming(args.checkpoint):
+            model = convert_original_checkpoint(state_dict, config)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
