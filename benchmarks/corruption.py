@@ -117,7 +117,8 @@ def run_case(case: Case | None, kind: str, source: Path, expected: str | None, w
 def _changed_words(before: Path, after: Path) -> list[str]:
     """The words of a text, a name or a value, that stand only in its damaged form."""
     try:
-        return sorted(set(after.read_text().split()) - set(before.read_text().split()))[:5]
+        old, new = (set(re.findall(r"[^\s:,'\"\[\]{}]+", path.read_text())) for path in (before, after))
+        return sorted(new - old)[:5]
     except (OSError, UnicodeDecodeError):
         return []
 

@@ -42,9 +42,9 @@ def test_the_readers_give_what_was_written(tmp_path):
     assert read_lines(written(tmp_path, "a\n\n b\n")) == ["a", " b"]
     assert read_json(written(tmp_path, '{"a": [1, 2.5]}')) == {"a": [1, 2.5]}
     assert read_json_lines(written(tmp_path, '{"a": "\u2028"}\n\n{"b": 2}\n')) == [{"a": "\u2028"}, {"b": 2}]
-    assert read_yaml(written(tmp_path, "base: &b {x: 1}\nother: {<<: *b, y: .inf}")) == {
+    assert read_yaml(written(tmp_path, "base: &b {x: 1}\nother: {<<: *b, y: 2}")) == {
         "base": {"x": 1},
-        "other": {"x": 1, "y": float("inf")},
+        "other": {"x": 1, "y": 2},
     }
     np.save(tmp_path / "ids.npy", np.arange(3))
     assert read_array(tmp_path / "ids.npy").tolist() == [0, 1, 2]
@@ -117,6 +117,7 @@ def test_a_line_of_json_lines_is_named(tmp_path, line):
         ("- a", "must hold a YAML mapping"),
         ("# nothing", "must hold a YAML mapping, got NoneType"),
         ("a: {b: .nan}", "`a.b`"),
+        ("a: {b: -.inf}", "`a.b`"),
         ("a: 2020-99-99", "month"),
         ("a: !!timestamp x", "YAML"),
         ("a: !!python/object/apply:os.getcwd []", "python/object"),

@@ -76,6 +76,13 @@ def load_split(
         empty = next((row for row, value in enumerate(dataset[column]) if value is None), None)
         if empty is not None:
             raise ValueError(f"Row {empty} of {name_or_path} has no value for `{column}`. Correct or remove the row.")
+        torn = next(
+            (row for row, value in enumerate(dataset[column]) if isinstance(value, str) and "\0" in value), None
+        )
+        if torn is not None:
+            raise ValueError(
+                f"Row {torn} of {name_or_path} holds a NUL character in `{column}`. Correct or remove it."
+            )
         wrong = next((row for row, value in enumerate(dataset[column]) if not isinstance(value, str)), None)
         if column in texts and wrong is not None:
             raise ValueError(

@@ -89,7 +89,7 @@ def parse_grid(data: Mapping[str, Any], base_options: Mapping[str, Any] | None =
     check_keys(data, known, "the grid")
     for name in ("name", "recipe", "seeds", "metrics"):
         if not data.get(name):
-            raise ValueError(f"The grid has no `{name}`, got {data.get(name)!r}.")
+            raise ValueError(f"The grid has no `{name}`, got {data.get(name)!r}. Add it.")
     if not _NAME.fullmatch(str(data["name"])):
         raise ValueError(f"`name` must be made of letters, digits and `._+-`, got {data['name']!r}.")
     axes = _parse_axes(data.get("axes") or {})

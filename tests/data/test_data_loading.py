@@ -1,3 +1,5 @@
+import gzip
+
 import datasets
 import pytest
 
@@ -114,6 +116,26 @@ def test_file_of_another_split_is_an_error(write_jsonl):
 
 def test_file_of_any_other_name_is_any_split(write_jsonl):
     assert len(load_split(str(write_jsonl("problems.jsonl", ROWS)), "test")) == len(ROWS)
+
+
+@pytest.mark.parametrize(("value", "words"), [(5, "has no text for `question`"), ("a\0b", "holds a NUL character")])
+def test_a_question_that_is_no_text_is_named(write_jsonl, value, words):
+    path = write_jsonl("train.jsonl", [{"question": value, "answer": "#### 1"}])
+    with pytest.raises(ValueError, match=f"Row 0 of .*train.jsonl {words}"):
+        load_split(str(path), "train", columns=("question", "answer"), texts=("question",))
+
+
+def test_text_in_another_encoding_is_named_with_its_line(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes('{"question": "a"}\n{"question": "ä"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match="train.jsonl is not UTF-8 text: line 2 has the byte 0xe4"):
+        load_split(str(path), "train")
+
+
+def test_compressed_files_are_read(tmp_path):
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.write('{"question": "a"}\n')
+    assert load_split(str(tmp_path), "train")["question"] == ["a"]
 
 
 def test_unknown_format_is_an_error(tmp_path):
