@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, pipeline
 
 from hf_evidenceflow import HRPOTrainer, load_thinking_model
+from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import read_run_record
 
 
@@ -69,23 +73,35 @@ def test_only_grpo_trains_without_thinking(recipe, arguments, tmp_path):
     assert not any("thinking" in key for entry in trainer.state.log_history for key in entry)
 
 
+PUBLISHED = """--use_peft true --lora_r 32 --learning_rate 5e-6 --lr_thinking_residual_gate 1e-4
+--lr_thinking_residual_Lambda 1e-3 --num_generations 4 --temperature 0.5"""
+
+
 @pytest.mark.slow
-def test_lora_and_an_embedding_state_from_the_command_line(recipe, arguments, tmp_path):
-    extra = [
-        "--use_peft",
-        "true",
-        "--thinking_mode",
-        "embedding",
-        "--thinking_residual_r_min",
-        "0.9",
-        "--plot",
-        "false",
-    ]
-    recipe.main([*arguments, *extra])
+def test_the_published_command_trains_an_adapter_that_thinks_wherever_it_is_loaded(
+    recipe, arguments, tmp_path, capsys
+):
+    extra = ["--thinking_mode", "embedding", "--thinking_residual_r_min", "0.9", "--plot", "false"]
+    trainer = recipe.main([*arguments, *PUBLISHED.split(), *extra])
+    run = str(tmp_path / "run")
     adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert adapter["r"] == 32 and adapter["lora_alpha"] == 64
-    config = load_thinking_model(str(tmp_path / "run")).config
-    assert config.thinking_mode == "embedding" and config.thinking_residual_r_min == 0.9
+    ids = torch.arange(3, 17).view(2, 7)
+    states = {"thinking_states": torch.ones(2, 5, 32), "thinking_mask": torch.ones(2, 5, dtype=torch.bool)}
+    loaded = {
+        "ours": load_thinking_model(run),
+        "auto": AutoModelForCausalLM.from_pretrained(run),
+        "auto_peft": AutoPeftModelForCausalLM.from_pretrained(run),
+        "pipeline": pipeline("text-generation", model=run, device="cpu").model,
+        "recipes": load_model(run, device="cpu")[0],
+    }
+    with torch.no_grad():
+        expected = trainer.model.eval()(ids, **states).logits
+        for name, model in loaded.items():
+            assert model.config.thinking_mode == "embedding" and model.config.thinking_residual_r_min == 0.9, name
+            torch.testing.assert_close(model.eval()(ids, **states).logits, expected, rtol=0, atol=1e-4, msg=name)
+    rows = load_recipe("generate").main(["--model_name_or_path", run, "--prompts", "2", "--max_new_tokens", "3"])
+    assert len(rows) == 1
 
 
 @pytest.mark.slow
