@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import load_thinking_model
+from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES
 
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
@@ -84,6 +86,39 @@ def test_thinking_changes_what_is_generated_and_no_log_likelihood(checkpoint, pl
     plain_texts, plain_likelihoods = evaluate(plain_base, tasks, "hf")
     assert texts != plain_texts
     assert likelihoods == plain_likelihoods
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint, tmp_path_factory):
+    """An adapter of the thinking checkpoint, as our trainer saves it, and what is generated with it."""
+    folder = str(tmp_path_factory.mktemp("adapter"))
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=list(THINKING_MODULES))
+    model = get_peft_model(load_thinking_model(checkpoint), lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(folder)
+    model.get_base_model().config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_adapter_gives_the_same_answers_however_the_harness_loads_it(adapter, checkpoint, tasks):
+    expected = evaluate(adapter, tasks, "thinking-hf")
+    assert evaluate(adapter, tasks, "hf") == expected
+    assert evaluate(checkpoint, tasks, "hf") != expected
+
+
+@pytest.mark.slow
+def test_an_adapter_that_the_harness_puts_on_a_plain_base_thinks(adapter, plain_base):
+    from lm_eval.models.huggingface import HFLM
+
+    loaded = HFLM(pretrained=plain_base, peft=adapter, device="cpu", dtype="float32").model
+    weights = {name: p for name, p in loaded.named_parameters() if "thinking_residual_gate_r.modules_to_save" in name}
+    expected = load_thinking_model(adapter).state_dict()
+    assert len(weights) == 2 and all(torch.equal(expected[name], weight) for name, weight in weights.items())
 
 
 @pytest.fixture(scope="module")

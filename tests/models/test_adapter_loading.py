@@ -95,6 +95,7 @@ def test_an_adapter_is_loaded_with_its_thinking(loader, place, places, trained, 
     torch.testing.assert_close(logits(model), logits(trained), rtol=0, atol=2e-5)
     assert model.config.thinking_mode == "embedding" and model.config.thinking_residual_r_min == 0.3
     assert model.config.model_type == "thinking_qwen2"
+    assert model.config.architectures == ["ThinkingQwen2ForCausalLM"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

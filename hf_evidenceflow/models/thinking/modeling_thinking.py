@@ -199,6 +199,7 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
     def __init__(self, config):
         # Not the family's constructor, which would build a base model of its own
         PreTrainedModel.__init__(self, config)
+        self.config.architectures = [type(self).__name__]  # a plain checkpoint's config names the plain class
         self.model = self.thinking_model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
