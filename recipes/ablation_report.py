@@ -9,9 +9,11 @@ python recipes/ablation_report.py --experiment outputs/ablation --output_dir out
 
 Outputs, in `output_dir`: `findings.md` and `findings.json` (each published finding confirmed, refuted or undecided,
 with the interval over the seeds), `comparisons.png` (training loss, validation loss and gradient norm of each
-comparison of which two arms are there).
+comparison of which two arms are there; means and ranges over the seeds). A folder without the logs of its runs, such
+as `results/ablation`, gives the validation losses of that picture only.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,12 @@ COMPARISONS = {
     "positions": ["rope", "nope", "vanilla", "learned"],
     "tying": ["tied", "untied"],
     "activation": ["vanilla", "silu", "gelu", "swiglu"],
+}
+# Label of the y axis -> where the curve stands in a run, and its key
+CURVES = {
+    "training loss (nats a token)": ("log", "loss"),
+    "validation loss (nats a token)": ("evals", "eval_loss"),
+    "gradient norm": ("log", "grad_norm"),
 }
 # CS336, assignment 1: one run each, read from plots. Vanilla has sinusoidal positions, ReLU and tied embeddings.
 FINDINGS = [
@@ -102,57 +110,70 @@ def load_runs(folder: Path) -> dict[str, dict[int, TrainedRun]]:
     runs: dict[str, dict[int, TrainedRun]] = {}
     for row in read_json_lines(results):
         if row["final"]:
-            log = read_jsonl(folder / "runs" / row["id"] / LOG_FILE_NAME)
+            path = folder / "runs" / row["id"] / LOG_FILE_NAME
+            log = read_jsonl(path) if path.exists() else []
             runs.setdefault(row["cell"]["arm"], {})[row["seed"]] = TrainedRun(row["evals"], log)
     if "vanilla" in runs:
         runs.setdefault("tied", runs["vanilla"])  # a grid whose untied arm has vanilla's size needs no other
     return runs
 
 
-def mean_curve(runs: dict[int, TrainedRun], rows: str, key: str, skip: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a curve, averaged over the seeds."""
+def seed_curves(runs: dict[int, TrainedRun], rows: str, key: str, skip: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [S] and values [S, seeds] of a curve, where all seeds have one."""
     by_step: dict[int, list[float]] = {}
     for run in runs.values():
         for row in getattr(run, rows):
             if key in row and row["step"] > skip:
                 by_step.setdefault(row["step"], []).append(row[key])
-    steps = np.array(sorted(step for step, values in by_step.items() if len(values) == len(runs)))
-    return steps, np.array([np.mean(by_step[step]) for step in steps])
+    steps = sorted(step for step, values in by_step.items() if len(values) == len(runs))
+    return np.array(steps), np.array([by_step[step] for step in steps])
 
 
 def draw(runs, path: Path, skip: int) -> None:
-    """A row of three panels for each comparison: training loss, validation loss, gradient norm; means over seeds."""
-    panels = {"training loss": ("log", "loss"), "validation loss": ("evals", "eval_loss")}
-    panels["gradient norm"] = ("log", "grad_norm")
+    """For each comparison a panel of each curve that the runs have: mean and range over the seeds."""
     comparisons = {title: [arm for arm in arms if arm in runs] for title, arms in COMPARISONS.items()}
-    comparisons = {title: arms for title, arms in comparisons.items() if len(arms) > 1}
-    if not comparisons:
+    panels = [
+        (title, arms, label, rows, key)
+        for title, arms in comparisons.items()
+        for label, (rows, key) in CURVES.items()
+        if len(arms) > 1 and all(len(seed_curves(runs[arm], rows, key, skip)[0]) for arm in arms)
+    ]
+    if not panels:
         return
-    figure = new_figure((12, 2.6 * len(comparisons)))
-    for row, (title, arms) in zip(figure.subplots(len(comparisons), 3, squeeze=False), comparisons.items()):
-        for axes, (label, (rows, key)) in zip(row, panels.items()):
-            for arm, colour in zip(arms, COLOURS):
-                steps, values = mean_curve(runs[arm], rows, key, skip)
-                if len(steps):
-                    axes.plot(steps, values, color=colour, label=arm, linewidth=1)
-            if key != "grad_norm":
-                # The end is where the arms can be told apart
-                lowest = min(line.get_ydata().min() for line in axes.lines)
-                axes.set_ylim(lowest - 0.05, lowest + 1.5)
-            axes.set_title(f"{title}: {label}", fontsize=9)
-            axes.grid(alpha=0.3)
-        row[0].legend(fontsize=8)
+    lines = math.ceil(len(panels) / 3)
+    figure = new_figure((12.4, 3.0 * lines))
+    places = figure.subplots(lines, 3, squeeze=False).ravel()
+    for axes, (title, arms, label, rows, key) in zip(places, panels):
+        lowest = math.inf
+        for arm, colour in zip(arms, COLOURS):
+            steps, values = seed_curves(runs[arm], rows, key, skip)
+            axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
+            axes.plot(steps, values.mean(1), "o-" if len(steps) < 3 else "-", color=colour, label=arm, linewidth=1)
+            lowest = min(lowest, values.min())
+        if key != "grad_norm":
+            axes.set_ylim(lowest - 0.05, lowest + 1.5)  # the end is where the arms can be told apart
+        axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+        axes.set_xlabel("optimizer step", fontsize=9)
+        axes.set_ylabel(label, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False, title="mean, range of the seeds", title_fontsize=7)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
     save_figure(figure, path)
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     (args,) = RecipeParser(ReportArguments, __doc__).parse_args_and_config(argv)
     runs, folder = load_runs(Path(args.experiment)), Path(args.output_dir)
+    draw(runs, folder / "comparisons.png", args.skip_steps)
+    if not any(run.log for seeds in runs.values() for run in seeds.values()):
+        print(f"`{args.experiment}` has no logs in `runs/`: the findings, which need them, are left as they are.")
+        return []
     rows = corrected([judge(finding, runs) for finding in FINDINGS])
     table = findings_table(rows)
     atomic_write_json(folder / "findings.json", rows)
     atomic_write_text(folder / "findings.md", table)
-    draw(runs, folder / "comparisons.png", args.skip_steps)
     print(table)
     return rows
 

@@ -11,7 +11,7 @@ GPU) and has not been run here. Options override the file; all of `pretrain_clm.
 `TinySeekConfig` in `config_overrides`.
 
 The log has, beside loss and learning rate, how the experts are used (`router_max_load`, `router_load_entropy`,
-`router_dead_experts`, `router_balance`), in training and as `eval_router_*`.
+`router_effective_experts`, `router_dead_experts`, `router_balance`), in training and as `eval_router_*`.
 
 Outputs: as of `pretrain_clm.py`.
 """

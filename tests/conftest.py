@@ -76,3 +76,18 @@ def plain_checkpoint(tmp_path_factory, tokenizer):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def check_figures(monkeypatch):
+    """Each figure that a test saves is read by `artists.faults`."""
+    from artists import faults
+    from matplotlib.figure import Figure
+
+    original = Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        assert not (found := faults(self)), "\n".join(found)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)

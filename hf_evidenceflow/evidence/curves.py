@@ -26,6 +26,11 @@ KNOWN_CURVES = {
     "evidence_flow/weight": ("Weight of Loss_p", "factor"),
     "aux_loss": ("Load balance", "auxiliary loss"),
     "balance_loss": ("Load balance", "auxiliary loss"),
+    "router_balance": ("Balance of the experts (published: Lexp)", "0 is even; mean over layer calls"),
+    "router_effective_experts": ("Effective experts", "exp of the load's entropy"),
+    "router_load_entropy": ("Entropy of the experts' load", "share of the largest; 1 is even"),
+    "router_max_load": ("Load of the busiest expert", "multiple of the mean"),
+    "router_dead_experts": ("Experts without a token", "share"),
     "derived/loss": ("Loss, without Loss_p", "nats per token"),
     "derived/perplexity": ("Perplexity", "exp of the loss"),
     "derived/perplexity_cv": ("Rolling CV of the perplexity", "standard deviation / mean"),
@@ -155,7 +160,7 @@ def plot_training_curves(
     ]
     labels = list(runs)
     if smoothed:
-        handles.append(panels[0].plot([], [], color="0.6", alpha=0.6, linewidth=0.9)[0])
+        handles.append(panels[0].plot([], [], color=COLOURS[0], alpha=0.25, linewidth=0.9)[0])
         labels.append("as logged (bold: running mean)")
     columns = max(1, min(len(labels), 120 // (8 + max(map(len, labels)))))  # as many as the width of the figure holds
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
@@ -206,7 +211,7 @@ def _choose_keys(runs: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence
 
 
 def _draw_curve(panel, steps, values, colour, style, smooth):
-    marker = "o" if len(values) == 1 else None
+    marker = "o" if len(values) < 3 else None
     if smooth == 1:
         panel.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=marker)
         return

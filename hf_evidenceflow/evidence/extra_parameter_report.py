@@ -132,12 +132,14 @@ def plot_parameters(rows: Sequence[ParameterRow], path: str | os.PathLike, title
             [each["max"] for each in summaries],
             color=COLOURS[0],
             alpha=0.2,
+            label="range in the layer",
         )
         axes.plot(layers, [each["mean"] for each in summaries], color=COLOURS[0], marker="o", label="trained")
         starts = [sum(row.initial) / len(row.initial) for row in own]
-        axes.plot(layers, starts, color=COLOURS[1], linestyle=LINE_STYLES[1], label="init")
+        axes.plot(layers, starts, color=COLOURS[1], marker=".", linestyle=LINE_STYLES[1], label="init")
         axes.set_xlabel("layer")
         axes.set_title(name)
+    figure.axes[0].set_ylabel("value")
     figure.axes[0].legend(frameon=False)
     if title:
         figure.suptitle(title)

@@ -25,10 +25,11 @@ p, li, figcaption { max-width: 46rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { background: var(--panel); font-weight: 600; }
+thead th { white-space: normal; vertical-align: bottom; }
 tr > :first-child { text-align: left; position: sticky; left: 0; z-index: 1; background: var(--panel); }
 tbody tr:last-child > * { border-bottom: 0; }
 figure { margin: 1.25rem 0; }
-figure img { display: block; background: #fff; }
+figure img { display: block; background: #fff; max-width: 100%; height: auto; }
 figcaption { margin-bottom: .25rem; }
 """
 
@@ -64,7 +65,8 @@ def html_page(title: str, body: Iterable[str], style: str = "") -> str:
 
 def html_picture(path: str | os.PathLike, caption: str, scale: float = 0.5) -> str:
     """
-    A PNG as a figure of the page, in a box that scrolls sideways where the screen is too narrow for it.
+    A PNG as a figure of the page: as wide as it is, at most as the page, in a box that scrolls sideways where the
+    screen is too narrow for it.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -72,7 +74,7 @@ def html_picture(path: str | os.PathLike, caption: str, scale: float = 0.5) -> s
         caption (`str`):
             Plain text above it, also read in place of it.
         scale (`float`, *optional*, defaults to `0.5`):
-            Pixels of the page for each pixel of the picture.
+            Fewest pixels of the page for each pixel of the picture.
 
     Returns:
         `str`: HTML.
@@ -83,7 +85,8 @@ def html_picture(path: str | os.PathLike, caption: str, scale: float = 0.5) -> s
     source = base64.b64encode(data).decode("ascii")
     return (
         f'<figure><figcaption>{caption}</figcaption><div class="scroll" tabindex="0">'
-        f'<img alt="{caption}" width="{round(width * scale)}" src="data:image/png;base64,{source}"></div></figure>'
+        f'<img alt="{caption}" width="{width}" style="min-width:{round(width * scale)}px" '
+        f'src="data:image/png;base64,{source}"></div></figure>'
     )
 
 

@@ -160,12 +160,13 @@ class RouterStatistics:
 
         Returns:
             `dict[str, float]`: `router_max_load`, `router_load_entropy`, `router_dead_experts` and `router_balance`,
-            see [`LayerLoad`].
+            see [`LayerLoad`], and `router_effective_experts`: as many evenly used experts would have that entropy.
         """
         layers = self.layers()
         columns = {
             "router_max_load": [layer.max_load for layer in layers],
             "router_load_entropy": [layer.entropy for layer in layers],
+            "router_effective_experts": [len(layer.load) ** layer.entropy for layer in layers],
             "router_dead_experts": [layer.dead for layer in layers],
             "router_balance": [layer.balance for layer in layers],
         }

@@ -18,7 +18,7 @@ _DRAWN = (
     *(LOSS_KEY, PERPLEXITY_KEY, "eval_loss", "eval_perplexity", "evidence_flow/loss", "evidence_flow/weight"),
     *("aux_loss", "balance_loss", "learning_rate", SPREAD_KEY),
 )
-_ROUTER_PREFIX = "router/"
+_ROUTER_PREFIX = "router_"  # of RouterStatistics
 _LAYER_KEY = re.compile(r"evidence_flow/layer_(\d+)")
 
 
@@ -88,10 +88,10 @@ def plot_log_fit(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str
             continue
         colour, (steps, values) = COLOURS[index % len(COLOURS)], losses[name]
         panel.plot(steps, values, color=colour, alpha=0.45, linewidth=1)
-        ends = np.array([max(steps[0], 1), steps[-1]])
+        along = np.geomspace(max(steps[0], 1), steps[-1])
         label = f"{name}: {fit.intercept:.3g} {fit.slope:+.3g} ln(step), R² {fit.r_squared:.2f}"
         style = LINE_STYLES[index % len(LINE_STYLES)]
-        panel.plot(ends, fit.intercept + fit.slope * np.log(ends), color=colour, ls=style, lw=2, label=label)
+        panel.plot(along, fit.intercept + fit.slope * np.log(along), color=colour, ls=style, lw=2, label=label)
     panel.set_xscale("log")
     panel.set_title("Logarithmic fit of the loss", fontsize=11, loc="left", fontweight="bold")
     panel.set_xlabel("optimizer step", fontsize=9)
@@ -128,7 +128,8 @@ def plot_layer_terms(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
     for panel, (name, found) in zip(panels, layers.items()):
         for place, layer in enumerate(found):
             shade = colormaps["viridis"](0.9 * place / max(len(found) - 1, 1))
-            panel.plot(*curve(histories[name], f"evidence_flow/layer_{layer}"), color=shade, lw=1.4, label=str(layer))
+            steps, values = curve(histories[name], f"evidence_flow/layer_{layer}")
+            panel.plot(steps, values, "o" if len(steps) < 3 else "", ls="-", color=shade, lw=1.4, label=str(layer))
         panel.set_title(f"Loss_p by layer: {name}", fontsize=11, loc="left", fontweight="bold")
         panel.set_ylabel("term of the layer", fontsize=9)
         _finish(panel)

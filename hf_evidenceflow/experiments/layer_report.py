@@ -13,12 +13,12 @@ from .plots import look
 from .statistics import mean_t_interval
 
 
-# Column of `layers.jsonl` -> title of its panel
+# Column of `layers.jsonl` -> title of its panel, and label of its y axis
 PANELS = {
-    "lens_perplexity": "Perplexity of an exit at the layer",
-    "state_norm": "Norm of the states",
-    "effective_rank": "Effective rank of the states",
-    "relative_step": "Relative step of the layer",
+    "lens_perplexity": ("Perplexity of an exit at the layer", "exp of the lens loss"),
+    "state_norm": ("Norm of the states", "mean over tokens"),
+    "effective_rank": ("Effective rank of the states", "dimensions"),
+    "relative_step": ("Relative step of the layer", "change / norm before it"),
 }
 
 
@@ -84,7 +84,7 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], group: str, path: Path) -> Pa
     rows = [row for row in rows if row["group"] == group]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     figure = new_figure((11.0, 7.6))
-    for panel, (name, title) in zip(figure.subplots(2, 2).ravel(), PANELS.items()):
+    for panel, (name, (title, unit)) in zip(figure.subplots(2, 2).ravel(), PANELS.items()):
         for index, arm in enumerate(arms):
             layers = sorted({row["layer"] for row in rows if row["arm"] == arm})
             means = [
@@ -94,6 +94,7 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], group: str, path: Path) -> Pa
             panel.plot([layer + 1 for layer in layers], means, label=arm, markersize=4, **look(index))
         panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
         panel.set_xlabel("after layer", fontsize=9)
+        panel.set_ylabel(unit, fontsize=9)
         panel.grid(alpha=0.25, linewidth=0.6)
         if name != "relative_step":
             panel.set_yscale("log")

@@ -1,5 +1,6 @@
 """The pictures of a report: differences to the baseline with their intervals, and evaluation curves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evidence import figures
+from ..evidence.curves import KNOWN_CURVES
 from ..evidence.figures import new_figure, save_figure
 from .grid import Grid
 from .runs import is_number
@@ -18,6 +20,9 @@ COLOURS = ("#000000", *figures.COLOURS)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 # Share of a curve, from its start, that does not decide the range of the y axis: it falls too steeply there.
 STEEP_SHARE = 0.4
+# Evaluations of a run below which there is no curve to draw
+LEAST_POINTS = 3
+PANELS_IN_A_ROW = 3  # more are too small to read on a page
 
 
 def plot_differences(summary: Mapping[str, Any], path: Path) -> Path | None:
@@ -52,7 +57,7 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> Path | None:
             y = labels.index((each["group"], each["arm"])) + offset
             panel.plot(list(each["differences"].values()), [y] * len(each["seeds"]), "|", color=colour, alpha=0.6)
             if is_number(each["low"]):
-                panel.plot([each["low"], each["high"]], [y, y], color=colour, linewidth=1.6)
+                panel.hlines(y, each["low"], each["high"], color=colour, linewidth=1.6)
             panel.plot(each["difference"], y, marker, color=colour, markersize=5)
         for index in range(1, len(labels)):
             if labels[index][0] != labels[index - 1][0]:
@@ -62,18 +67,20 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> Path | None:
         panel.xaxis.get_major_locator().set_params(nbins=5)
     panels[0].set_yticks(range(len(labels)), [", ".join(filter(None, label)) for label in labels])
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    drawn = [style for basis, style in styles.items() if any(each["basis"] == basis for each in comparisons)]
     handles = [
         panels[0].plot([], [], marker=marker, color=colour, linewidth=1.6, label=label)[0]
-        for label, colour, marker, _ in styles.values()
+        for label, colour, marker, _ in drawn
     ]
-    handles.append(panels[0].plot([], [], "|", color="0.4", label="one seed")[0])
+    handles.append(panels[0].plot([], [], "|", color=drawn[0][1], label="one seed")[0])
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return save_figure(figure, path)
 
 
 def plot_curves(grid: Grid, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
     """
-    Draw the evaluation curves, one picture for each level of the first axis, the arms laid over each other.
+    Draw the evaluation curves, one picture for each level of the first axis, the arms laid over each other. Where no
+    run was evaluated often enough for a curve, the last values are drawn, a line of the picture for each arm.
 
     Args:
         grid ([`Grid`]):
@@ -98,8 +105,34 @@ def plot_curves(grid: Grid, rows: Sequence[Mapping[str, Any]], folder: Path) -> 
     for level, group in groups.items():
         metrics = [name for name in grid.metrics if any(_points(row, name, "step") for row in group)]
         if metrics:
-            paths[level] = _plot_level(grid, level, group, metrics, arms, folder / f"curves_{level}.png")
+            longest = max(len(_points(row, name, "step")) for row in group for name in metrics)
+            draw = _plot_level if longest >= LEAST_POINTS else _plot_last_values
+            paths[level] = draw(grid, level, group, metrics, arms, folder / f"curves_{level}.png")
     return paths
+
+
+def _plot_last_values(grid, level, rows, metrics, arms, path):
+    shown = [arm for arm in arms if any(_arm(grid, row["cell"]) == arm for row in rows)]
+    figure, panels = _figure(len(metrics), width=3.6, height=1.6 + 0.28 * len(shown), extra_width=1.6, sharey=True)
+    for panel, metric in zip(panels, metrics):
+        for place, arm in enumerate(shown):
+            curves = [_points(row, metric, "step") for row in rows if _arm(grid, row["cell"]) == arm]
+            values = [curve[max(curve)] for curve in curves if curve]
+            panel.plot(values, [place] * len(values), "|", color=COLOURS[1], markersize=9)
+            if values:
+                panel.plot(np.mean(values), place, "o", color=COLOURS[0], markersize=5)
+        panel.set_title(metric, fontsize=11, loc="left", fontweight="bold")
+        panel.set_xlabel(_unit(metric), fontsize=9)
+        panel.xaxis.get_major_locator().set_params(nbins=5)
+    panels[0].set_yticks(range(len(shown)), shown)
+    panels[0].set_ylim(len(shown) - 0.5, -0.5)
+    handles = [
+        panels[0].plot([], [], "o", color=COLOURS[0], label="mean over the seeds")[0],
+        panels[0].plot([], [], "|", color=COLOURS[1], markersize=9, label="one seed")[0],
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _headline(figure, grid, level, ": at the end of the training")
+    return save_figure(figure, path)
 
 
 def _plot_level(grid, level, rows, metrics, arms, path):
@@ -125,19 +158,34 @@ def _plot_level(grid, level, rows, metrics, arms, path):
             panel.set_ylim(min(heights) - margin, max(heights) + margin)
         panel.set_title(metric, fontsize=11, loc="left", fontweight="bold")
         panel.set_xlabel("training tokens" if position == "train_tokens" else "optimizer step", fontsize=9)
+        panel.set_ylabel(_unit(metric), fontsize=9)
         panel.xaxis.get_major_locator().set_params(nbins=6)
     handles = [panels[0].plot([], [], label=arm, markersize=4, **look(arms.index(arm)))[0] for arm in shown]
-    columns = max(1, min(len(handles), len(metrics) * 2, 6))
+    columns = max(1, min(len(handles), min(len(metrics), PANELS_IN_A_ROW) * 2))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, handlelength=3.2, frameon=False, fontsize=9
     )
-    figure.suptitle(f"{grid.name}: {level}" if level != "all" else grid.name, fontsize=12, x=0.02, ha="left")
+    _headline(figure, grid, level)
     return save_figure(figure, path)
 
 
-def _figure(columns: int, width: float, height: float, extra_width: float = 0.4, sharey: bool = False):
-    figure = new_figure((width * columns + extra_width, height))
-    panels = figure.subplots(1, columns, squeeze=False, sharey=sharey).ravel()
+def _headline(figure, grid: Grid, level: str, end: str = "") -> None:
+    name = f"{grid.name}: {level}" if level != "all" else grid.name
+    figure.suptitle(name + end, fontsize=12, x=0.02, ha="left")
+
+
+def _unit(metric: str) -> str:
+    return KNOWN_CURVES[metric][1] if metric in KNOWN_CURVES else metric.removeprefix("eval_").replace("_", " ")
+
+
+def _figure(count: int, width: float, height: float, extra_width: float = 0.4, sharey: bool = False):
+    """A figure of so many panels, at most three in a row, and the panels."""
+    columns, rows = min(count, PANELS_IN_A_ROW), math.ceil(count / PANELS_IN_A_ROW)
+    figure = new_figure((width * columns + extra_width, height * rows))
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    panels = panels[:count]
     for panel in panels:
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.tick_params(labelsize=8)

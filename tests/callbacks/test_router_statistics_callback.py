@@ -1,11 +1,13 @@
 """Router statistics in a Trainer's log."""
 
 import pytest
+from matplotlib.figure import Figure
 from tiny_families import tiny_causal_lm, token_ids
 from tiny_tinyseek import tiny_tinyseek
 from transformers import Trainer, TrainingArguments
 
 from hf_evidenceflow import RouterStatisticsCallback
+from hf_evidenceflow.evidence.run_curves import plot_run_curves
 
 
 def train(model, tmp_path, resume=None, **arguments):
@@ -64,3 +66,20 @@ def test_a_log_row_counts_also_what_came_before_the_checkpoint(tmp_path):
 def test_a_dense_model_is_refused_when_training_begins(tmp_path):
     with pytest.raises(ValueError, match="has no module `experts`"):
         train(tiny_causal_lm("llama"), tmp_path)
+
+
+def test_the_statistics_of_a_run_are_drawn_with_its_curves(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: (figures.append(self), save(self, *args, **kwargs))
+    )
+    logged = train(tiny_tinyseek(), tmp_path, max_steps=4)
+    assert all(1 <= row["router_effective_experts"] <= 7 for row in logged)
+    plot_run_curves({"run": logged}, tmp_path / "curves.png")
+    panels = {axes.get_title("left"): axes for axes in figures[0].axes}
+    for title, key in (
+        ("Effective experts", "router_effective_experts"),
+        ("Experts without a token", "router_dead_experts"),
+    ):
+        assert list(panels[title].lines[0].get_ydata()) == [row[key] for row in logged]
+    assert "Balance of the experts (published: Lexp)" in panels

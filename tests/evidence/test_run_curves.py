@@ -89,7 +89,7 @@ def test_the_metrics_of_an_empty_log_are_none():
 
 def test_only_what_is_logged_gets_a_panel(tmp_path):
     plain = size(plot_run_curves({"a": PLAIN}, tmp_path / "a.png"))
-    more = [row | {"router/entropy": 1.0, "balance_loss": 1.0, "aux_loss": 1.0} for row in PLAIN]
+    more = [row | {"router_load_entropy": 1.0, "balance_loss": 1.0, "aux_loss": 1.0} for row in PLAIN]
     assert size(plot_run_curves({"a": PLAIN, "b": more}, tmp_path / "b.png"))[1] > plain[1]
 
 
