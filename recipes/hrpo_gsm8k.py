@@ -22,7 +22,6 @@ Outputs, in `output_dir`: the model with tokenizer and model card, `checkpoint-*
 """
 
 import importlib.util
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +35,6 @@ from hf_evidenceflow.data import load_arc_challenge, load_gsm8k, load_math, load
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evidence.curves import plot_training_curves
 from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.reporting import package_versions
 from hf_evidenceflow.rewards import gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
@@ -118,29 +116,6 @@ class HRPOModelConfig(ModelConfig):
     )
 
 
-def model_card_notes(script_args, training_args, record, prompt) -> str:
-    """What a reader needs to repeat the run, in Markdown."""
-    _, reward, name = TASKS[script_args.task]
-    data = script_args.dataset_name_or_path or name
-    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
-    return f"""
-## Reproduction
-
-- Command: `{record["command"]}`
-- Data: {data}, split `{script_args.dataset_split}`
-- Grader: `hf_evidenceflow.rewards.{reward.__name__}`
-- Seed: {training_args.seed}
-- Commit: {record["git"]}
-- Versions: {versions}
-
-The first prompt:
-
-```
-{json.dumps(prompt, ensure_ascii=False, indent=1) if isinstance(prompt, list) else prompt}
-```
-"""
-
-
 def main(argv: list[str] | None = None) -> HRPOTrainer:
     parser = RecipeParser((ScriptArguments, HRPOConfig, HRPOModelConfig), __doc__)
     script_args, training_args, model_args = parser.parse_args_and_config(argv)
@@ -183,15 +158,15 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-        trainer.model_card_notes = model_card_notes(script_args, training_args, run.record.data, dataset[0]["prompt"])
+        trainer.model_card_dataset = script_args.dataset_name_or_path or name
 
         trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_model()
         trainer.save_state()
-        trainer.create_model_card()
         run.record.add(metrics=trainer.state.log_history[-1])
         if trainer.is_world_process_zero():
             report(trainer, dataset, script_args)
+        trainer.create_model_card()  # with the curves
         if training_args.push_to_hub:
             trainer.push_to_hub()
     return trainer

@@ -296,6 +296,9 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
         trainer = make_trainer(script_args, training_args, model, tokenizer, train, validation)
         if evidence_config is not None:
             hf_evidenceflow.EvidenceFlowCallback(evidence_config).add_to(trainer)
+        trainer.model_card_dataset = (
+            script_args.dataset_name_or_path or script_args.train_file or script_args.train_tokens
+        )
         if expert_modules(trainer.model):
             trainer.callback_handler.callbacks.insert(0, RouterStatisticsCallback())  # before the reporters
         print(
@@ -320,6 +323,7 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
                 path = Path(training_args.output_dir) / "curves.png"
                 plot_run_curves({label: trainer.state.log_history}, path)
                 print(f"Curves: {path}")
+        trainer.create_model_card()  # with the curves
         if training_args.push_to_hub:
             trainer.push_to_hub()
     return trainer

@@ -38,9 +38,9 @@ class HRPOConfig(GRPOConfig):
         parity_tolerance (`float`, *optional*):
             Gap beyond which a parity check stops the run. `None`: 1e-3 (largest gap) in fp32, 2e-2 (mean gap) in half
             precision.
-        save_hub_code (`bool`, *optional*, defaults to `False`):
-            Save the model's code with it, so that it loads with `trust_remote_code=True` where this package is not
-            installed.
+        save_hub_code (`bool`, *optional*, defaults to `True`):
+            Save the model's code (a few small files) with it, so that it loads with `trust_remote_code=True` where
+            this package is not installed. An adapter has none.
     """
 
     # Defaults of the paper
@@ -95,7 +95,7 @@ class HRPOConfig(GRPOConfig):
         },
     )
     save_hub_code: bool = field(
-        default=False, metadata={"help": "Save the model's code beside its weights for `trust_remote_code=True`."}
+        default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
     )
 
     def __post_init__(self):

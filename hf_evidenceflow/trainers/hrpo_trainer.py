@@ -8,7 +8,6 @@ Shapes: B rows, C completion tokens, H hidden size.
 """
 
 import functools
-import os
 import textwrap
 import time
 from contextlib import nullcontext
@@ -41,12 +40,20 @@ from .hrpo_setup import (
     with_thinking_modules,
 )
 from .length_buckets import join_buckets, length_buckets
+from .model_card_mixins import RewardModelCardMixin
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .policy import SyncReferenceCallback, load_policy, plain_init_kwargs
 from .rollout_guards import RolloutGuard
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_groups import thinking_group_specs
-from .thinking_metrics import ProjectionMetrics, masked_mean, parity_gap, rollout_metrics, tokens_per_second
+from .thinking_metrics import (
+    ProjectionMetrics,
+    latent_weights,
+    masked_mean,
+    parity_gap,
+    rollout_metrics,
+    tokens_per_second,
+)
 
 
 logger = get_logger(__name__)
@@ -54,7 +61,7 @@ logger = get_logger(__name__)
 _ROWS_A_BUCKET = 8
 
 
-class HRPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
+class HRPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
     """
     Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -126,7 +133,6 @@ class HRPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, G
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
         self._expected_logps = None
         self._last_parity_step = None
-        self.model_card_notes = None
         self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)
@@ -273,6 +279,7 @@ class HRPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, G
                 self._last_parity_step = self.state.global_step
             self._expected_logps = rollout.logps
             self._thinking = rollout.states, rollout.mask
+            self._log_completion_extra("latent_weight", latent_weights(rollout, completion_ids))
             metrics = rollout_metrics(rollout, tokens, self.accelerator)
             if self._projection_metrics is not None:
                 base = self.accelerator.unwrap_model(self.model)
@@ -421,13 +428,6 @@ class HRPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, G
     def _rollout_settings(self):
         """Differs from GRPO's in the thinking mode."""
         return {**super()._rollout_settings(), "thinking_mode": self.thinking_mode}
-
-    def create_model_card(self, *args, **kwargs):
-        """Differs from GRPOTrainer in appending `model_card_notes` (Markdown)."""
-        super().create_model_card(*args, **kwargs)
-        if self.model_card_notes and self.is_world_process_zero():
-            with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as file:
-                file.write(f"\n\n{self.model_card_notes.strip()}\n")
 
 
 def _fit(tensor, count):

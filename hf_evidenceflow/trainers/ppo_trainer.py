@@ -36,6 +36,7 @@ from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .data_checks import check_data
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
+from .model_card_mixins import RewardModelCardMixin
 from .ppo_config import PPOConfig
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_metrics import masked_mean
@@ -44,7 +45,7 @@ from .thinking_metrics import masked_mean
 VALUE_HEAD_NAME = "value_head.safetensors"
 
 
-class PPOTrainer(ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
+class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
     """
     Trainer of proximal policy optimisation with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
 

@@ -14,6 +14,7 @@ from ..data.token_ids import check_rows
 from ..evidence.router_statistics import RouterStatistics, expert_modules
 from ..models.crosslayer.extra_parameters import no_decay_names
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from .model_card_mixins import ModelCardMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
 from .training_clock import TrainingClock
 
@@ -159,5 +160,5 @@ class CausalLMEvaluationMixin:
         }
 
 
-class PretrainingTrainer(CausalLMEvaluationMixin, ResumableTrainerMixin, Trainer):
+class PretrainingTrainer(ModelCardMixin, CausalLMEvaluationMixin, ResumableTrainerMixin, Trainer):
     """Trains a causal LM on rows of token ids; its arguments are a [`PretrainingConfig`]."""

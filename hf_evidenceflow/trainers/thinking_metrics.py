@@ -75,6 +75,18 @@ def rollout_metrics(rollout, completion_tokens: int, accelerator) -> dict[str, f
     }
 
 
+def latent_weights(rollout, completion_ids) -> list[float]:
+    """
+    Mean hidden ratio `sqrt(1 - a^2)` over the tokens of each completion, those that do not think at 0.
+
+    Args:
+        rollout ([`ThinkingRollout`]): of this process.
+        completion_ids (`list[list[int]]`): its completions.
+    """
+    sums = (rollout.hidden_ratio * rollout.mask).float().sum(1).tolist()
+    return [total / max(len(ids), 1) for total, ids in zip(sums, completion_ids)]
+
+
 def _decoder(model):
     return (model.get_base_model() if is_peft_model(model) else model).base_model
 

@@ -402,19 +402,11 @@ def test_the_saved_model_loads_with_its_trained_thinking_modules(make_trainer, t
     assert all(torch.equal(p, reloaded.state_dict()[name]) for name, p in trainer.model.state_dict().items())
 
 
-def test_hub_code_is_saved_on_request(make_trainer, tmp_path):
-    trainer = make_trainer(save_hub_code=True)
+def test_hub_code_is_saved_with_the_model(make_trainer, tmp_path):
+    trainer = make_trainer()
     trainer.save_model(tmp_path / "saved")
     assert (tmp_path / "saved" / "modeling_thinking_qwen2.py").exists()
     assert "auto_map" in json.loads((tmp_path / "saved" / "config.json").read_text())
-
-
-def test_model_card_has_the_notes(make_trainer, tmp_path):
-    trainer = make_trainer()
-    trainer.model_card_notes = "## Reproduction\nseed 3"
-    trainer.create_model_card()
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "2505.18454" in card and card.endswith("## Reproduction\nseed 3\n")
 
 
 # Training really trains
