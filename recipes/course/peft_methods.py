@@ -55,6 +55,9 @@ from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
+DISCRETE = "discrete prompt"
+
+
 @dataclass
 class PeftMethodsArguments(CourseArguments):
     """
@@ -76,6 +79,9 @@ class PeftMethodsArguments(CourseArguments):
             Steps of the base model, of 16 blocks of 64 tokens, and of each method.
         batch_size (`int`, *optional*, defaults to `16`):
             Rows of a step.
+        methods (`list[str]`, *optional*):
+            Methods to run, by their names in the table or parts of them, such as `LoRA "soft prompt"`. If not given,
+            all.
         seeds (`int`, *optional*, defaults to `3`):
             Seeds of each method: what it starts from, and its batches. The base model and the task are of `seed`.
         vocab_size (`int`, *optional*, defaults to `1200`):
@@ -103,6 +109,7 @@ class PeftMethodsArguments(CourseArguments):
     pretraining_steps: int = 600
     steps: int = 300
     batch_size: int = 16
+    methods: list[str] | None = None
     seeds: int = 3
     vocab_size: int = 1200
     virtual_tokens: int = 8
@@ -123,6 +130,25 @@ class PeftMethodsArguments(CourseArguments):
         for name in ("train_rows", "test_rows", "pretraining_steps", "steps", "batch_size", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+def choose_methods(args: PeftMethodsArguments, base: str) -> dict[str, Method | None]:
+    """The methods asked for; the search for a prompt of real tokens, which trains nothing, has None."""
+    methods: dict[str, Method | None] = tuning_methods(
+        args.prompt_text,
+        base,
+        args.virtual_tokens,
+        tuple(args.lora_ranks),
+        args.bottleneck,
+        args.learning_rate_scale,
+    )
+    if args.search_budget:
+        methods[DISCRETE] = None
+    for wanted in args.methods or ():
+        if not any(wanted.lower() in name.lower() for name in methods):
+            raise ValueError(f"`methods` has {wanted!r}, which is no part of any of: {'; '.join(methods)}.")
+    wanted = [part.lower() for part in args.methods or [""]]
+    return {name: method for name, method in methods.items() if any(part in name.lower() for part in wanted)}
 
 
 def load_task(args: PeftMethodsArguments, documents: list[str]) -> LabelledTask:
@@ -173,6 +199,7 @@ def accuracies_of(seeds: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(PeftMethodsArguments, __doc__).parse_args_and_config(argv)
+    choose_methods(args, "base")  # a wrong name shows now rather than after the pretraining
     with course_run("peft_methods", args) as run:
         documents = [] if args.label_column else course_documents(args)
         task = load_task(args, documents)
@@ -180,16 +207,10 @@ def main(argv: list[str] | None = None) -> dict:
         check_labels(tokenizer, task.labels)
         seeds = range(args.seed, args.seed + args.seeds)
 
-        methods = tuning_methods(
-            args.prompt_text,
-            base,
-            args.virtual_tokens,
-            tuple(args.lora_ranks),
-            args.bottleneck,
-            args.learning_rate_scale,
-        )
+        methods = choose_methods(args, base)
+        searched = methods.pop(DISCRETE, methods) is None
         runs = {}
-        if args.model_name_or_path is None:
+        if args.model_name_or_path is None and "full" in methods:
             # Is it the pretraining that helps?
             runs["full, random weights"] = [
                 run_method(args, methods["full"], base, task, tokenizer, seed, random_weights=True)[1]
@@ -204,18 +225,18 @@ def main(argv: list[str] | None = None) -> dict:
                     model.save_pretrained(run.folder / name.replace(", ", "-").replace(" ", "_"))
             print(f"{name}: {runs[name][0]['trained']:,} parameters; {accuracies_of(runs[name])}", flush=True)
 
-        if args.search_budget:
+        if searched:
             model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
             sizes = args.virtual_tokens, args.search_budget
             found = [search_discrete_prompt(model, task, tokenizer, *sizes, seed=seed) for seed in seeds]
-            runs["discrete prompt"] = [measured for _, measured in found]
+            runs[DISCRETE] = [measured for _, measured in found]
             prompts = ", ".join(repr(prompt) for prompt, _ in found)
-            print(f"discrete prompt: {prompts}; {accuracies_of(runs['discrete prompt'])}", flush=True)
+            print(f"{DISCRETE}: {prompts}; {accuracies_of(runs[DISCRETE])}", flush=True)
 
         # LoRA: rank and alpha at one seed, and what its merge costs
         lora = []
         ids = encode_rows(next(iter(task.tests.values()))[:64], task.template, tokenizer)["input_ids"]
-        for rank in args.lora_ranks:
+        for rank in args.lora_ranks if any(name.startswith("LoRA") for name in methods) else ():
             for factor in (1, 8):
                 method = lora_method(rank, factor * rank, args.learning_rate_scale)
                 model, measured = run_method(args, method, base, task, tokenizer, args.seed)
@@ -232,9 +253,11 @@ def main(argv: list[str] | None = None) -> dict:
             + ", ".join(f"{len(rows)} {test}" for test, rows in task.tests.items())
             + f". Base: {says}. {args.steps} steps of {args.batch_size} rows; "
             + (f"{args.seeds} seeds, 95 % t intervals. " if args.seeds > 1 else "one seed, which ranks nothing. ")
-            + "An answer is right if it is the likeliest token of the whole vocabulary. The second table is one seed."
+            + "An answer is right if it is the likeliest token of the whole vocabulary."
+            + (" The second table is one seed." if lora else "")
         )
-        return run.finish([method_table(summary), lora_table(lora)], note, {"methods": summary, "lora": lora})
+        tables = [method_table(summary), *([lora_table(lora)] if lora else [])]
+        return run.finish(tables, note, {"methods": summary, "lora": lora})
 
 
 if __name__ == "__main__":

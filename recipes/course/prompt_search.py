@@ -175,8 +175,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser = RecipeParser(PromptSearchArguments, __doc__)
     (args,) = parser.parse_args_and_config(argv)
     with course_run("prompt_search", args) as run:
-        model, tokenizer = load_or_train(args, run.folder)
         questions, manual_prompt = load_questions(args)
+        model, tokenizer = load_or_train(args, run.folder)
         manual = torch.tensor(tokenizer(manual_prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
         empty = manual[:0]
         allowed = allowed_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], args.printable_ascii)

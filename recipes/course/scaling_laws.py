@@ -40,7 +40,13 @@ import torch
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
 from hf_evidenceflow.course.recipe import course_run, markdown_table
-from hf_evidenceflow.course.scaling_laws.fitting import Run, bootstrap_fits, fit_parametric_loss, percentile_interval
+from hf_evidenceflow.course.scaling_laws.fitting import (
+    Run,
+    bootstrap_fits,
+    check_enough_runs,
+    fit_parametric_loss,
+    percentile_interval,
+)
 from hf_evidenceflow.course.scaling_laws.isoflop import fit_power_law, isoflop_minima
 from hf_evidenceflow.course.scaling_laws.kaplan import loss_of_size_and_data
 from hf_evidenceflow.course.scaling_laws.measured_runs import (
@@ -119,6 +125,8 @@ class ScalingLawsArguments(CourseArguments):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
+        if wrong := [width for width in self.widths if width < 8 or width % 8]:
+            raise ValueError(f"`widths` must be multiples of 8, got {wrong}.")
         if self.held_out_budget <= max(self.budgets):
             raise ValueError(
                 f"`held_out_budget` must exceed the largest of `budgets`, {max(self.budgets):.3g}, got "
@@ -200,6 +208,9 @@ def main(argv: list[str] | None = None) -> dict:
 
         batch, most_tokens = args.block_size * args.batch_size, len(rows) * args.block_size
         grid = plan_grid(sizes(args.widths), args.budgets, batch, most_tokens, args.fewest_steps)
+        check_enough_runs([(width, tokens) for _, width, tokens in grid])
+        candidates = sizes(range(8, 257, 8))
+        larger = plan_grid(candidates, [args.held_out_budget], batch, most_tokens, args.fewest_steps)
         print(f"{len(grid)} runs of {min(g[2] for g in grid)} to {max(g[2] for g in grid)} tokens", flush=True)
         results = [(budget, measure(width, tokens)) for budget, width, tokens in grid]
 
@@ -227,8 +238,6 @@ def main(argv: list[str] | None = None) -> dict:
 
         # A larger run, spent as the fit says as far as widths and one pass allow
         best = law.optimal(args.held_out_budget)
-        candidates = sizes(range(8, 257, 8))
-        larger = plan_grid(candidates, [args.held_out_budget], batch, most_tokens, args.fewest_steps)
         _, width, tokens = min(larger, key=lambda item: abs(np.log(candidates[item[1]] / best.parameters)))
         result = measure(width, tokens, run.folder / "model")
         held_out = Run(result["parameters"], result["tokens"], result["loss"])

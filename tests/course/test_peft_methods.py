@@ -422,6 +422,14 @@ def test_labels_of_ones_own_need_rows_and_a_model():
         recipe_module().PeftMethodsArguments(label_column="stars")
 
 
+def test_methods_are_chosen_by_parts_of_their_names_and_a_wrong_one_is_named():
+    recipe = recipe_module()
+    arguments = recipe.PeftMethodsArguments(methods=["lora", "soft prompt, T"])
+    assert list(recipe.choose_methods(arguments, "base")) == ["LoRA, rank 1", "LoRA, rank 8", "soft prompt, text"]
+    with pytest.raises(ValueError, match="'lorra', which is no part of any of: not tuned; head only"):
+        recipe.choose_methods(recipe.PeftMethodsArguments(methods=["lorra"]), "base")
+
+
 @pytest.mark.slow
 def test_the_recipe_compares_all_methods_and_saves_them(tmp_path):
     metrics = recipe_module().main(

@@ -332,3 +332,13 @@ def test_the_recipe_fits_predicts_and_resumes(tmp_path, capsys):
     again = recipe.main(command)
     assert again["trained"] == 0 and again["law"] == metrics["law"]
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
+
+
+def test_too_few_runs_are_refused_before_any_is_trained(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("scaling_laws", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    monkeypatch.setattr(recipe, "train_run", lambda *args: pytest.fail("a run was trained"))
+    command = ["--output_dir", str(tmp_path), "--max_documents", "60", "--vocab_size", "300", "--fewest_steps", "5"]
+    with pytest.raises(ValueError, match="at least 6 different runs .* got 2 different runs"):
+        recipe.main([*command, "--widths", "16", "24", "--layers", "1", "--budgets", "1.5e8"])

@@ -105,7 +105,7 @@ def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: 
         summary (`dict[str, dict]`):
             As [`summarise`] gives it. Methods that train nothing are a line.
         lora (`Sequence[dict]`):
-            As in [`lora_table`].
+            As in [`lora_table`]; empty: no right panel.
         path (`str` or `os.PathLike`):
             PNG to write.
 
@@ -114,7 +114,7 @@ def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: 
     """
     test = list(next(iter(summary.values()))["accuracy"])[-1]
     figure = new_figure((11, 4.6))
-    left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
+    left, *further = figure.subplots(1, 2 if lora else 1, squeeze=False, width_ratios=(2.2, 1) if lora else None)[0]
     tuned = {name: method for name, method in summary.items() if method["trained"]}
     for number, (name, method) in enumerate(tuned.items()):
         accuracy = method["accuracy"][test]
@@ -140,6 +140,13 @@ def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: 
     left.set_title("accuracy over trained parameters", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
+    left.grid(axis="y", alpha=0.3)
+    if lora:
+        _draw_merges(further[0], lora)
+    return save_figure(figure, path)
+
+
+def _draw_merges(right, lora: Sequence[Mapping]) -> None:
     names = [f"r {row['rank']}\nα {row['alpha']}" for row in lora]
     for number, dtype in enumerate(lora[0]["merge"]):
         right.plot(
@@ -153,9 +160,7 @@ def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: 
     right.set(yscale="log", ylabel="largest difference of a logit")
     right.set_title("what merging LoRA changes", fontsize=10)
     right.grid(axis="y", alpha=0.3)
-    left.grid(axis="y", alpha=0.3)
     right.legend(fontsize=8, title="base weights", title_fontsize=8)
-    return save_figure(figure, path)
 
 
 def _interval(accuracy: Mapping) -> str:

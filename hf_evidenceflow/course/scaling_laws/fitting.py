@@ -133,17 +133,31 @@ def percentile_interval(value: float, samples: Sequence[float], confidence: floa
     return Interval(float(value), float(low), float(high))
 
 
-def _tells_enough(runs: Sequence[Run]) -> bool:
-    different = [len(set(column)) for column in list(zip(*runs))[:2]]
-    return len(set(runs)) >= FEWEST_RUNS and min(different) >= FEWEST_SIZES
+def check_enough_runs(runs: Sequence[tuple[float, float]]) -> None:
+    """
+    Check, before or after they are made, that runs can tell the five constants.
 
+    Args:
+        runs (`Sequence[tuple]`):
+            Size of the model and number of tokens of each run.
 
-def _prepare(runs: Sequence[Run]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[float, float]]:
-    if not runs or not _tells_enough(runs):
+    Raises:
+        `ValueError`: if there are too few runs, sizes or numbers of tokens.
+    """
+    if not _tells_enough(runs):
         raise ValueError(
             f"Five constants need at least {FEWEST_RUNS} different runs with {FEWEST_SIZES} different sizes and "
             f"{FEWEST_SIZES} different numbers of tokens, got {len(set(runs))} different runs. Add some."
         )
+
+
+def _tells_enough(runs: Sequence[tuple]) -> bool:
+    different = [len({run[place] for run in runs}) for place in (0, 1)]
+    return len(set(runs)) >= FEWEST_RUNS and min(different) >= FEWEST_SIZES
+
+
+def _prepare(runs: Sequence[Run]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[float, float]]:
+    check_enough_runs(runs)
     parameters, tokens, losses = (np.array(column, dtype=float) for column in zip(*runs))
     require_positive(parameters=parameters, tokens=tokens, loss=losses)
     log_n, log_d = np.log(parameters), np.log(tokens)
