@@ -6,7 +6,7 @@ their axes, legends that do not fit what is drawn, text beyond the canvas.
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
-from matplotlib.container import ErrorbarContainer
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.lines import Line2D
 
 
@@ -65,7 +65,7 @@ def _label_faults(axes, panels):
             ]
         named = any(getattr(other, f"get_{axis}label")() for other in peers)
         ticks = [tick.get_text() for tick in getattr(axes, f"get_{axis}ticklabels")()]
-        if not named and not any(any(letter.isalpha() for letter in text) for text in ticks):
+        if ticks and not named and not any(any(letter.isalpha() for letter in text) for text in ticks):
             yield f"the {axis} axis has no label"
 
 
@@ -93,7 +93,9 @@ def _legend_faults(figure, panels) -> list[str]:
     found = []
     for axes in panels:
         for artist, label in zip(*axes.get_legend_handles_labels()):
-            proxy = isinstance(artist, Line2D) and not _points(artist)
+            proxy = (
+                not _points(artist) if isinstance(artist, Line2D) else isinstance(artist, BarContainer) and not artist
+            )
             if label not in shown and not proxy:
                 found.append(f"{label!r} is drawn and stands in no legend")
     drawn = {_color(artist) for artist in _drawn(panels)}

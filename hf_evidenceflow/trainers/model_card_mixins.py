@@ -74,7 +74,7 @@ class ModelCardMixin:
                 "Training": self._card_settings(),
             },
             samples=self._card_samples(),
-            facts=[f"Data: {_shown(dataset)}"] if dataset else [],
+            facts=[*([f"Data: {_shown(dataset)}"] if dataset else []), f"Seed: {self.args.seed}"],
             citation=self._card_citation,
             notes=self.model_card_notes.strip() if self.model_card_notes else None,
         )

@@ -59,7 +59,8 @@ def plot_alignment(
         colour = COLOURS[index % len(COLOURS)]
         steps, rewards = curve(logs.get(name, ()), "reward")
         if steps:
-            left.plot(steps, rewards, color=colour, linestyle=LINE_STYLES[index % len(LINE_STYLES)], label=name)
+            style = {"color": colour, "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+            left.plot(steps, rewards, marker="o" if len(steps) < 3 else "", label=name, **style)
         accuracy = row["accuracy"]
         spread = [[accuracy["value"] - accuracy["low"]], [accuracy["high"] - accuracy["value"]]]
         right.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3)
