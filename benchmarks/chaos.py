@@ -7,11 +7,11 @@ python benchmarks/chaos.py --output results/reliability.json
 ```
 
 The runs are tiny, of `hrpo_gsm8k.py` (all weights, and LoRA), `pretrain_clm.py` and `run_experiment.py`, with one and
-two processes. After each stop the same command runs again, with `--resume_from_checkpoint auto`, until it ends.
-Weights, optimizer, scheduler, random states and the whole log but times, speeds and memory must be equal, no step may
-be trained twice, no checkpoint may be broken under its name, and no process may outlive its launcher. Named scenarios
-(a clock set back, a full disk, two processes in one folder, ...) follow. Exit code 1 if anything is lost or different;
-the folders of such runs are kept.
+two processes, forked or by `accelerate launch` and `torchrun`. After each stop the same command runs again, with
+`--resume_from_checkpoint auto`, until it ends. Weights, optimizer, scheduler, random states and the whole log but
+times, speeds and memory must be equal, no step may be trained twice, no checkpoint may be broken under its name, and
+no process may outlive its launcher. Named scenarios (a clock set back, a full disk, two processes in one folder, ...)
+follow. Exit code 1 if anything is lost or different; the folders of such runs are kept.
 
 The results grow with each run: the same command again goes on, if neither the commit nor the seed has changed. The
 table is written next to them, with the ending `.md`. Linux only.
@@ -170,7 +170,7 @@ def markdown(data: dict) -> str:
         kinds = {kind for kind, _ in result["problems"]}
         case = result["case"]
         for stop in result["stops"]:
-            launched = " (accelerate launch)" if case["kind"] == "launch" else ""
+            launched = " (launcher)" if case["kind"] == "launch" else ""
             row = (
                 case["setting"],
                 stop["phase"],

@@ -189,11 +189,13 @@ def _check_stop(case: Case, output: Path, like: Path, outcome: Outcome, newest: 
         return
     if outcome.returncode not in (143, -signal.SIGTERM) and case.kind != "launch":
         result.add("signal", f"{place}: exit {outcome.returncode} instead of 143")
+    if not outcome.steps:
+        return  # it was still being started
     for run, _ in runs_of(case, output, like):
         record = read_json(run / "run.json") if (run / "run.json").exists() else {"status": "interrupted"}
         if record["status"] not in ("interrupted", "finished"):
             result.add("signal", f"{place}: {run.name} says {record['status']!r}")
-    if case.setting != "experiment" and outcome.steps:
+    if case.setting != "experiment":
         at = outcome.steps[-1] if stopped["at_step"] is None else stopped["at_step"]
         # A launcher takes its time to pass the signal on
         if not at <= now <= (STEPS if case.kind == "launch" else at + 1):

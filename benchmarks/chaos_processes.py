@@ -42,7 +42,7 @@ class Stop:
 
 @dataclass
 class Job:
-    """`kind`: `fork`, `launch` (by `accelerate launch`) or `experiment` (forked; its runs are new processes)."""
+    """`kind`: `fork`, `launch` (`accelerate launch`, `torchrun`), or `experiment` (forked; its runs are not)."""
 
     recipe: str
     arguments: list[str]
@@ -147,12 +147,13 @@ class _Waiter:
 
 
 def _launch(job: Job, log: Path, trace: Path, stop: dict | None) -> _Waiter:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(_free_port())]
     if job.processes == 1:
-        command += ["--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    else:
-        command += ["--config_file", str(ROOT / "recipes/accelerate/cpu_2_processes.yaml")]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--num_cpu_threads_per_process", "1"]
+    else:  # `accelerate launch` starts several processes on a CPU by MPI alone
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(job.processes)]
+        command += ["--master_port", str(_free_port())]
     command += [str(ROOT / "benchmarks/chaos_traced.py"), str(ROOT / job.recipe), *job.arguments]
     environment = os.environ | {"CHAOS_TRACER": json.dumps({"trace": str(trace), "stop": stop})}
     with open(log, "a") as output:

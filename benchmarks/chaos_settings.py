@@ -141,6 +141,7 @@ def clean_environment(work: Path) -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONUNBUFFERED": "1",
         "GLOO_SOCKET_IFNAME": "lo",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else gloo waits for the addresses of dead processes
     }
 
 
