@@ -54,6 +54,16 @@ class ResumableTrainerMixin(AtomicCheckpointMixin):
     _cuts_evaluation = False
     _ignore_keys_for_eval = None
 
+    def _validate_args(self):
+        """Differs from Trainer in refusing `enable_jit_checkpoint`, whose signal handler replaces ours."""
+        if self.args.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint=True` would replace the handling of SIGTERM that saves a run's last "
+                "checkpoint here. Leave it out: inside `hf_evidenceflow.run_folder.training_run.training_run`, as in "
+                f"the recipes, {type(self).__name__} saves one at the end of the step without it."
+            )
+        super()._validate_args()
+
     def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
         """Differs from Trainer in remembering the checkpoint."""
         self._resumed_from, self._began, self._owed = resume_from_checkpoint, False, _Owed()

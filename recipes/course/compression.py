@@ -57,6 +57,7 @@ from hf_evidenceflow.course.compression.qlora import add_lora, frozen_weights, l
 from hf_evidenceflow.course.compression.storage import linear_bits, model_bytes
 from hf_evidenceflow.course.compression.student_scores import score_student
 from hf_evidenceflow.course.compression.weight_errors import weight_errors
+from hf_evidenceflow.course.methods_option import chosen_methods
 from hf_evidenceflow.course.recipe import course_run, require_course_package
 from hf_evidenceflow.course.stages import run_stage, stage_settings
 from hf_evidenceflow.data.packing import pack_rows
@@ -76,6 +77,9 @@ TEACHER = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, 
 STUDENT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHARED = {"num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True}
 
+STUDENTS = {"SFT": "sft", "soft targets": "soft_targets", "on-policy": "on_policy", "MiniLLM": "minillm"}
+METHODS = ("rounding", "outliers", "QLoRA", "QAT", *STUDENTS)
+
 
 @dataclass
 class CompressionArguments(CourseArguments):
@@ -85,6 +89,9 @@ class CompressionArguments(CourseArguments):
     Args:
         model_name_or_path (`str`, *optional*):
             Model to compress, and teacher; `None`: a tiny Llama, trained here.
+        methods (`list[str]`, *optional*):
+            What to run, by names or parts of them: `rounding`, `outliers`, `QLoRA`, `QAT`, and the students `SFT`,
+            `"soft targets"`, `on-policy` and `MiniLLM`. If not given, all.
         vocab_size (`int`, *optional*, defaults to `600`):
             Tokens of the tiny Llama.
         block_size, batch_size (`int`, *optional*, default to `64` and `32`):
@@ -117,6 +124,7 @@ class CompressionArguments(CourseArguments):
 
     output_dir: str = "outputs/compression"
     model_name_or_path: str | None = None
+    methods: list[str] | None = None
     vocab_size: int = 600
     block_size: int = 64
     batch_size: int = 32
@@ -137,6 +145,10 @@ class CompressionArguments(CourseArguments):
     prompt_tokens: int = 12
     completion_tokens: int = 48
     eval_prompts: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.methods = chosen_methods(METHODS if self.distill_updates else METHODS[: -len(STUDENTS)], self.methods)
 
 
 def settings(args: CompressionArguments, stage: str, steps: int, learning_rate: float) -> dict:
@@ -184,65 +196,75 @@ def main(argv: list[str] | None = None) -> dict:
             seconds = time.perf_counter() - start
             return {"bits": bits, "bytes": size, "perplexity": score.perplexity, "seconds": seconds}
 
+        teacher, weights, outliers, adapters = load(), {}, {}, {}
+        quantized = {"float32": measure(teacher)}
+
         # Rounded after training
-        teacher, quantized = load(), {}
-        quantized["float32"] = measure(teacher)
-        quantized["int8"] = measure(replace_linears(load(), lambda layer: Int8Linear(layer, None)))
-        split = replace_linears(load(), lambda layer: Int8Linear(layer, args.threshold))
-        quantized["int8, outliers split off"] = measure(split)
-        for name, settings_4bit in (("FP4", ("fp4", False)), ("NF4", ("nf4", False)), ("NF4, double", ("nf4", True))):
-            model = load_4bit(source, *settings_4bit)
-            quantized[name] = measure(model)
-        model.save_pretrained(run.folder / "nf4")
-        print(", ".join(f"{name}: perplexity {row['perplexity']:.3f}" for name, row in quantized.items()), flush=True)
-        weights = weight_errors(teacher, args.seed)
+        if "rounding" in args.methods:
+            quantized["int8"] = measure(replace_linears(load(), lambda layer: Int8Linear(layer, None)))
+            split = replace_linears(load(), lambda layer: Int8Linear(layer, args.threshold))
+            quantized["int8, outliers split off"] = measure(split)
+            for name, settings_4bit in (
+                ("FP4", ("fp4", False)),
+                ("NF4", ("nf4", False)),
+                ("NF4, double", ("nf4", True)),
+            ):
+                model = load_4bit(source, *settings_4bit)
+                quantized[name] = measure(model)
+            model.save_pretrained(run.folder / "nf4")
+            print(
+                ", ".join(f"{name}: perplexity {row['perplexity']:.3f}" for name, row in quantized.items()), flush=True
+            )
+            weights = weight_errors(teacher, args.seed)
 
         # The same model with outlier features between its layers
-        probe = torch.from_numpy(test_ids[: 8 * args.block_size].astype(np.int64)).reshape(-1, args.block_size)
-        models = {"as trained": teacher}
-        if args.outlier_factor != 1:
-            models["planted outliers"] = plant_outliers(load(), args.outlier_factor, seed=args.seed)
-        outliers = {}
-        for name, model in models.items():
-            outliers[name] = {"errors": int8_layer_errors(model, probe, args.threshold)}
-            outliers[name]["perplexity"] = {
-                way: score_text(form, test_ids, args.block_size, args.batch_size).perplexity
-                for way, form in int8_forms(model, args.threshold)
-            }
+        if "outliers" in args.methods:
+            probe = torch.from_numpy(test_ids[: 8 * args.block_size].astype(np.int64)).reshape(-1, args.block_size)
+            models = {"as trained": teacher}
+            if args.outlier_factor != 1:
+                models["planted outliers"] = plant_outliers(load(), args.outlier_factor, seed=args.seed)
+            for name, model in models.items():
+                outliers[name] = {"errors": int8_layer_errors(model, probe, args.threshold)}
+                outliers[name]["perplexity"] = {
+                    way: score_text(form, test_ids, args.block_size, args.batch_size).perplexity
+                    for way, form in int8_forms(model, args.threshold)
+                }
 
         # LoRA matrices on the NF4 base and, for comparison, on the floating-point one
-        texts = (
-            ["\n".join(" ".join(line.split()[::-1]) for line in text.split("\n")) for text in part]
-            for part in (train, held_out)
-        )
-        backward, (backward_test, _) = (encode_documents(text, tokenizer) for text in texts)
-        backward_rows, adapters = pack_rows(*backward, args.block_size), {}
-        for name, stage, base in (("LoRA", "lora", load), ("QLoRA", "qlora", lambda: load_4bit(source))):
-            before = measure(base(), ids=backward_test)
-            set_seed(args.seed)
-            model = add_lora(base(), args.lora_rank).train()
-            frozen = frozen_weights(model)
-            trained = train_on_text(args, stage, model, backward_rows, args.qlora_steps, rate / 2)
-            after = frozen_weights(model.train())
-            adapters[name] = {
-                "bytes": before["bytes"],
-                "trained": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-                "before": before["perplexity"],
-                "after": score_text(model.eval(), backward_test, args.block_size, args.batch_size).perplexity,
-                "base_unchanged": all(torch.equal(frozen[key], after[key]) for key in frozen),
-                "seconds": trained["seconds"],
-            }
+        if "QLoRA" in args.methods:
+            texts = (
+                ["\n".join(" ".join(line.split()[::-1]) for line in text.split("\n")) for text in part]
+                for part in (train, held_out)
+            )
+            backward, (backward_test, _) = (encode_documents(text, tokenizer) for text in texts)
+            backward_rows = pack_rows(*backward, args.block_size)
+            for name, stage, base in (("LoRA", "lora", load), ("QLoRA", "qlora", lambda: load_4bit(source))):
+                before = measure(base(), ids=backward_test)
+                set_seed(args.seed)
+                model = add_lora(base(), args.lora_rank).train()
+                frozen = frozen_weights(model)
+                trained = train_on_text(args, stage, model, backward_rows, args.qlora_steps, rate / 2)
+                after = frozen_weights(model.train())
+                adapters[name] = {
+                    "bytes": before["bytes"],
+                    "trained": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+                    "before": before["perplexity"],
+                    "after": score_text(model.eval(), backward_test, args.block_size, args.batch_size).perplexity,
+                    "base_unchanged": all(torch.equal(frozen[key], after[key]) for key in frozen),
+                    "seconds": trained["seconds"],
+                }
 
         # Trained with its weights rounded in each pass, against rounded afterwards
-        few, group = args.qat_bits, args.group_size
-        for bits in sorted({4, few}, reverse=True):
-            quantized[f"int{bits}, groups"] = measure(quantize_intx(load(), bits, group), bits + 32 / group)
-        trained = load()
-        train_on_text(args, "more", trained, rows, args.qat_steps, rate / 2)
-        quantized[f"trained on, then int{few}"] = measure(quantize_intx(trained, few, group), few + 32 / group)
-        prepared = prepare_qat(load(), few, group)
-        train_on_text(args, "qat", prepared, rows, args.qat_steps, rate / 2)
-        quantized[f"QAT int{few}"] = measure(convert_qat(prepared, few, group), few + 32 / group)
+        if "QAT" in args.methods:
+            few, group = args.qat_bits, args.group_size
+            for bits in sorted({4, few}, reverse=True):
+                quantized[f"int{bits}, groups"] = measure(quantize_intx(load(), bits, group), bits + 32 / group)
+            trained = load()
+            train_on_text(args, "more", trained, rows, args.qat_steps, rate / 2)
+            quantized[f"trained on, then int{few}"] = measure(quantize_intx(trained, few, group), few + 32 / group)
+            prepared = prepare_qat(load(), few, group)
+            train_on_text(args, "qat", prepared, rows, args.qat_steps, rate / 2)
+            quantized[f"QAT int{few}"] = measure(convert_qat(prepared, few, group), few + 32 / group)
 
         students = distil(args, run.folder, teacher, tokenizer, rows, train_ids, train_ends, test_ids, test_ends)
         plot_compression(quantized, outliers, students, run.folder / "compression.png")
@@ -257,8 +279,9 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, test_ids, test_ends) -> dict:
-    """Trains a student, goes on in four ways from it, and scores them all."""
-    if not args.distill_updates:
+    """Trains a student, goes on from it in the ways asked for, and scores them all."""
+    ways = [name for name in STUDENTS if name in args.methods]
+    if not ways:
         return {}
     start, rate, updates = str(folder / "student"), args.learning_rate, args.distill_updates
     config = SHARED | STUDENT | {"vocab_size": teacher.config.vocab_size}
@@ -294,11 +317,12 @@ def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, 
         "on-policy": lambda: trl.DistillationTrainer(load(), teacher, on_policy, train_dataset=texts, **tokens),
         "MiniLLM": lambda: MiniLLMTrainer(load(), teacher, minillm, train_dataset=mixed, **tokens),
     }
-    runs = {"start": {"seconds": None}} | {name: run_stage(make()) for name, make in trainers.items()}
+    runs = {"start": {"seconds": None}} | {name: run_stage(trainers[name]()) for name in ways}
     held_out = prompts_of(test_ids, test_ends, args.block_size, args.prompt_tokens)[: args.eval_prompts]
     held_out, scores, samples = torch.tensor(held_out), {}, {}
-    for name, stage in zip(runs, ("student", "sft", "soft_targets", "on_policy", "minillm")):
-        student = AutoModelForCausalLM.from_pretrained(folder / stage, dtype=torch.float32).eval()
+    for name in runs:
+        stage = folder / STUDENTS.get(name, "student")
+        student = AutoModelForCausalLM.from_pretrained(stage, dtype=torch.float32).eval()
         text = score_text(student, test_ids, args.block_size, args.batch_size)
         scores[name] = {"perplexity": text.perplexity, "seconds": runs[name]["seconds"]}
         scores[name] |= score_student(student, teacher, tokenizer, held_out, args.completion_tokens, args.seed)

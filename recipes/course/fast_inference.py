@@ -57,6 +57,7 @@ from hf_evidenceflow.course.fast_inference.speculation import (
 )
 from hf_evidenceflow.course.fast_inference.total_variation import total_variation_test
 from hf_evidenceflow.course.language_model import pretrain
+from hf_evidenceflow.course.methods_option import chosen_methods
 from hf_evidenceflow.course.recipe import course_run
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
@@ -66,6 +67,9 @@ from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 HEAD_SIZE = 32
+LOOK_UP = "n-grams of the prompt"
+STOCK_EXIT, OWN_EXIT = "own first layers (stock)", "own first layers (SelfSpeculation)"
+SAMPLING, CACHES, SERVING = "sampled distribution", "KV caches", "serving"
 
 
 @dataclass
@@ -76,6 +80,10 @@ class FastInferenceArguments(CourseArguments):
     Args:
         model_name_or_path, draft_name_or_path (`str`, *optional*):
             Target and draft model, with one tokenizer; `None`: tiny Llamas, trained here.
+        methods (`list[str]`, *optional*):
+            What to run, by names or parts of them: `"draft model, 4 tokens"`, `"n-grams of the prompt"`,
+            `"own first layers (stock)"`, `"own first layers (SelfSpeculation)"`, `"sampled distribution"`,
+            `"KV caches"`, `serving`. If not given, all.
         target_layers, target_size, draft_layers, draft_size (`int`, *optional*, default to `8`, `128`, `1`, `64`):
             Layers and hidden sizes of the models that are trained here.
         train_steps (`int`, *optional*, defaults to `150`):
@@ -99,6 +107,7 @@ class FastInferenceArguments(CourseArguments):
     output_dir: str = "outputs/fast_inference"
     model_name_or_path: str | None = None
     draft_name_or_path: str | None = None
+    methods: list[str] | None = None
     target_layers: int = 8
     target_size: int = 128
     draft_layers: int = 1
@@ -122,6 +131,14 @@ class FastInferenceArguments(CourseArguments):
             raise ValueError("`model_name_or_path` and `draft_name_or_path` go together: give both or none.")
         if min(self.draft_counts) < 1:
             raise ValueError(f"`draft_counts` must be at least 1, got {self.draft_counts}.")
+        exits = [STOCK_EXIT, OWN_EXIT] if self.early_exit_depth else []
+        names = [*self.draft_ways.values(), LOOK_UP, *exits, SAMPLING, CACHES, SERVING]
+        self.methods = chosen_methods(names, self.methods)
+
+    @property
+    def draft_ways(self) -> dict[int, str]:
+        """Names of the ways with a draft model, by their number of drafts."""
+        return {count: f"draft model, {count} tokens" for count in self.draft_counts}
 
 
 def train_llama(args, name: str, layers: int, size: int, tokenizer, documents: list[str], depth: int = 0) -> str:
@@ -135,16 +152,18 @@ def train_llama(args, name: str, layers: int, size: int, tokenizer, documents: l
     return str(folder)
 
 
-def load_models(args, documents: list[str]):
+def load_models(args, documents: list[str], drafts: bool):
+    """The tokenizer, the target and, if there are to be `drafts`, the model that makes them."""
     target, draft = args.model_name_or_path, args.draft_name_or_path
     if target is None:
         tokenizer = train_text_tokenizer(documents, vocab_size=512)
         target = train_llama(
             args, "target", args.target_layers, args.target_size, tokenizer, documents, args.early_exit_depth
         )
-        draft = train_llama(args, "draft", args.draft_layers, args.draft_size, tokenizer, documents)
+        if drafts:
+            draft = train_llama(args, "draft", args.draft_layers, args.draft_size, tokenizer, documents)
     target, tokenizer = load_model(target, device="cpu")
-    return tokenizer, target, load_model(draft, device="cpu")[0]
+    return tokenizer, target, load_model(draft, device="cpu")[0] if drafts else None
 
 
 def test_sampling(args, target, draft, prompt) -> dict[str, dict]:
@@ -169,7 +188,9 @@ def main(argv: list[str] | None = None) -> dict:
     with course_run("fast_inference", args) as run:
         documents = course_documents(args)
         held_out = min(len(documents) // 10 + 1, 200)
-        tokenizer, target, draft = load_models(args, documents[:-held_out])
+        draft_ways = {count: name for count, name in args.draft_ways.items() if name in args.methods}
+        drafts = bool(draft_ways) or SAMPLING in args.methods
+        tokenizer, target, draft = load_models(args, documents[:-held_out], drafts)
         # Prompts of different lengths, from text that was not trained on
         encoded = [tokenizer(text)["input_ids"] for text in documents[-held_out:]]
         encoded = [ids for ids in encoded if len(ids) >= args.prompt_tokens][: args.prompts]
@@ -179,51 +200,53 @@ def main(argv: list[str] | None = None) -> dict:
         prompts = [ids[:length] for ids, length in zip(encoded, lengths)]
         rows = [torch.tensor([prompt]) for prompt in prompts]
 
-        draft_ways = {count: f"draft model, {count} tokens" for count in args.draft_counts}
-        ways = {"plain": {}}
-        ways |= {name: {"assistant_model": draft, "draft_count": count} for count, name in draft_ways.items()}
-        ways["n-grams of the prompt"] = {"prompt_lookup_num_tokens": 4}
+        ways = {name: {"assistant_model": draft, "draft_count": count} for count, name in draft_ways.items()}
+        ways[LOOK_UP] = {"prompt_lookup_num_tokens": 4}
         if args.early_exit_depth:
-            ways["own first layers (stock)"] = {"assistant_early_exit": args.early_exit_depth}
-            ways["own first layers (SelfSpeculation)"] = {
-                "custom_generate": SelfSpeculation(target, args.early_exit_depth)
+            ways[STOCK_EXIT] = {"assistant_early_exit": args.early_exit_depth}
+            ways[OWN_EXIT] = {"custom_generate": SelfSpeculation(target, args.early_exit_depth)}
+        ways = {name: way for name, way in ways.items() if name in args.methods}
+        tables, metrics, note = [], {}, f"{len(prompts)} prompts. "
+        speculation, caches, trace = {}, {}, None
+        if ways:
+            speculation = compare_speculation(target, rows, {"plain": {}} | ways, args.max_new_tokens, args.rounds)
+            print(f"Speculative decoding: {len(ways)} ways, {len(rows)} prompts", flush=True)
+            tables.append(speculation_table(speculation, len(rows)))
+            metrics["speculation"] = {name: result.to_dict() for name, result in speculation.items()}
+        if SAMPLING in args.methods:
+            metrics["sampling"] = test_sampling(args, target, draft, rows[0])
+            tables.append(sampling_table(metrics["sampling"]))
+        if CACHES in args.methods:
+            caches = {
+                name: decode_with_cache(target, rows[0], make, 4 * args.max_new_tokens)
+                for name, make in cache_kinds(target, args.prompt_tokens + 4 * args.max_new_tokens).items()
             }
-        speculation = compare_speculation(target, rows, ways, args.max_new_tokens, args.rounds)
-        print(f"Speculative decoding: {len(ways)} ways, {len(rows)} prompts", flush=True)
-        sampling = test_sampling(args, target, draft, rows[0])
-        caches = {
-            name: decode_with_cache(target, rows[0], make, 4 * args.max_new_tokens)
-            for name, make in cache_kinds(target, args.prompt_tokens + 4 * args.max_new_tokens).items()
-        }
-        print(f"Caches: {', '.join(caches)}", flush=True)
-        # All prompts begin with the same instruction, so that there is a prefix to share
-        instruction = encoded[0][: 2 * args.block_size]
-        serving, trace = compare_serving(
-            target,
-            [instruction + prompt for prompt in prompts],
-            args.num_samples,
-            args.max_new_tokens,
-            args.num_blocks,
-            args.block_size,
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            args.seed,
-        )
+            print(f"Caches: {', '.join(caches)}", flush=True)
+            tables.append(cache_table(caches))
+            metrics["caches"] = {name: {"megabytes": result.megabytes} for name, result in caches.items()}
+        if SERVING in args.methods:
+            # All prompts begin with the same instruction, so that there is a prefix to share
+            instruction = encoded[0][: 2 * args.block_size]
+            serving, trace = compare_serving(
+                target,
+                [instruction + prompt for prompt in prompts],
+                args.num_samples,
+                args.max_new_tokens,
+                args.num_blocks,
+                args.block_size,
+                tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                args.seed,
+            )
+            tables.append(serving_table(serving))
+            metrics |= {"serving": serving, "paged": vars(trace)}
+            note += (
+                f"{args.num_samples} samples of each in the last table: of {trace.prompt_tokens} tokens of prompts, "
+                f"{trace.found_tokens} were found in the cache, as all begin with the same {len(instruction)}; "
+                f"{trace.copies} blocks were copied on a write, and sharing saved at most {max(trace.saved)} blocks "
+                "at a time. "
+            )
         plot_fast_inference(speculation, draft_ways, caches, trace, run.folder / "fast_inference.png")
-        tables = [speculation_table(speculation, len(rows)), sampling_table(sampling), cache_table(caches)]
-        note = (
-            f"{len(prompts)} prompts, {args.num_samples} samples of each in the last table. Of {trace.prompt_tokens} "
-            f"tokens of prompts, {trace.found_tokens} were found in the cache, as all begin with the same "
-            f"{len(instruction)}; {trace.copies} blocks were copied on a write, and sharing saved at most "
-            f"{max(trace.saved)} blocks at a time. One seed."
-        )
-        metrics = {
-            "speculation": {name: result.to_dict() for name, result in speculation.items()},
-            "sampling": sampling,
-            "caches": {name: {"megabytes": result.megabytes} for name, result in caches.items()},
-            "serving": serving,
-            "paged": vars(trace),
-        }
-        return run.finish([*tables, serving_table(serving)], note, metrics)
+        return run.finish(tables, f"{note}One seed.", metrics)
 
 
 if __name__ == "__main__":

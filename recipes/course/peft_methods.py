@@ -42,6 +42,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, set_seed
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
+from hf_evidenceflow.course.methods_option import chosen_methods
 from hf_evidenceflow.course.peft_methods.discrete_prompt import search_discrete_prompt
 from hf_evidenceflow.course.peft_methods.lora_merge import merge_errors
 from hf_evidenceflow.course.peft_methods.methods import Method, lora_method, parameter_counts, tuning_methods
@@ -144,11 +145,7 @@ def choose_methods(args: PeftMethodsArguments, base: str) -> dict[str, Method | 
     )
     if args.search_budget:
         methods[DISCRETE] = None
-    for wanted in args.methods or ():
-        if not any(wanted.lower() in name.lower() for name in methods):
-            raise ValueError(f"`methods` has {wanted!r}, which is no part of any of: {'; '.join(methods)}.")
-    wanted = [part.lower() for part in args.methods or [""]]
-    return {name: method for name, method in methods.items() if any(part in name.lower() for part in wanted)}
+    return {name: methods[name] for name in chosen_methods(methods, args.methods)}
 
 
 def load_task(args: PeftMethodsArguments, documents: list[str]) -> LabelledTask:

@@ -38,6 +38,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_evidenceflow.course.arguments import CourseArguments, course_documents
+from hf_evidenceflow.course.methods_option import chosen_methods
 from hf_evidenceflow.course.prompt_search.gcg import search_prompt
 from hf_evidenceflow.course.prompt_search.objective import PromptObjective
 from hf_evidenceflow.course.prompt_search.prompt_tokens import allowed_tokens, random_prompt, round_trip
@@ -65,6 +66,7 @@ SMALL_LLAMA = {
 }
 
 
+SEARCHES = ("random replacements", "GCG")
 # Held-out accuracy from which on a search has found a prompt for the task
 SOLVED = 0.9
 
@@ -83,6 +85,8 @@ class PromptSearchArguments(CourseArguments):
             Questions of your own instead, as JSON lines.
         manual_prompt (`str`, *optional*):
             What a person would write; the task's own without it.
+        methods (`list[str]`, *optional*):
+            Searches to run, by their names or parts of them: `GCG`, `"random replacements"`. If not given, both.
         prompt_length (`int`, *optional*, defaults to `4`):
             Tokens of the prompt.
         budget (`int`, *optional*, defaults to `500`):
@@ -112,6 +116,7 @@ class PromptSearchArguments(CourseArguments):
     task: str = "language"
     questions_file: str | None = None
     manual_prompt: str | None = None
+    methods: list[str] | None = None
     prompt_length: int = 4
     budget: int = 500
     candidates: int = 64
@@ -131,6 +136,7 @@ class PromptSearchArguments(CourseArguments):
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.questions_file is not None and self.manual_prompt is None:
             raise ValueError("With a `questions_file`, give the `manual_prompt` that a person would write.")
+        self.methods = chosen_methods(SEARCHES, self.methods)
         if self.seeds < 1:
             raise ValueError(f"`seeds` must be at least 1, got {self.seeds}.")
 
@@ -190,7 +196,8 @@ def main(argv: list[str] | None = None) -> dict:
             start = random_prompt(allowed, args.prompt_length, seed, keep)
             prompts = {"no prompt": empty, "a person's": manual, "random tokens": start}
             settings = {"budget": args.budget, "k": args.candidates, "batch": args.batch, "seed": seed, "keep": keep}
-            for name, gradient in (("random replacements", None), ("GCG", searched.gradient)):
+            for name in args.methods:
+                gradient = searched.gradient if name == "GCG" else None
                 result = search_prompt(start, searched.losses, gradient, allowed, **settings)
                 prompts[name] = result.prompt
                 histories[name].append(result.history)
@@ -226,15 +233,15 @@ def main(argv: list[str] | None = None) -> dict:
             ],
         )
         examples = markdown_table(
-            ["seed", "random replacements", "GCG"],
+            ["seed", *histories],
             [
                 [f"{args.seed + index}", *(f"`{rows[name][index]['prompt']}`" for name in histories)]
                 for index in range(args.seeds)
             ],
         )
-        difference = paired_t_difference(
-            *([row["accuracy"] for row in rows[name]] for name in ("random replacements", "GCG"))
-        )
+        difference = None
+        if len(histories) == len(SEARCHES):
+            difference = paired_t_difference(*([row["accuracy"] for row in rows[name]] for name in SEARCHES))
         levels = {name: float(np.mean([row["search_loss"] for row in rows[name]])) for name in list(rows)[:2]}
         accuracies = {name: [row["accuracy"] for row in some] for name, some in rows.items()}
         plot_search(histories, levels, accuracies, run.folder / "prompt_search.png")
@@ -242,10 +249,15 @@ def main(argv: list[str] | None = None) -> dict:
             f"{len(searched.items)} items in the search, {len(held_out.items)} held out, on other subjects; "
             f"{args.budget} evaluations a search, a gradient as 3; {args.seeds} seeds of split and search, one model. "
             "Intervals are t intervals over the seeds, which may leave [0, 1]; solved is a held-out accuracy of at "
-            f"least {SOLVED}. GCG minus random replacements in held-out accuracy: "
-            f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]."
+            f"least {SOLVED}."
         )
-        metrics = {"prompts": rows, "difference": difference._asdict(), "histories": histories}
+        metrics = {"prompts": rows, "histories": histories}
+        if difference is not None:
+            metrics["difference"] = difference._asdict()
+            note += (
+                " GCG minus random replacements in held-out accuracy: "
+                f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]."
+            )
         return run.finish([table, examples], note, metrics)
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow.course import recipe as recipe_module
+from hf_evidenceflow.course.compression.compression_plots import plot_compression
+from hf_evidenceflow.course.compression.compression_tables import compression_tables
 from hf_evidenceflow.course.compression.int8_outliers import (
     Int8Linear,
     int8_linear,
@@ -374,12 +376,30 @@ def test_one_bit_is_refused():
 # Recipe
 
 
-@pytest.mark.slow
-def test_the_recipe_runs_through_all_stages(tmp_path):
+def load_recipe():
     spec = importlib.util.spec_from_file_location("compression", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    metrics = recipe.main(
+    return recipe
+
+
+def test_methods_are_chosen_by_parts_of_their_names_and_a_wrong_one_is_named():
+    arguments = load_recipe().CompressionArguments
+    assert arguments(methods=["qat", "soft"]).methods == ["QAT", "soft targets"]
+    with pytest.raises(ValueError, match="'MiniLLM', which is no part of any of: rounding; outliers; QLoRA; QAT. "):
+        arguments(methods=["MiniLLM"], distill_updates=0)
+
+
+def test_tables_and_picture_are_of_what_was_run(tmp_path):
+    quantized = {"float32": {"bits": 32.0, "bytes": 9e6, "perplexity": 7.5, "seconds": 1.0}}
+    (table,) = compression_tables(quantized, {}, {}, {}, {})
+    assert "7.5000" in table
+    assert plot_compression(quantized, {}, {}, tmp_path / "picture.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_through_all_stages(tmp_path):
+    metrics = load_recipe().main(
         [
             *("--output_dir", str(tmp_path), "--max_documents", "300", "--teacher_steps", "25"),
             *("--student_steps", "8", "--qat_steps", "3", "--qlora_steps", "3", "--distill_updates", "2"),

@@ -68,6 +68,23 @@ def test_a_target_without_a_draft_is_refused():
         arguments(draft_counts=[0, 2])
 
 
+def test_methods_are_chosen_by_parts_of_their_names_and_a_wrong_one_is_named():
+    arguments = load_recipe().FastInferenceArguments
+    chosen = arguments(methods=["draft", "cache"], draft_counts=[3], early_exit_depth=0).methods
+    assert chosen == ["draft model, 3 tokens", "KV caches"]
+    with pytest.raises(ValueError, match="'first layers', which is no part of any of: draft model, 2 tokens; "):
+        arguments(methods=["first layers"], early_exit_depth=0)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_one_method_without_the_others_models(tmp_path):
+    sizes = {"max_documents": 300, "train_steps": 2, "target_layers": 2, "target_size": 64, "prompts": 2}
+    sizes |= {"early_exit_depth": 0, "max_new_tokens": 4, "rounds": 1, "methods": "n-grams"}
+    metrics = load_recipe().main([f"--output_dir={tmp_path}", *(f"--{name}={value}" for name, value in sizes.items())])
+    assert set(metrics) == {"speculation"} and set(metrics["speculation"]) == {"plain", "n-grams of the prompt"}
+    assert not (tmp_path / "draft").exists() and not (tmp_path / "fast_inference.png").exists()
+
+
 @pytest.mark.slow
 def test_the_recipe_runs_whole(tmp_path):
     sizes = {"max_documents": 300, "train_steps": 20, "target_layers": 3, "target_size": 64, "draft_size": 32}

@@ -320,12 +320,23 @@ def test_query_and_answer_are_encoded_as_they_would_be_together(text_tokenizer):
 # Recipe
 
 
-@pytest.mark.slow
-def test_the_recipe_searches_with_both_ways_and_writes_what_it_found(tmp_path):
+def recipe_module():
     spec = importlib.util.spec_from_file_location("prompt_search", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    metrics = recipe.main(
+    return recipe
+
+
+def test_searches_are_chosen_by_parts_of_their_names_and_a_wrong_one_is_named():
+    arguments = recipe_module().PromptSearchArguments
+    assert arguments(methods=["gcg"]).methods == ["GCG"]
+    with pytest.raises(ValueError, match="'GGC', which is no part of any of: random replacements; GCG"):
+        arguments(methods=["GGC"])
+
+
+@pytest.mark.slow
+def test_the_recipe_searches_with_both_ways_and_writes_what_it_found(tmp_path):
+    metrics = recipe_module().main(
         [
             *("--output_dir", str(tmp_path), "--max_documents", "300", "--steps", "30", "--vocab_size", "400"),
             *("--budget", "40", "--batch", "10", "--seeds", "2", "--search_items", "6", "--held_out_items", "8"),
@@ -336,6 +347,7 @@ def test_the_recipe_searches_with_both_ways_and_writes_what_it_found(tmp_path):
         assert all(after < before for after, before in zip(losses[name], losses["random tokens"]))
         assert all(history[-1][0] == 40 for history in metrics["histories"][name])
     assert all(math.isfinite(row["loss"]) for rows in metrics["prompts"].values() for row in rows)
+    assert "difference" in metrics
     for file in ("prompt_search.md", "prompt_search.png", "prompts.json", "model/model.safetensors"):
         assert (tmp_path / file).exists(), file
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"

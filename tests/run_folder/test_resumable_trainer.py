@@ -263,3 +263,10 @@ def at_step(step, action):
                 action()
 
     return AtStep()
+
+
+def test_another_handler_of_sigterm_is_refused_before_it_is_installed(make):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="`enable_jit_checkpoint=True` would replace .* Leave it out"):
+        make(enable_jit_checkpoint=True)
+    assert signal.getsignal(signal.SIGTERM) == before

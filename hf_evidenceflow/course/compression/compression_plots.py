@@ -20,7 +20,7 @@ def plot_compression(
         quantized (`Mapping[str, Mapping]`):
             By name: `bits` and `perplexity`.
         outliers (`Mapping[str, Mapping]`):
-            By the name of the model: `errors`, with `plain` and `split`.
+            By the name of the model: `errors`, with `plain` and `split`. Empty: no such panel.
         students (`Mapping[str, Mapping]`):
             By name: `reverse_kl` and `forward_kl`, each with `value`, `low` and `high`. Empty: no such panel.
         path (`str` or `os.PathLike`):
@@ -29,8 +29,9 @@ def plot_compression(
     Returns:
         `Path`: The path written.
     """
-    figure = new_figure((4.1 * (3 if students else 2), 3.7))
-    panels = figure.subplots(1, 3 if students else 2)
+    count = 1 + bool(outliers) + bool(students)
+    figure = new_figure((4.1 * count, 3.7))
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
     markers = "osD^vPX*<>"
     for index, (name, row) in enumerate(quantized.items()):
         panels[0].plot(
@@ -48,21 +49,37 @@ def plot_compression(
     panels[0].set_title("Bits against perplexity", fontsize=11, loc="left", fontweight="bold")
     panels[0].legend(frameon=False, fontsize=7)
 
+    if outliers:
+        _plot_outliers(panels[1], outliers)
+    if students:
+        _plot_students(panels[-1], students, markers)
+    for panel in panels:
+        panel.tick_params(labelsize=8)
+        panel.xaxis.label.set_size(9)
+        panel.yaxis.label.set_size(9)
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
+
+
+def _plot_outliers(panel, outliers):
     for shift, (key, label) in enumerate((("plain", "int8"), ("split", "int8, outliers split off"))):
         places = [place + 0.4 * (shift - 0.5) for place in range(len(outliers))]
         values = [100 * row["errors"][key] for row in outliers.values()]
-        panels[1].bar(places, values, 0.38, color=COLOURS[shift], label=label)
+        panel.bar(places, values, 0.38, color=COLOURS[shift], label=label)
         for place, value in zip(places, values):
-            panels[1].annotate(f"{value:.2g}", (place, value), ha="center", va="bottom", fontsize=8)
-    panels[1].set_xticks(range(len(outliers)), list(outliers), fontsize=9)
-    panels[1].set_ylabel("error of layer outputs (%)")
-    panels[1].set_title("LLM.int8()", fontsize=11, loc="left", fontweight="bold")
-    panels[1].margins(y=0.25)
-    panels[1].legend(frameon=False, fontsize=8, loc="upper left")
+            panel.annotate(f"{value:.2g}", (place, value), ha="center", va="bottom", fontsize=8)
+    panel.set_xticks(range(len(outliers)), list(outliers), fontsize=9)
+    panel.set_ylabel("error of layer outputs (%)")
+    panel.set_title("LLM.int8()", fontsize=11, loc="left", fontweight="bold")
+    panel.margins(y=0.25)
+    panel.legend(frameon=False, fontsize=8, loc="upper left")
 
+
+def _plot_students(panel, students, markers):
     for index, (name, row) in enumerate(students.items()):
         x, y = row["forward_kl"], row["reverse_kl"]
-        panels[2].errorbar(
+        panel.errorbar(
             x["value"],
             y["value"],
             xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
@@ -72,14 +89,6 @@ def plot_compression(
             capsize=2,
             label=name,
         )
-    if students:
-        panels[2].set(xlabel="KL(teacher || student), nats", ylabel="KL(student || teacher), nats")
-        panels[2].set_title("Students", fontsize=11, loc="left", fontweight="bold")
-        panels[2].legend(frameon=False, fontsize=8)
-    for panel in panels:
-        panel.tick_params(labelsize=8)
-        panel.xaxis.label.set_size(9)
-        panel.yaxis.label.set_size(9)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, path)
+    panel.set(xlabel="KL(teacher || student), nats", ylabel="KL(student || teacher), nats")
+    panel.set_title("Students", fontsize=11, loc="left", fontweight="bold")
+    panel.legend(frameon=False, fontsize=8)

@@ -29,7 +29,7 @@ def compression_tables(
             By name: `perplexity`, `forward_kl`, `reverse_kl`, `teacher_perplexity`, `tokens` and `seconds`.
 
     Returns:
-        `list[str]`: the tables; none for no students.
+        `list[str]`: the tables; none of what is empty.
     """
     tables = [
         markdown_table(
@@ -46,45 +46,48 @@ def compression_tables(
             ],
         )
     ]
-    ways = {"int8": "plain", "split": "split", "split, int8 weights": "split_int8_weight"}
-    tables.append(
-        markdown_table(
-            ["LLM.int8()", "perplexity", "error of layers", "columns split off"],
-            [
+    if outliers:
+        ways = {"int8": "plain", "split": "split", "split, int8 weights": "split_int8_weight"}
+        tables.append(
+            markdown_table(
+                ["LLM.int8()", "perplexity", "error of layers", "columns split off"],
                 [
-                    f"{name}: {way}",
-                    f"{row['perplexity'][way]:.4f}",
-                    f"{row['errors'][ways[way]]:.2%}" if way in ways else "",
-                    f"{row['errors']['columns']:.1%}" if way.startswith("split") else "",
-                ]
-                for name, row in outliers.items()
-                for way in ("float32", *ways)
-            ],
+                    [
+                        f"{name}: {way}",
+                        f"{row['perplexity'][way]:.4f}",
+                        f"{row['errors'][ways[way]]:.2%}" if way in ways else "",
+                        f"{row['errors']['columns']:.1%}" if way.startswith("split") else "",
+                    ]
+                    for name, row in outliers.items()
+                    for way in ("float32", *ways)
+                ],
+            )
         )
-    )
-    tables.append(
-        markdown_table(
-            ["4-bit values", "error, normal weights", "error, trained weights"],
-            [[name, f"{row['normal']:.2%}", f"{row['trained']:.2%}"] for name, row in weights.items()],
+    if weights:
+        tables.append(
+            markdown_table(
+                ["4-bit values", "error, normal weights", "error, trained weights"],
+                [[name, f"{row['normal']:.2%}", f"{row['trained']:.2%}"] for name, row in weights.items()],
+            )
         )
-    )
-    tables.append(
-        markdown_table(
-            ["backward text", "base, MB", "trained parameters", "before", "after", "base unchanged", "seconds"],
-            [
+    if adapters:
+        tables.append(
+            markdown_table(
+                ["backward text", "base, MB", "trained parameters", "before", "after", "base unchanged", "seconds"],
                 [
-                    name,
-                    f"{row['bytes'] / 1e6:.3f}",
-                    f"{row['trained']}",
-                    f"{row['before']:.2f}",
-                    f"{row['after']:.3f}",
-                    "yes" if row["base_unchanged"] else "NO",
-                    f"{row['seconds']:.0f}",
-                ]
-                for name, row in adapters.items()
-            ],
+                    [
+                        name,
+                        f"{row['bytes'] / 1e6:.3f}",
+                        f"{row['trained']}",
+                        f"{row['before']:.2f}",
+                        f"{row['after']:.3f}",
+                        "yes" if row["base_unchanged"] else "NO",
+                        f"{row['seconds']:.0f}",
+                    ]
+                    for name, row in adapters.items()
+                ],
+            )
         )
-    )
     if students:
         tables.append(
             markdown_table(

@@ -80,11 +80,11 @@ def plot_fast_inference(
     speculation: Mapping[str, SpeculationResult],
     draft_counts: Mapping[int, str],
     caches: Mapping[str, CacheResult],
-    trace: PagedTrace,
+    trace: PagedTrace | None,
     path: str | os.PathLike,
-) -> Path:
+) -> Path | None:
     """
-    Draw tokens a pass over the number of drafts, time a token over length, and blocks over the passes.
+    Draw tokens a pass over the number of drafts, time a token over length, and blocks over the passes: what there is.
 
     Args:
         speculation (`Mapping[str, SpeculationResult]`):
@@ -93,38 +93,52 @@ def plot_fast_inference(
             The names of the ways with a draft model, by their number of drafts.
         caches (`Mapping[str, CacheResult]`):
             Results by kind of cache.
-        trace ([`PagedTrace`]):
+        trace ([`PagedTrace`], *optional*):
             Trace of paged generation.
         path (`str` or `os.PathLike`):
             PNG to write.
 
     Returns:
-        `Path`: The path written.
+        `Path`, *optional*: The path written; `None` if there is nothing to draw.
     """
-    figure = new_figure((12.4, 3.7))
-    left, middle, right = figure.subplots(1, 3)
-    _plot_drafts(left, speculation, draft_counts)
+    draws = []
+    if draft_counts:
+        draws.append(lambda panel: _plot_drafts(panel, speculation, draft_counts))
+    if caches:
+        draws.append(lambda panel: _plot_caches(panel, caches))
+    if trace is not None:
+        draws.append(lambda panel: _plot_blocks(panel, trace))
+    if not draws:
+        return None
+    figure = new_figure((0.4 + 4 * len(draws), 3.7))
+    for draw, panel in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0]):
+        draw(panel)
+        panel.grid(alpha=0.25, linewidth=0.6)
+    return save_figure(figure, path)
+
+
+def _plot_caches(panel, caches):
     for index, (name, result) in enumerate(caches.items()):
         smooth = _running_median(result.milliseconds, 9)
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
-        middle.plot(range(1, len(smooth) + 1), smooth, label=name, **style)
-    middle.set(xlabel="tokens generated", ylabel="ms a token", title="Kinds of cache", ylim=(0, None))
-    middle.legend(fontsize=8)
+        panel.plot(range(1, len(smooth) + 1), smooth, label=name, **style)
+    panel.set(xlabel="tokens generated", ylabel="ms a token", title="Kinds of cache", ylim=(0, None))
+    panel.legend(fontsize=8)
+
+
+def _plot_blocks(panel, trace):
     passes = range(len(trace.used))
-    right.plot(passes, trace.contiguous, color=COLOURS[1], linestyle="--", label="row by row, longest row")
-    right.plot(
+    panel.plot(passes, trace.contiguous, color=COLOURS[1], linestyle="--", label="row by row, longest row")
+    panel.plot(
         passes,
         [used + saved for used, saved in zip(trace.used, trace.saved)],
         color=COLOURS[2],
         linestyle="-.",
         label="blocks, nothing shared",
     )
-    right.plot(passes, trace.used, color=COLOURS[0], label="blocks, shared")
-    right.set(xlabel="pass", ylabel="blocks in use", title="Paged cache", ylim=(0, None))
-    right.legend(fontsize=8)
-    for panel in (left, middle, right):
-        panel.grid(alpha=0.25, linewidth=0.6)
-    return save_figure(figure, path)
+    panel.plot(passes, trace.used, color=COLOURS[0], label="blocks, shared")
+    panel.set(xlabel="pass", ylabel="blocks in use", title="Paged cache", ylim=(0, None))
+    panel.legend(fontsize=8)
 
 
 def _plot_drafts(panel, speculation, draft_counts):
