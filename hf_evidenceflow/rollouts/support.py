@@ -9,6 +9,13 @@ from .shared_prompt_attention import shared_prompt_passes
 from .shared_prompt_cache import SharedPromptCache
 
 
+# Settings, with their neutral values, whose logits processors remember the rows that they began with
+_ROW_BOUND = {
+    "guidance_scale": 1,
+    "watermarking_config": None,
+    "encoder_repetition_penalty": 1,
+    "encoder_no_repeat_ngram_size": 0,
+}
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest logit
 _CHECKED_TOKENS = 8
 
@@ -45,6 +52,9 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
         for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
             if getattr(generation_config, name):
                 return f"`{name}=True` is not recorded"
+    for name, neutral in _ROW_BOUND.items():
+        if (value := getattr(generation_config, name)) not in (None, neutral):
+            return f"`{name}={value!r}` keeps something for each row, and rows come and go"
     past = model_kwargs.get(CACHE)
     if past is not None and (past.get_seq_length() or getattr(past, "_is_user_defined", False)):
         return "`past_key_values` is given, and rows that share a prompt have a cache of their own"
@@ -74,8 +84,10 @@ def attention_reason(model) -> str | None:
         model ([`~transformers.PreTrainedModel`]):
             The model; any weights will do.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    # Not linear layers: bitsandbytes repacks 4-bit weights in evaluation mode, on CPUs with AVX512-BF16
+    training = [module for module in model.modules() if module.training and not isinstance(module, torch.nn.Linear)]
+    for module in training:
+        module.training = False
     try:
         return _attention_reason(model)
     finally:

@@ -255,6 +255,8 @@ def test_a_model_that_uses_cached_keys_elsewhere_is_refused(padded, variant):
         ({"use_cache": False}, "use_cache=False"),
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores=True"),
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5"),
+        ({"encoder_repetition_penalty": 1.5}, "encoder_repetition_penalty=1.5"),
     ],
 )
 def test_calls_that_it_cannot_run_are_refused_with_the_reason(plain, padded, options, words):
