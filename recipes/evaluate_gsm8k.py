@@ -18,6 +18,8 @@ Outputs, in `output_dir`:
 - `greedy.jsonl`, `sampled.jsonl`: one row per completion, with its prompt, text, token counts and scores;
 - `metrics.json`: accuracy per grader with its 95 % interval, pass@1 and pass@k, unparsable share, lengths, tokens/s;
 - `settings.json`: what the completions depend on; `run.json`: the run record.
+
+The model card of a folder that was trained here gets the result too.
 """
 
 import hashlib
@@ -42,14 +44,20 @@ from hf_evidenceflow.evidence.evaluation import (
     render_prompts,
     weights_fingerprint,
 )
+from hf_evidenceflow.evidence.evaluation_card import Evaluation, add_evaluation, why_no_card
 from hf_evidenceflow.evidence.samples import print_samples
+from hf_evidenceflow.model_card import Sample
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.reporting import atomic_write_json, run_record
 from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, gold_rule, grade
 
 
 # These change what is reported, not what is generated.
-REPORT_SETTINGS = ("output_dir", "graders", "shown_samples")
+REPORT_SETTINGS = ("output_dir", "graders", "shown_samples", "update_model_card")
+# What the card says of the completions; `SAMPLING` only if there are sampled ones
+CARD_SETTINGS = ("max_new_tokens", "repetition_penalty", "thinking_mode", "chat_template_kwargs", "dtype")
+SAMPLING = ("num_samples", "temperature", "top_p", "top_k", "seed")
+CARD_SAMPLES = 3
 
 
 @dataclass
@@ -103,6 +111,9 @@ class EvaluateArguments:
             Graders to report side by side. Others in a rerun grade the saved completions again.
         shown_samples (`int`, *optional*, defaults to `3`):
             Completions shown at the end.
+        update_model_card (`bool`, *optional*, defaults to `True`):
+            Whether the result is written into the model card of `model_name_or_path`, if that is a folder with a card
+            of the trainers here. The same evaluation later on replaces it.
     """
 
     model_name_or_path: str
@@ -127,6 +138,7 @@ class EvaluateArguments:
     seed: int = 0
     graders: list[str] = field(default_factory=lambda: list(GRADERS))
     shown_samples: int = 3
+    update_model_card: bool = True
 
     def __post_init__(self):
         self.chat_template_kwargs = parse_chat_template_kwargs(self.chat_template_kwargs)
@@ -191,6 +203,8 @@ def main(argv: list[str] | None = None) -> dict:
         atomic_write_json(Path(args.output_dir) / "metrics.json", metrics)
         record.add(metrics=metrics)
     print_report(metrics, rows["greedy"], args)
+    if args.update_model_card:
+        update_card(metrics, rows["greedy"], problems, args)
     return metrics
 
 
@@ -244,6 +258,34 @@ def grades(text: str, gold: str, graders: list[str]) -> dict:
         "extracted": {grader: extract_answer(text, grader) for grader in graders},
         "scores": {grader: grade(text, gold, grader) for grader in graders},
     }
+
+
+def update_card(metrics: dict, greedy_rows: list[dict], problems: Dataset, args: EvaluateArguments) -> None:
+    """Add the result to the model's card, or say in a line why not."""
+    model, grader = args.model_name_or_path, args.graders[0]
+    reason = why_no_card(model)
+    if reason is None:
+        names = [*CARD_SETTINGS, *(SAMPLING if args.num_samples else ())]
+        evaluation = Evaluation(
+            task="GSM8K",
+            dataset=args.dataset_name_or_path,
+            split=args.split,
+            problems=len(problems),
+            settings={name: getattr(args, name) for name in names},
+            metrics={name: metrics[name] for name in ("greedy", "sampled") if name in metrics},
+            samples=[
+                Sample(
+                    problems[row["id"]]["prompt"], row["completion"], row["scores"][grader], row.get("latent_weight")
+                )
+                for row in sorted(greedy_rows, key=lambda row: row["id"])[:CARD_SAMPLES]
+            ],
+        )
+        try:
+            print(f"Model card: {add_evaluation(model, evaluation)}")
+        except OSError as error:
+            reason = str(error)
+    if reason is not None:
+        print(f"The result is in no model card: {reason}.")
 
 
 def print_report(metrics: dict, greedy_rows: list[dict], args: EvaluateArguments) -> None:

@@ -42,6 +42,9 @@ class Completion:
             Whether the completion ended by itself, as opposed to running into `max_new_tokens`.
         thinking_tokens (`int` or `None`):
             Completion tokens in the thinking phase; `None` for a model without one.
+        latent_weight (`float` or `None`):
+            Weight `sqrt(1 - a^2)` of the thinking state in the inputs of its tokens, mean over all of them, 0 to 1;
+            `None` for a model without one.
         seconds (`float`):
             Its share of the batch's generation time.
     """
@@ -54,6 +57,7 @@ class Completion:
     completion_tokens: int
     finished: bool
     thinking_tokens: int | None
+    latent_weight: float | None
     seconds: float
 
 
@@ -201,13 +205,13 @@ def generate_completions(
     for number, batch in enumerate(batches[start_batch:], start=start_batch):
         start = time.perf_counter()
         batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        rows, thinking = _generate_batch(
+        rows, thinking, weights = _generate_batch(
             model, tokenizer, [ids[index] for index, _ in batch], config, batch_seed, options
         )
         seconds = (time.perf_counter() - start) / len(batch)
         yield [
-            _completion(item, texts, ids, row, row_thinking, stop, tokenizer, seconds)
-            for item, row, row_thinking in zip(batch, rows, thinking)
+            _completion(item, texts, ids, row, row_thinking, row_weights, stop, tokenizer, seconds)
+            for item, row, row_thinking, row_weights in zip(batch, rows, thinking, weights)
         ]
 
 
@@ -222,7 +226,7 @@ def _generate_batch(model, tokenizer, prompts, config, seed, options):
     device, was_training = model.device, model.training
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), collect_thinking(tokenizer):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), collect_thinking(tokenizer) as rollouts:
             torch.manual_seed(seed)
             output = model.generate(
                 input_ids=input_ids.to(device),
@@ -235,10 +239,13 @@ def _generate_batch(model, tokenizer, prompts, config, seed, options):
         model.train(was_training)
     thinking = output.get("thinking_mask")  # [B, C]
     thinking = [None] * len(prompts) if thinking is None else thinking.cpu().tolist()
-    return output.sequences[:, width:].cpu().tolist(), thinking
+    weights = [None] * len(prompts)
+    if rollouts:
+        weights = (rollouts[0].hidden_ratio * rollouts[0].mask).float().cpu().tolist()  # [B, C]
+    return output.sequences[:, width:].cpu().tolist(), thinking, weights
 
 
-def _completion(item, texts, ids, row, thinking, stop, tokenizer, seconds):
+def _completion(item, texts, ids, row, thinking, weights, stop, tokenizer, seconds):
     index, sample = item
     end = next((place for place, token in enumerate(row) if token in stop), None)
     length = len(row) if end is None else end + 1
@@ -251,6 +258,7 @@ def _completion(item, texts, ids, row, thinking, stop, tokenizer, seconds):
         completion_tokens=length,
         finished=end is not None,
         thinking_tokens=None if thinking is None else sum(map(bool, thinking[:length])),
+        latent_weight=None if weights is None else sum(weights[:length]) / length,
         seconds=seconds,
     )
 

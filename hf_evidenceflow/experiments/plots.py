@@ -139,7 +139,8 @@ def _plot_level(grid, level, rows, metrics, arms, path):
     figure, panels = _figure(len(metrics), width=4.4, height=3.6 + 0.22 * (len(arms) // 3))
     in_tokens = all("train_tokens" in entry for row in rows for entry in row["evals"])
     position = "train_tokens" if in_tokens else "step"
-    shown = [arm for arm in arms if any(_arm(grid, row["cell"]) == arm for row in rows)]
+    drawn = [row for row in rows if any(_points(row, metric, position) for metric in metrics)]
+    shown = [arm for arm in arms if any(_arm(grid, row["cell"]) == arm for row in drawn)]
     for panel, metric in zip(panels, metrics):
         heights = []
         for arm in shown:

@@ -93,7 +93,7 @@ def drawn(monkeypatch):
         # Not in the order of the prompts, as the real one
         for index, sample in reversed(list(itertools.product(range(2), range(num_samples)))):
             text, finished = texts[index][sample]
-            yield [Completion(index, sample, prompts[index], text, 3, 5, finished, None, 0.0)]
+            yield [Completion(index, sample, prompts[index], text, 3, 5, finished, None, None, 0.0)]
 
     monkeypatch.setattr(chains_module, "generate_completions", generate)
     return sample_chains(None, None, ["one", "two"], ["#### 2", "#### 9"], num_samples=4, max_new_tokens=9)

@@ -57,6 +57,14 @@ def test_runs_with_several_evaluations_get_curves(saved, tmp_path):
     assert axes.get_xlabel() == "optimizer step" and axes.get_ylabel() == "nats per token"
 
 
+def test_an_arm_without_evaluations_is_not_in_the_legend(saved, tmp_path):
+    grid, rows = grid_and_rows(4)
+    for row in rows:
+        row["evals"] = row["evals"] if row["cell"]["arm"] == "mse" else []
+    plot_curves(grid, rows, tmp_path)
+    assert legend(saved[0]) == ["mse"]
+
+
 def test_runs_with_one_evaluation_get_their_last_values_seed_by_seed(saved, tmp_path):
     plot_curves(*grid_and_rows(1), tmp_path)
     (axes,) = saved[0].axes

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import load_thinking_model
+from hf_evidenceflow.model_card import CardContent, write_model_card
 
 
 PROBLEMS = [
@@ -207,6 +208,24 @@ def test_retrained_weights_in_the_same_folder_are_an_error(evaluate, plain_check
     model.save_pretrained(path)
     with pytest.raises(ValueError, match=r"`weights` was '\w+' and is now"):
         evaluate(model_name_or_path=path)
+
+
+def test_the_models_card_gets_the_result_with_the_latent_weight_unless_told_otherwise(
+    evaluate, plain_checkpoint, tokenizer, tmp_path, capsys
+):
+    model = tmp_path / "thinking"
+    load_thinking_model(plain_checkpoint).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    card = write_model_card(model, CardContent("Ours", "A model.", "pass", metadata={"tags": ["hf_evidenceflow"]}))
+    before = card.read_text()
+    evaluate(model_name_or_path=model, update_model_card=False)
+    assert card.read_text() == before
+    out = evaluate(model_name_or_path=model)
+    first = next(row for row in rows(out, "greedy") if row["id"] == 0)
+    assert 0 < first["latent_weight"] < 1
+    assert f"latent weight {first['latent_weight']:.1%} a token" in card.read_text()
+    assert card.read_text().count("latent weight") == 3 and "5 problems of `test.jsonl`" in card.read_text()
+    assert f"Model card: {card}" in capsys.readouterr().out
 
 
 def test_a_thinking_model_counts_its_thinking_tokens(evaluate, plain_checkpoint, tokenizer, tmp_path):
