@@ -13,7 +13,7 @@ from ..callbacks.log_file import LogFileCallback
 
 def stage_settings(output_dir: str | os.PathLike, seed: int, steps: int, learning_rate: float) -> dict:
     """
-    Arguments for the configuration of any TRL trainer: 64 rows a step, a cosine schedule, a log entry a step.
+    Training arguments of a stage: 64 rows a step, a cosine schedule, a log entry a step.
 
     Args:
         output_dir (`str` or `os.PathLike`):
@@ -40,12 +40,15 @@ def stage_settings(output_dir: str | os.PathLike, seed: int, steps: int, learnin
         "per_device_train_batch_size": 64,
         "bf16": torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "gradient_checkpointing": False,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+# TRL's configurations switch it on; transformers' own do not, and from 5.23 on the name is deprecated there
+TRL_SETTINGS = {"gradient_checkpointing": False}
 
 
 def run_stage(trainer: Trainer) -> dict:

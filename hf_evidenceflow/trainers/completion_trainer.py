@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from trl import SFTConfig, SFTTrainer
 
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from .hub_code_mixin import HubCodeMixin
 from .model_card_mixins import ModelCardMixin
 from .pretraining_config import PretrainingConfig
 from .pretraining_trainer import CausalLMEvaluationMixin
@@ -32,7 +33,7 @@ class CompletionConfig(PretrainingConfig, SFTConfig):
         return cls(**(given | overrides))
 
 
-class CompletionTrainer(ModelCardMixin, CausalLMEvaluationMixin, ResumableTrainerMixin, SFTTrainer):
+class CompletionTrainer(ModelCardMixin, HubCodeMixin, CausalLMEvaluationMixin, ResumableTrainerMixin, SFTTrainer):
     """Trains on completions, or on the assistant's turns; its arguments are a [`CompletionConfig`]."""
 
     kept_attributes = ("_metrics", "_total_train_tokens")

@@ -23,7 +23,6 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data.prompts import filter_long_prompts, prompt_length
 from ..data.tokenizer_loading import load_tokenizer
-from ..models.hub import hub_code
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
@@ -39,6 +38,7 @@ from .hrpo_setup import (
     thinking_config,
     with_thinking_modules,
 )
+from .hub_code_mixin import HubCodeMixin
 from .length_buckets import join_buckets, length_buckets
 from .model_card_mixins import RewardModelCardMixin
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
@@ -61,7 +61,9 @@ logger = get_logger(__name__)
 _ROWS_A_BUCKET = 8
 
 
-class HRPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
+class HRPOTrainer(
+    RewardModelCardMixin, HubCodeMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer
+):
     """
     Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
 
@@ -409,21 +411,11 @@ class HRPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixi
     # Checkpoints
 
     def _save(self, output_dir=None, state_dict=None):
-        """
-        Differs from GRPOTrainer in the config beside an adapter, without which its thinking mode would be lost, and
-        the code.
-        """
-        output_dir = output_dir or self.args.output_dir
+        """Differs from GRPOTrainer in the config next to an adapter, without which its thinking mode would be lost."""
+        super()._save(output_dir, state_dict)
         base = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(base):
-            super()._save(output_dir, state_dict)
-            if self.args.should_save:
-                base.get_base_model().config.save_pretrained(output_dir)
-        elif self.args.save_hub_code:
-            with hub_code(base):
-                super()._save(output_dir, state_dict)
-        else:
-            super()._save(output_dir, state_dict)
+        if is_peft_model(base) and self.args.should_save:
+            base.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
 
     def _rollout_settings(self):
         """Differs from GRPO's in the thinking mode."""

@@ -30,6 +30,8 @@ class PretrainingConfig(TrainingArguments):
             When to evaluate: `steps` (each `eval_steps`), `epoch` or `no`.
         report_to (`str`, *optional*, defaults to `"none"`):
             Where the log goes besides `log.jsonl`: `wandb`, `tensorboard`, `trackio`, ...
+        save_hub_code (`bool`, *optional*, defaults to `True`):
+            Whether the code of a model of this package is saved next to its weights, for `trust_remote_code=True`.
     """
 
     lr_scheduler_type: str = "linear"
@@ -41,6 +43,7 @@ class PretrainingConfig(TrainingArguments):
     eval_steps: float | None = 500
     logging_steps: float = 10
     report_to: str = "none"
+    save_hub_code: bool = True
     include_num_input_tokens_seen: str = "non_padding"
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ from ..data.token_ids import check_rows
 from ..evidence.router_statistics import RouterStatistics, expert_modules
 from ..models.crosslayer.extra_parameters import no_decay_names
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from .hub_code_mixin import HubCodeMixin
 from .model_card_mixins import ModelCardMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
 from .training_clock import TrainingClock
@@ -160,5 +161,5 @@ class CausalLMEvaluationMixin:
         }
 
 
-class PretrainingTrainer(ModelCardMixin, CausalLMEvaluationMixin, ResumableTrainerMixin, Trainer):
+class PretrainingTrainer(ModelCardMixin, HubCodeMixin, CausalLMEvaluationMixin, ResumableTrainerMixin, Trainer):
     """Trains a causal LM on rows of token ids; its arguments are a [`PretrainingConfig`]."""

@@ -59,7 +59,7 @@ from hf_evidenceflow.course.compression.student_scores import score_student
 from hf_evidenceflow.course.compression.weight_errors import weight_errors
 from hf_evidenceflow.course.methods_option import chosen_methods
 from hf_evidenceflow.course.recipe import course_run, require_course_package
-from hf_evidenceflow.course.stages import run_stage, stage_settings
+from hf_evidenceflow.course.stages import TRL_SETTINGS, run_stage, stage_settings
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
@@ -302,7 +302,9 @@ def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, 
         **settings(args, "soft_targets", updates, rate), temperature=args.temperature, soft_weight=args.soft_weight
     )
     on_policy = trl.DistillationConfig(
-        **settings(args, "on_policy", updates, rate), max_completion_length=args.completion_tokens, beta=1.0
+        **settings(args, "on_policy", updates, rate) | TRL_SETTINGS,
+        max_completion_length=args.completion_tokens,
+        beta=1.0,
     )
     minillm = MiniLLMConfig(
         **settings(args, "minillm", updates, rate),

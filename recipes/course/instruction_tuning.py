@@ -53,7 +53,7 @@ from hf_evidenceflow.course.instruction_tuning.templates import (
     render_instruction,
 )
 from hf_evidenceflow.course.recipe import course_run
-from hf_evidenceflow.course.stages import run_stage, stage_settings
+from hf_evidenceflow.course.stages import TRL_SETTINGS, run_stage, stage_settings
 from hf_evidenceflow.data import load_tokenizer, make_sloppy, split_word_problems
 from hf_evidenceflow.data.loading import load_split
 from hf_evidenceflow.models.from_scratch import model_from_scratch
@@ -135,7 +135,7 @@ class InstructionTuningArguments:
 
 
 def settings(args: InstructionTuningArguments, stage: str, steps: int, learning_rate: float) -> dict:
-    return stage_settings(Path(args.output_dir) / stage, args.seed, steps, learning_rate)
+    return stage_settings(Path(args.output_dir) / stage, args.seed, steps, learning_rate) | TRL_SETTINGS
 
 
 def supervised(args, stage: str, model, rows: list[dict], tokenizer, steps: int, learning_rate: float) -> None:

@@ -1,6 +1,8 @@
 """The card of a trained model: its snippet runs, its numbers are the run's, and no text breaks it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,14 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from tiny_tinyseek import tiny_tinyseek
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.model_card import CardContent, Sample, write_model_card
+from hf_evidenceflow.trainers.completion_trainer import CompletionConfig, CompletionTrainer
+from hf_evidenceflow.trainers.ppo_config import PPOConfig
+from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
 from hf_evidenceflow.trainers.pretraining_trainer import PretrainingTrainer
 
@@ -54,6 +60,34 @@ def trained(request, plain_checkpoint, tmp_path_factory):
     return trainer
 
 
+SMALL = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_steps": 1, "save_strategy": "no"}
+WITHOUT_PACKAGE = "import sys; sys.modules['hf_evidenceflow'] = None\n"
+
+
+def train_and_save(trainer):
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    return trainer
+
+
+def run_snippet(snippet):
+    """Runs a snippet here; returns its variables."""
+    scope = {}
+    exec(snippet, scope)
+    return scope
+
+
+def run_without_the_package(snippet, home):
+    """Runs a snippet in a process that cannot import the package."""
+    return subprocess.run(
+        [sys.executable, "-c", f"{WITHOUT_PACKAGE}{snippet}\nprint('loaded', type(model).__module__)"],
+        capture_output=True,
+        text=True,
+        env={"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"},
+    )
+
+
 def card_of(trainer):
     return ModelCard.load(Path(trainer.args.output_dir) / "README.md")
 
@@ -63,8 +97,7 @@ def snippets(trainer):
 
 
 def test_the_snippet_runs(trained, capsys):
-    scope = {}
-    exec(snippets(trained)[0], scope)
+    scope = run_snippet(snippets(trained)[0])
     assert scope["model"].config.model_type == "thinking_qwen2"
     assert scope["output"].shape[1] > scope["inputs"]["input_ids"].shape[1]
     assert "trust_remote_code" not in snippets(trained)[0]
@@ -113,6 +146,67 @@ def test_a_pretrained_model_has_a_card_with_its_loss(tmp_path, tokenizer):
     trainer.save_model()
     trainer.create_model_card()
     assert f"Held-out perplexity: {metrics['eval_perplexity']:.4g}" in card_of(trainer).text
-    scope = {}
-    exec(snippets(trainer)[0], scope)
-    assert scope["model"].config.model_type == "llama"
+    assert run_snippet(snippets(trainer)[0])["model"].config.model_type == "llama"
+    assert len(snippets(trainer)) == 1  # transformers has the code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["whole"], indirect=True)
+def test_the_second_snippet_runs_without_the_package(trained, tmp_path):
+    result = run_without_the_package(snippets(trained)[1], tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "loaded transformers_modules" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_of_ours_runs_without_the_package(tmp_path, tokenizer):
+    rows = [{"input_ids": list(range(3, 10)), "labels": list(range(3, 10))} for _ in range(4)]
+    args = PretrainingConfig(str(tmp_path / "model"), **SMALL)
+    model = tiny_tinyseek()
+    trainer = train_and_save(
+        PretrainingTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    )
+    result = run_without_the_package(snippets(trainer)[1], tmp_path / "home")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "loaded transformers_modules" in result.stdout
+
+
+def test_a_pretrained_model_comes_without_its_code_if_told_so(tmp_path, tokenizer):
+    rows = [{"input_ids": list(range(3, 10)), "labels": list(range(3, 10))} for _ in range(4)]
+    args = PretrainingConfig(str(tmp_path), save_hub_code=False, **SMALL)
+    trainer = PretrainingTrainer(
+        tiny_tinyseek(), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
+    )
+    assert len(snippets(train_and_save(trainer))) == 1 and not list(tmp_path.glob("*.py"))
+    assert run_snippet(snippets(trainer)[0])["model"].config.model_type == "tinyseek"
+
+
+def test_a_ppo_model_has_a_card_with_its_rewards(tmp_path, plain_checkpoint):
+    sizes = {"per_device_train_batch_size": 2, "max_completion_length": 4, "gradient_checkpointing": False}
+    trainer = PPOTrainer(
+        plain_checkpoint,
+        reward,
+        args=PPOConfig(str(tmp_path), bf16=False, **sizes, **SMALL),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in ("Tom has 3", "Ann?")]),
+        processing_class=AutoTokenizer.from_pretrained(plain_checkpoint),
+    )
+    text = card_of(train_and_save(trainer)).text
+    assert "trained by PPO" in text and "Graders: `reward`" in text and "latent weight" not in text
+    assert run_snippet(snippets(trainer)[0])["model"].config.model_type == "qwen2"
+
+
+def test_a_fine_tuned_model_has_a_card_with_its_loss(tmp_path, plain_checkpoint):
+    rows = Dataset.from_list([{"prompt": "Tom has", "completion": " 3 eggs"}] * 4)
+    trainer = CompletionTrainer(
+        plain_checkpoint,
+        CompletionConfig(str(tmp_path), bf16=False, **SMALL),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(plain_checkpoint),
+    )
+    trainer.train()
+    loss = trainer.final_metrics()["eval_loss"]
+    trainer.save_model()
+    trainer.create_model_card()
+    assert f"Held-out loss: {loss:.4g}" in card_of(trainer).text
+    assert run_snippet(snippets(trainer)[0])["model"].config.model_type == "qwen2"
