@@ -371,7 +371,8 @@ def test_upstream_create_optimizer_still_has_the_signature_that_is_wrapped():
 
 
 @pytest.mark.slow
-def test_importing_the_patches_loads_no_trainer_library():
-    code = "import sys, hf_evidenceflow.patches; print([m for m in ('trl', 'peft', 'datasets') if m in sys.modules])"
+def test_importing_the_patches_loads_no_trainer():
+    trainers = ("trl", "datasets", "transformers.trainer")
+    code = f"import sys, hf_evidenceflow.patches; print([m for m in {trainers} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
