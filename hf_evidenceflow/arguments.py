@@ -148,7 +148,7 @@ class RecipeParser(HfArgumentParser):
     def _read_config(self, path: str) -> None:
         """Make the values of a YAML file the defaults."""
         try:
-            settings = read_yaml(path, remedy="Correct the file of `--config`.")
+            settings = read_yaml(path, remedy="Correct the file of `--config`.", allow_infinity=True)
         except (OSError, ValueError) as error:
             self.error(str(error))
         actions = {

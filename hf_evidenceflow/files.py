@@ -167,13 +167,13 @@ def _checked_row(line: str, where: str, remedy: str) -> dict[str, Any]:
     return row
 
 
-def read_yaml(path: str | os.PathLike, remedy: str = REMEDY) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike, remedy: str = REMEDY, allow_infinity: bool = False) -> dict[str, Any]:
     """
-    The mapping in a YAML file, by the safe loader: tags of Python objects are refused.
+    The mapping in a YAML file, by the safe loader: tags of Python objects are refused, and `.inf` unless allowed.
 
     Raises:
         `OSError`: if the file is not there or cannot be read.
-        `ValueError`: if it holds no mapping, a key twice, `.nan` or `.inf`, or is no valid YAML.
+        `ValueError`: if it holds no mapping, a key twice, `.nan` or infinity, or is no valid YAML.
     """
     text = read_text(path)
     if not text.strip():
@@ -192,7 +192,7 @@ def read_yaml(path: str | os.PathLike, remedy: str = REMEDY) -> dict[str, Any]:
         raise ValueError(f"{path} is no valid YAML: {problem.rstrip('.')}. {remedy}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a YAML mapping, got {_shown(content)}. {remedy}")
-    refuse_non_finite(content, str(path), remedy)
+    refuse_non_finite(content, str(path), remedy, infinite=not allow_infinity)
     return content
 
 

@@ -66,7 +66,7 @@ def parse(*arguments):
 
 def parse_file(tmp_path, text, *arguments):
     path = tmp_path / "settings.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     return parse("--config", str(path), *arguments)
 
 
@@ -132,15 +132,25 @@ def test_an_unknown_option_is_named_before_a_missing_one():
         ("plot: perhaps", "`plot` cannot be 'perhaps'"),
         ("- a\n- b", "mapping|pairs"),
         ("a: [1", "settings.yaml"),
+        ("lora_r: 1\nlora_r: 2", "the key 'lora_r' stands twice"),
+        ("lora_r: \0", "line 1 holds a NUL character"),
+        ("task: m\xe4th", "line 1 has the byte 0xe4"),
+        ("task: !!python/name:os.system", "could not determine a constructor"),
+        ("learning_rate: .nan", "`learning_rate` in"),
+        ("lora_r: .inf", "`lora_r` cannot be inf"),
+        ("", "is empty"),
     ],
 )
-def test_a_wrong_file_is_named_with_the_key(text, message, tmp_path):
+def test_a_wrong_file_is_named_with_the_key(text, message, tmp_path, capsys):
     with pytest.raises(ArgumentsError, match=r"settings\.yaml") as caught:
         parse_file(tmp_path, text)
     assert any(part in str(caught.value) for part in message.split("|"))
+    usage, error = capsys.readouterr().err.split("\n", 1)
+    assert usage.startswith("usage: ") and "error: " in error and "Traceback" not in error
 
 
 def test_a_file_gives_defaults_that_the_command_line_overrides(tmp_path):
+    assert parse_file(tmp_path, "learning_rate: .inf").learning_rate == float("inf")
     text = "learning_rate: 3e-4\nlora_r: 2\nplot: false\ncolors: red\n"
     parsed = parse_file(tmp_path, text, "--lora_r", "3")
     assert (parsed.learning_rate, parsed.lora_r, parsed.plot, parsed.colors) == (3e-4, 3, False, ["red"])
