@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 
-# Times, speeds and memory; the settings of logging and saving are in the state as well and must agree
+# Times, speeds and memory; and `owed`: what a checkpoint that SIGTERM asked for leaves to the resumed run, whose
+# outcome is compared
 VOLATILE = re.compile(
-    r"seconds|runtime|per_second|step_time|memory|mem_|timestamp|^(started|ended|pid|host|git|command|previous)$"
+    r"seconds|runtime|per_second|step_time|memory|mem_|timestamp|^(started|ended|pid|host|git|command|previous|owed)$"
 )
 MODEL_FILES = ("*.safetensors", "config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json")
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -89,8 +90,10 @@ def read_experiment(folder: Path) -> dict[str, Any]:
     rows = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
     content["results.jsonl"] = [json.loads(row) for row in rows]
     summary = json.loads((folder / "report/summary.json").read_text(encoding="utf-8"))
-    rows = summary["comparisons"]  # those at equal time are of other steps each time
-    content["summary.json"] = summary | {"comparisons": [row for row in rows if row["basis"] != "equal_wall_clock"]}
+    # What is compared at equal time is at other steps each time
+    rows = [row for row in summary["comparisons"] if row["basis"] != "equal_wall_clock"]
+    missing = [line for line in summary["missing"] if "wall-clock" not in line]
+    content["summary.json"] = summary | {"comparisons": rows, "missing": missing}
     content["report"] = sorted(path.name for path in (folder / "report").iterdir())
     return content
 

@@ -35,6 +35,7 @@ class Tracer:
         self.rank = int(os.environ.get("RANK", "0"))
         self.stop = stop if stop is not None and stop["rank"] == self.rank else None
         self.thread = threading.get_ident()
+        self.launcher = os.getppid()
         self.phases: list[str] = []
         self.begun: dict[str, int] = {}
         self.events = 0
@@ -87,6 +88,8 @@ class Tracer:
 
     def _fire(self, name: str) -> None:
         stop, self.stop = self.stop, None
+        if os.getppid() != self.launcher:
+            return  # another run of the same launcher has stopped it already
         step = None if self.trainer is None else self.trainer.state.global_step
         self.write(stop=stop["phase"], event=f"{name} {self.events}", at_step=step, signal=stop["signal"])
         for pid in self._targets(stop["target"]):
