@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 
 from ..files import read_json
 from ..reporting import atomic_write_json
-from ..run_folder.lock import FolderInUseError, folder_owner, hold_folder, is_alive
+from ..run_folder.lock import WAIT_SECONDS, FolderInUseError, folder_owner, hold_folder, is_alive
 
 
 RUNNER_NAME = "runner.json"
@@ -58,7 +59,10 @@ def lock_experiment(output_dir: str | os.PathLike) -> Iterator[RunnerFile]:
         path = folder / RUNNER_NAME
         earlier = read_json(path) if path.exists() else {}
         children = earlier.get("children", {})
-        if alive := _alive(folder, earlier.get("host"), children):
+        deadline = time.monotonic() + WAIT_SECONDS  # what was killed may still be ending
+        while (alive := _alive(folder, earlier.get("host"), children)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if alive:
             raise FolderInUseError(
                 f"A runner of `{folder}` was killed, but runs that it started go on: {alive} (run: process). Wait for "
                 "them, or end these processes."

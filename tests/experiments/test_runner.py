@@ -125,8 +125,7 @@ def test_a_runner_that_was_killed_is_noticed_with_its_runs(tmp_path):
             make_runner(tmp_path / "out").run()
     finally:
         os.kill(child["pid"], signal.SIGKILL)
-    # With the processes gone the run is this runner's to take up, although its record still says "running"
-    wait_for(lambda: not is_running(child["pid"]))
+    # The run is this runner's to take up although its record still says "running"; what was killed may be ending yet
     commands = make_runner(tmp_path / "out", overrides={"seconds": 30.0, "eval_steps": 1}, seeds=[0]).next_commands()
     assert run in commands[0]
 
@@ -184,11 +183,6 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline, "nothing came in time"
         time.sleep(0.05)
-
-
-def is_running(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 class _Run:
