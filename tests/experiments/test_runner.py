@@ -82,7 +82,16 @@ def test_a_failed_run_leaves_the_others_alone_and_is_tried_again(tmp_path):
     assert not list(tmp_path.glob("out/runs/*.failure.json"))
 
 
+@pytest.fixture
+def sigint_as_in_a_terminal():
+    """Processes that are started have SIGINT as in a terminal, also where the tests run in the background."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("sigint_as_in_a_terminal")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_runs_and_the_next_call_resumes_them(tmp_path, number, code):
     config = tmp_path / "grid.yaml"
