@@ -10,11 +10,10 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from hf_evidenceflow import TinySeekConfig, TinySeekForCausalLM
 from hf_evidenceflow.evidence.text_perplexity import (
@@ -177,6 +176,11 @@ def test_lengths_that_the_text_cannot_fill_are_an_error(lengths):
 
 def test_a_model_without_a_kv_cache_cannot_be_cut_into_chunks():
     torch.manual_seed(0)
-    model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=8, num_hidden_layers=1, state_size=3)).eval()
-    with pytest.raises(ValueError, match=r"MambaForCausalLM returned no `past_key_values`"):
+
+    class Forgetful(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            return CausalLMOutput(logits=super().forward(*args, **kwargs).logits)
+
+    model = Forgetful(llama().config).eval()
+    with pytest.raises(ValueError, match=r"Forgetful returned no `past_key_values`"):
         score_long_text(model, text(20), [10], chunk_size=4)

@@ -20,6 +20,7 @@ from tiny_models import TINY
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES
 from hf_evidenceflow.patches import patch_unsloth
 from hf_evidenceflow.patches import unsloth as unsloth_patch
@@ -194,10 +195,10 @@ def test_a_forward_around_the_thinking_modules_is_refused(unsloth, make_model, p
     model = make_model()
     inner = model.model.forward
 
-    def around(*args, thinking_states=None, thinking_mask=None, past_key_values=None, **kwargs):
-        if part == "a decoding step" and past_key_values is None:
+    def around(*args, thinking_states=None, thinking_mask=None, **kwargs):
+        if part == "a decoding step" and kwargs.get(CACHE) is None:
             kwargs.update(thinking_states=thinking_states, thinking_mask=thinking_mask)
-        return inner(*args, past_key_values=past_key_values, **kwargs)
+        return inner(*args, **kwargs)
 
     model.model.forward = around
     with patch_unsloth(), pytest.raises(RuntimeError, match=f"do not reach the thinking modules in {part}"):

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM, RolloutEngine
+from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.rollouts import support
 from hf_evidenceflow.rollouts.shared_prompt_cache import SharedPromptCache
 
@@ -196,7 +197,7 @@ def test_stock_generation_goes_on_beside_a_rollout_of_the_same_model(padded, att
 
     def answer(module, args, kwargs):
         """In the middle of a pass of the rollout, as another thread may."""
-        if isinstance(kwargs.get("past_key_values"), SharedPromptCache) and not found:
+        if isinstance(kwargs.get(CACHE), SharedPromptCache) and not found:
             found.append(None)
             thread = threading.Thread(target=lambda: found.append(generate(model, padded).tolist()))
             thread.start()
