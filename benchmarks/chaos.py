@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output and args.output.resolve()
     os.chdir(ROOT)
     clean_environment(args.work)  # before anything starts threads
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
     preload()
     results = Results(output, args, sys.argv[1:] if argv is None else argv)
     print(f"Runs in {args.work}", flush=True)
@@ -163,7 +165,6 @@ class Results:
 
 def markdown(data: dict) -> str:
     """The tables of a results file."""
-    import signal
 
     counts: dict[tuple, Counter] = {}
     for result in data["cases"].values():

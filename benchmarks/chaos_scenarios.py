@@ -232,7 +232,7 @@ def repeated_sigterm(scene):
     "SIGINT and SIGTERM to `accelerate launch` of one process: nothing is left alive; SIGTERM saves a checkpoint."
 )
 def launcher_signals(scene):
-    longer = ("--max_steps", "20000", "--save_steps", "20000")  # the launcher takes its time to end
+    longer = ("--max_steps", "3000", "--save_steps", "3000")  # the launcher takes its time to end
     for number in (signal.SIGINT, signal.SIGTERM):
         outcome = scene.run(*longer, kind="launch", stop=at("step", number, 3, target="launcher"))
         scene.check(not outcome.left, f"left alive after {signal.Signals(number).name}: {outcome.left}")
