@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 course: $(addprefix course-,$(COURSE))
 
 $(addprefix course-,$(COURSE)): course-%: $(VENV)/.installed
-	$(RUN) recipes/course/$*.py --config recipes/configs/course/$*.yaml
+	$(RUN) recipes/course/$*/run.py --config recipes/configs/course/$*.yaml
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from peft import LoraConfig
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, TinySeekConfig, load_thinking_model
-from hf_evidenceflow.data import build_word_problem_tokenizer, generate_word_problems, load_gsm8k, load_tokenizer
+from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.text import generate_documents, load_documents
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.data.token_blocks import TokenBlocks
-from hf_evidenceflow.experiments.grid_file import load_grid
-from hf_evidenceflow.experiments.plan import make_plan
 from hf_evidenceflow.models.tinyseek import convert_tinyseek
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
+from hf_evidenceflow.recipes.experiments.plan import make_plan
+from hf_evidenceflow.tasks import build_word_problem_tokenizer, generate_word_problems, load_gsm8k
 from hf_evidenceflow.tokenization.encoding import encode_files, load_encoded
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
 

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hf_evidenceflow import CrossLayerLlamaForCausalLM, extra_parameters
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
-from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 SATURATED_LOGIT = 20.0

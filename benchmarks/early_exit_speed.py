@@ -25,7 +25,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
 from hf_evidenceflow import EvidenceFlowConfig, evidence_flow
-from hf_evidenceflow.data import build_word_problem_tokenizer, split_word_problems
 from hf_evidenceflow.early_exit import (
     FULL_DEPTH,
     EarlyExitConfig,
@@ -35,7 +34,8 @@ from hf_evidenceflow.early_exit import (
     exit_sweep,
     in_turn,
 )
-from hf_evidenceflow.reporting import atomic_write_json, git_revision
+from hf_evidenceflow.report.run_record import atomic_write_json, git_revision
+from hf_evidenceflow.tasks import build_word_problem_tokenizer, split_word_problems
 
 
 def parse_arguments(argv):

@@ -13,8 +13,8 @@ import argparse
 from importlib.util import find_spec
 
 from hf_evidenceflow.data import load_split
-from hf_evidenceflow.rewards import GRADERS, MARKER, grade
-from hf_evidenceflow.rewards.golds import gold_text
+from hf_evidenceflow.tasks import GRADERS, MARKER, grade
+from hf_evidenceflow.tasks.golds import gold_text
 
 
 SPLITS = ("test", "train")

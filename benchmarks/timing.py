@@ -13,7 +13,7 @@ import transformers
 from torch.profiler import ProfilerActivity, profile
 
 from hf_evidenceflow.early_exit import in_turn
-from hf_evidenceflow.reporting import git_revision
+from hf_evidenceflow.report.run_record import git_revision
 
 
 def make_parser(description: str, rounds: int | None = None) -> argparse.ArgumentParser:

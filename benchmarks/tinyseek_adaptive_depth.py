@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from hf_evidenceflow import TinySeekForCausalLM
 from hf_evidenceflow.data.text import generate_documents, load_documents
 from hf_evidenceflow.early_exit import FULL_DEPTH, EarlyExitConfig, early_exit, in_turn
-from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 def load(args):

@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from transformers.integrations.moe import grouped_mm_experts_forward
 
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
-from hf_evidenceflow.reporting import atomic_write_json
+from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 REFERENCE, OURS = "published loop over experts", "ours"

@@ -18,14 +18,14 @@ with quiet_imports():  # below the check, as transformers of another version may
 
 
 _EXPORTS = {
-    "callbacks.evidence_flow": ["EvidenceFlow", "evidence_flow"],
-    "callbacks.evidence_flow_arguments": ["EvidenceFlowArguments"],
+    "supervision.evidence_flow": ["EvidenceFlow", "evidence_flow"],
+    "supervision.arguments": ["EvidenceFlowArguments"],
     "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
-    "callbacks.evidence_flow_config": ["EvidenceFlowConfig"],
+    "supervision.config": ["EvidenceFlowConfig"],
     "callbacks.log_file": ["LogFileCallback"],
     "callbacks.router_statistics_callback": ["RouterStatisticsCallback"],
-    "evidence.probe": ["EvidenceProbe", "ProbeResult"],
-    "evidence.router_statistics": ["RouterStatistics"],
+    "probe.probe": ["EvidenceProbe", "ProbeResult"],
+    "models.router_statistics": ["RouterStatistics"],
     "losses.next_token": ["NextTokenTargets"],
     "models.ablation.configuration_ablation": ["AblationLlamaConfig"],
     "models.ablation.modeling_ablation": ["AblationLlamaForCausalLM", "AblationLlamaModel"],

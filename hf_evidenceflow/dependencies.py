@@ -10,7 +10,7 @@ REQUIREMENTS = {
     "torch": ">=2.10",
     "transformers": ">=5.21,<6",
     "trl": ">=1.16,<2",
-    "peft": ">=0.20,<1",
+    "peft": ">=0.21,<1",
     "accelerate": ">=1.14,<2",
 }
 

@@ -141,7 +141,7 @@ def read_json(path: str | os.PathLike, kind: type = dict, remedy: str = REMEDY, 
 def read_json_lines(path: str | os.PathLike, remedy: str = REMEDY) -> list[dict[str, Any]]:
     """
     The objects of a JSON lines file; blank lines are left out. For a log that a crash may have cut, see
-    [`~hf_evidenceflow.evidence.completion_log.read_jsonl`].
+    [`~hf_evidenceflow.evaluation.completion_log.read_jsonl`].
 
     Raises:
         `OSError`: if the file is not there or cannot be read.

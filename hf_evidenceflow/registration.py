@@ -7,8 +7,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .models.ablation.modeling_ablation import AblationLlamaForCausalLM, AblationLlamaModel
 from .models.auto_thinking import THINKING_CLASSES
 from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, CrossLayerLlamaModel
-from .models.thinking_adapters import register_thinking_adapters
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
+from .peft.thinking_adapters import register_thinking_adapters
 
 
 # Causal LM -> its model without a head

@@ -17,14 +17,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import numpy as np
 
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
-from hf_evidenceflow.evidence.completion_log import read_jsonl
-from hf_evidenceflow.evidence.figures import COLOURS, new_figure, save_figure
-from hf_evidenceflow.experiments.findings import (
+from hf_evidenceflow.evaluation.completion_log import read_jsonl
+from hf_evidenceflow.files import read_json_lines
+from hf_evidenceflow.recipes.experiments.findings import (
     Finding,
     TrainedRun,
     corrected,
@@ -38,8 +38,8 @@ from hf_evidenceflow.experiments.findings import (
     late_gradient,
     late_gradient_spread,
 )
-from hf_evidenceflow.files import read_json_lines
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
+from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 
 
 COMPARISONS = {

@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
-from hf_evidenceflow.evidence.completion_log import read_jsonl
-from hf_evidenceflow.evidence.curves import plot_training_curves
-from hf_evidenceflow.experiments.contrasts import contrast_arms, contrast_problems
-from hf_evidenceflow.experiments.grid import Grid
-from hf_evidenceflow.experiments.grid_file import load_grid
-from hf_evidenceflow.experiments.launcher import LaunchOptions
-from hf_evidenceflow.experiments.report import write_report
-from hf_evidenceflow.experiments.runner import ExperimentRunner
-from hf_evidenceflow.experiments.runs import is_number
-from hf_evidenceflow.experiments.summary import SAMPLES_NAME
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
+from hf_evidenceflow.evaluation.completion_log import read_jsonl
+from hf_evidenceflow.recipes.experiments.contrasts import contrast_arms, contrast_problems
+from hf_evidenceflow.recipes.experiments.grid import Grid
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
+from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions
+from hf_evidenceflow.recipes.experiments.report import write_report
+from hf_evidenceflow.recipes.experiments.runner import ExperimentRunner
+from hf_evidenceflow.recipes.experiments.runs import is_number
+from hf_evidenceflow.recipes.experiments.summary import SAMPLES_NAME
+from hf_evidenceflow.report.curves import plot_training_curves
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 
 
 MEANS = {

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import torch
 from datasets import Dataset
@@ -29,22 +29,23 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME, LogFileCallback
-from hf_evidenceflow.data import (
+from hf_evidenceflow.callbacks.training_clock import TrainingClock
+from hf_evidenceflow.evaluation.completions import generate_completions
+from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.report.run_record import atomic_write_text
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.tasks import (
     build_graph_tokenizer,
     build_word_problem_tokenizer,
+    grade,
+    gsm8k_reward,
     make_careless,
     make_sloppy,
     prepare_gsm8k,
     split_graph_problems,
     split_word_problems,
 )
-from hf_evidenceflow.evidence.evaluation import generate_completions
-from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.reporting import atomic_write_text
-from hf_evidenceflow.rewards import grade, gsm8k_reward
-from hf_evidenceflow.run_folder.exit_codes import run_recipe
-from hf_evidenceflow.run_folder.training_run import training_run
-from hf_evidenceflow.trainers.training_clock import TrainingClock
 
 
 TASKS = {

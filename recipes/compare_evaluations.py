@@ -12,12 +12,12 @@ The folders are those of `recipes/evaluate_gsm8k.py`; the difference is second m
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from rich.console import Console
 from rich.table import Table
 
-from hf_evidenceflow.evidence.intervals import paired_difference
+from hf_evidenceflow.evaluation.intervals import paired_difference
 from hf_evidenceflow.files import read_json_lines
 
 

@@ -22,17 +22,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
-import run_experiment
 from scipy.stats import spearmanr
 
-from hf_evidenceflow.evidence.extra_parameter_report import write_parameter_report
-from hf_evidenceflow.experiments.grid_file import load_grid
-from hf_evidenceflow.experiments.statistics import mean_t_interval, paired_t_difference
+from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_checkpoint
-from hf_evidenceflow.reporting import atomic_write_text
+from hf_evidenceflow.recipes import run_experiment
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
+from hf_evidenceflow.report.extra_parameter_report import write_parameter_report
+from hf_evidenceflow.report.run_record import atomic_write_text
 
 
 GRID = "recipes/configs/run_experiment/crosslayer.yaml"

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import torch
 from datasets import Dataset
@@ -29,15 +29,21 @@ from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
-from hf_evidenceflow.data import build_word_problem_tokenizer, make_sloppy, prepare_gsm8k, split_word_problems
-from hf_evidenceflow.evidence.curves import plot_training_curves
-from hf_evidenceflow.evidence.evaluation import generate_completions
-from hf_evidenceflow.evidence.intervals import mean_interval, pass_at_k, proportion_interval
-from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
-from hf_evidenceflow.rewards import grade, gsm8k_reward
+from hf_evidenceflow.evaluation.completions import generate_completions
+from hf_evidenceflow.evaluation.intervals import mean_interval, pass_at_k, proportion_interval
+from hf_evidenceflow.report.curves import plot_training_curves
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
+from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.tasks import (
+    build_word_problem_tokenizer,
+    grade,
+    gsm8k_reward,
+    make_sloppy,
+    prepare_gsm8k,
+    split_word_problems,
+)
 
 
 MAX_NEW_TOKENS = 28

@@ -25,7 +25,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import torch
 from transformers import set_seed
@@ -43,7 +43,7 @@ from hf_evidenceflow.early_exit import (
 )
 from hf_evidenceflow.early_exit.report import draw_exits, exit_tables, print_tables
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 

@@ -27,29 +27,29 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from datasets import Dataset
 from rich.console import Console
 from tqdm import tqdm
 from transformers import set_seed
 
-from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
-from hf_evidenceflow.data.gsm8k import load_gsm8k
-from hf_evidenceflow.evidence.accuracy import accuracy_table, summarise_completions
-from hf_evidenceflow.evidence.completion_log import CompletionLog, claim_folder
-from hf_evidenceflow.evidence.evaluation import (
+from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarise_completions
+from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
+from hf_evidenceflow.evaluation.completion_log import CompletionLog, claim_folder
+from hf_evidenceflow.evaluation.completions import (
     generate_completions,
     plan_batches,
     render_prompts,
     weights_fingerprint,
 )
-from hf_evidenceflow.evidence.evaluation_card import Evaluation, add_evaluation, why_no_card
-from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.model_card import Sample
+from hf_evidenceflow.evaluation.evaluation_card import Evaluation, add_evaluation, why_no_card
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.reporting import atomic_write_json, run_record
-from hf_evidenceflow.rewards.gsm8k import GRADERS, extract_answer, gold_rule, grade
+from hf_evidenceflow.report.model_card import Sample
+from hf_evidenceflow.report.run_record import atomic_write_json, run_record
+from hf_evidenceflow.report.samples import print_samples
+from hf_evidenceflow.tasks.gsm8k import load_gsm8k
+from hf_evidenceflow.tasks.gsm8k_reward import GRADERS, extract_answer, gold_rule, grade
 
 
 # These change what is reported, not what is generated.

@@ -27,7 +27,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from rich.console import Console
 from rich.table import Table
@@ -36,24 +36,24 @@ from transformers import set_seed
 
 import hf_evidenceflow  # noqa: F401  registers the model types
 from hf_evidenceflow.data import load_split
-from hf_evidenceflow.data.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents
 from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.data.token_ids import check_token_ids
-from hf_evidenceflow.evidence.continuations import continue_prompts, mean_repetition, repetition_table
-from hf_evidenceflow.evidence.evaluation import render_prompts
-from hf_evidenceflow.evidence.router_statistics import RouterStatistics, expert_modules
-from hf_evidenceflow.evidence.text_perplexity import (
+from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
+from hf_evidenceflow.evaluation.completions import render_prompts
+from hf_evidenceflow.evaluation.continuations import continue_prompts, mean_repetition, repetition_table
+from hf_evidenceflow.evaluation.perplexity import (
     bits_per_byte,
     perplexity_tables,
     position_limit,
     score_long_text,
     score_text,
 )
-from hf_evidenceflow.evidence.top_predictions import prediction_table, top_predictions
 from hf_evidenceflow.files import read_lines, readable_file
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
+from hf_evidenceflow.models.router_statistics import RouterStatistics, expert_modules
+from hf_evidenceflow.probe.top_predictions import prediction_table, top_predictions
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, run_record
 
 
 CONTEXT_LENGTHS = (128, 256, 512, 1024, 2048)

@@ -25,19 +25,28 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from transformers import set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer
-from hf_evidenceflow.data import load_arc_challenge, load_gsm8k, load_math, load_mmlu_stem, load_open_qa
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
-from hf_evidenceflow.evidence.curves import plot_training_curves
-from hf_evidenceflow.evidence.samples import print_samples
-from hf_evidenceflow.rewards import gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
+from hf_evidenceflow.report.curves import plot_training_curves
+from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.tasks import (
+    gsm8k_reward,
+    load_arc_challenge,
+    load_gsm8k,
+    load_math,
+    load_mmlu_stem,
+    load_open_qa,
+    math_reward,
+    multiple_choice_reward,
+    open_qa_reward,
+)
 
 
 TASKS = {

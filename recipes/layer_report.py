@@ -16,20 +16,20 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import torch
-from pretrain_clm import ScriptArguments, load_data
 
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
-from hf_evidenceflow.evidence.probe import EvidenceProbe
-from hf_evidenceflow.experiments.grid import Cell
-from hf_evidenceflow.experiments.grid_file import load_grid
-from hf_evidenceflow.experiments.layer_report import add_perplexity, layer_table, plot_layers
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.reporting import atomic_write_text, read_run_record, to_plain
+from hf_evidenceflow.probe.probe import EvidenceProbe
+from hf_evidenceflow.recipes.experiments.grid import Cell
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
+from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, layer_table, plot_layers
+from hf_evidenceflow.recipes.pretrain_clm import ScriptArguments, load_data
+from hf_evidenceflow.report.run_record import atomic_write_text, read_run_record, to_plain
 
 
 @dataclass

@@ -25,16 +25,16 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from rich.console import Console
 
-from hf_evidenceflow.evidence.curves import load_log_history
-from hf_evidenceflow.evidence.figures import COLOURS
-from hf_evidenceflow.evidence.html_page import html_page, html_picture, html_table
-from hf_evidenceflow.evidence.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves
-from hf_evidenceflow.evidence.run_metrics import run_metrics
-from hf_evidenceflow.reporting import atomic_write_json, atomic_write_text, run_record
+from hf_evidenceflow.report.curves import load_log_history
+from hf_evidenceflow.report.figures import COLOURS
+from hf_evidenceflow.report.html_page import html_page, html_picture, html_table
+from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves
+from hf_evidenceflow.report.run_metrics import run_metrics
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, run_record
 
 
 CAPTIONS = {

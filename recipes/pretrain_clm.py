@@ -34,28 +34,29 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import set_seed
 
 import hf_evidenceflow
-from hf_evidenceflow.callbacks.evidence_flow_arguments import EvidenceFlowArguments
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.callbacks.router_statistics_callback import RouterStatisticsCallback
-from hf_evidenceflow.data import generate_word_problems, load_split
+from hf_evidenceflow.data import load_split
 from hf_evidenceflow.data.packing import PACKINGS, pack_rows
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents, split_documents
 from hf_evidenceflow.data.token_blocks import TokenBlocks
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer as load_saved_tokenizer
-from hf_evidenceflow.evidence.router_statistics import expert_modules
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.models.loading import load_checkpoint
+from hf_evidenceflow.models.router_statistics import expert_modules
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.supervision.arguments import EvidenceFlowArguments
+from hf_evidenceflow.tasks import generate_word_problems
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation
 from hf_evidenceflow.trainers.pretraining_config import PretrainingConfig
@@ -317,7 +318,7 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
                 f"{metrics['train_seconds']:.1f} s of training"
             )
             if script_args.plot:
-                from hf_evidenceflow.evidence.run_curves import plot_run_curves
+                from hf_evidenceflow.report.run_curves import plot_run_curves
 
                 label = evidence_config.objective if evidence_config is not None else "plain"
                 path = Path(training_args.output_dir) / "curves.png"

@@ -18,8 +18,7 @@ Outputs: as of `pretrain_clm.py`.
 
 from dataclasses import dataclass
 
-import pretrain_clm
-
+from hf_evidenceflow.recipes import pretrain_clm
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

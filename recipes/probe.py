@@ -21,17 +21,17 @@ Outputs, in `output_dir`:
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from rich.console import Console
 
-from hf_evidenceflow.evidence.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
-from hf_evidenceflow.evidence.probe import EvidenceProbe
-from hf_evidenceflow.evidence.probe_page import write_probe_page
-from hf_evidenceflow.evidence.probe_table import layer_table, write_tables
 from hf_evidenceflow.files import read_text
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.probe.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
+from hf_evidenceflow.probe.page import write_probe_page
+from hf_evidenceflow.probe.probe import EvidenceProbe
+from hf_evidenceflow.probe.table import layer_table, write_tables
+from hf_evidenceflow.report.run_record import run_record
 
 
 DEFAULT_TEXT = "The old clock on the wall had stopped at noon, so nobody in the house knew what time it was."

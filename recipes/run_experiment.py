@@ -17,8 +17,8 @@ python recipes/run_experiment.py --config grid.yaml --output_dir outputs/experim
 python recipes/run_experiment.py --config grid.yaml --output_dir outputs/experiment --report true
 ```
 
-The keys of the grid: `hf_evidenceflow.experiments.grid_file.load_grid`. `smoke.yaml` takes about three minutes on two
-CPU cores, offline.
+The keys of the grid: [`~recipes.experiments.grid_file.load_grid`]. `smoke.yaml` takes about three minutes on two CPU
+cores, offline.
 
 Outputs, in `output_dir`:
 - `status.html`: the live page (reloads itself); `results.jsonl`: one row for each finished run;
@@ -31,13 +31,13 @@ The exit code is 1 if a run failed, 130 after Ctrl-C, 143 after SIGTERM.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
-from hf_evidenceflow.experiments.grid_file import load_grid
-from hf_evidenceflow.experiments.launcher import LaunchOptions
-from hf_evidenceflow.experiments.report import write_report
-from hf_evidenceflow.experiments.runner import ExperimentRunner
 from hf_evidenceflow.files import parse_json
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
+from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions
+from hf_evidenceflow.recipes.experiments.report import write_report
+from hf_evidenceflow.recipes.experiments.runner import ExperimentRunner
 from hf_evidenceflow.run_folder.termination import Terminated
 
 

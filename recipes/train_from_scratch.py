@@ -19,18 +19,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTTrainer
 
-from hf_evidenceflow.data import generate_word_problems, load_gsm8k, prepare_gsm8k
-from hf_evidenceflow.reporting import atomic_write_text
+from hf_evidenceflow.report.run_record import atomic_write_text
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.resumable_trainer import ResumableTrainerMixin
 from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.tasks import generate_word_problems, load_gsm8k, prepare_gsm8k
 from hf_evidenceflow.trainers.precision import DeviceSFTConfig
 
 

@@ -16,12 +16,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from transformers import AutoTokenizer
 
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
-from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.tokenization.training import train_tokenizer
 
 

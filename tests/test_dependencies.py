@@ -1,13 +1,10 @@
 import configparser
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from hf_evidenceflow import dependencies
 from hf_evidenceflow.dependencies import REQUIREMENTS, check_versions
-
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_installed_versions_are_supported():

@@ -5,9 +5,9 @@ from pathlib import Path
 from transformers import Trainer
 
 from ..run_folder.checkpointed_callback import CheckpointedCallback, checkpoint_of
-from .evidence_flow import EvidenceFlow
-from .evidence_flow_config import EvidenceFlowConfig, resolve_config
-from .own_parameters import OwnParameters
+from ..supervision.config import EvidenceFlowConfig, resolve_config
+from ..supervision.evidence_flow import EvidenceFlow
+from ..supervision.own_parameters import OwnParameters
 
 
 LOG_NAME = "evidence_flow_log_{rank}.json"

@@ -1,8 +1,8 @@
 """Statistics of a mixture of experts in the Trainer's log."""
 
-from ..evidence.router_statistics import RouterStatistics
 from ..files import read_json
-from ..reporting import atomic_write_json
+from ..models.router_statistics import RouterStatistics
+from ..report.run_record import atomic_write_json
 from ..run_folder.checkpointed_callback import CheckpointedCallback, checkpoint_of
 
 

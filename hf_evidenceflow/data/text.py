@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import read_text
+from ..tasks.word_problems import split_word_problems
 from .loading import data_format, load_split
-from .word_problems import split_word_problems
 
 
 END_OF_TEXT = "<|endoftext|>"

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers.utils import logging
 
 from ..files import check_fields, read_json
-from ..reporting import atomic_write_json
+from ..report.run_record import atomic_write_json
 from .text_tokenizer import train_text_tokenizer, wrap_tokenizer
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Subset
 
+from ..tasks.prompts import render_prompt
 from .packing import TokenRows
-from .prompts import render_prompt
 from .token_blocks import TokenBlocks
 
 

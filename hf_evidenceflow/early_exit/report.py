@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ..evidence.figures import COLOURS, new_figure, save_figure
+from ..report.figures import COLOURS, new_figure, save_figure
 
 
 def exit_tables(

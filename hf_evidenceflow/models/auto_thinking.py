@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from transformers import AutoConfig
 
-from .adapter_file import read_adapter
+from ..peft.adapter_file import read_adapter
 from .thinking.configuration_thinking import ThinkingConfigMixin
 from .thinking.modeling_thinking_llama import ThinkingLlamaForCausalLM
 from .thinking.modeling_thinking_qwen2 import ThinkingQwen2ForCausalLM

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import cached_file
 
 from ..data.tokenizer_loading import load_tokenizer
-from .adapter_file import read_adapter
+from ..peft.adapter_file import read_adapter
 from .weights import check_adapter, check_model_folder, load_checked, naming_folder
 
 

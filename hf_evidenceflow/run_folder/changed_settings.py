@@ -2,7 +2,7 @@
 
 import logging
 
-from ..reporting import to_plain
+from ..report.run_record import to_plain
 
 
 logger = logging.getLogger(__name__)

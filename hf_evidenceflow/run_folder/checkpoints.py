@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import read_json
 from ..models.weights import broken_weights
-from ..reporting import RUN_RECORD_NAME, read_run_record
+from ..report.run_record import RUN_RECORD_NAME, read_run_record
 from .manifest import has_manifest, manifest_problem
 from .rotation import checkpoint_step, clean_leftovers, list_checkpoints, remove_checkpoint
 

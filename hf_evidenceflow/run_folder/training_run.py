@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..reporting import RunRecord, run_record
+from ..report.run_record import RunRecord, run_record
 from .checkpoints import last_whole_checkpoint, resolve_output_dir
 from .launcher_watch import end_with_launcher
 from .lock import hold_folder
@@ -26,7 +26,7 @@ class TrainingRun:
             Output folder.
         checkpoint (`str`, *optional*):
             What to pass to `trainer.train(resume_from_checkpoint=...)`; `None` for a new run.
-        record ([`~hf_evidenceflow.reporting.RunRecord`]):
+        record ([`~hf_evidenceflow.report.run_record.RunRecord`]):
             Its run record.
     """
 
@@ -56,7 +56,7 @@ def training_run(
         resume_from_checkpoint, overwrite:
             As in [`~run_folder.checkpoints.resolve_output_dir`].
         **configs:
-            As in [`~hf_evidenceflow.reporting.run_record`].
+            As in [`~hf_evidenceflow.report.run_record.run_record`].
 
     Yields:
         [`TrainingRun`]: The run.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..files import read_json
-from ..reporting import atomic_write_text
+from ..report.run_record import atomic_write_text
 
 
 UNLOGGED_NAME = "unlogged_{rank}.json"

@@ -17,7 +17,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ..files import check_fields, read_array, read_json
-from ..reporting import atomic_write_json
+from ..report.run_record import atomic_write_json
 from .byte_level_codec import ByteLevelCodec, tokenizer_checksum
 from .pretokens import PIECE_BYTES, all_pieces, cut
 

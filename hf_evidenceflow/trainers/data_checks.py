@@ -7,9 +7,9 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
-from ..data.prompts import prompt_length
 from ..data.token_ids import check_prompt_tokens
-from ..rewards.golds import check_golds
+from ..tasks.golds import check_golds
+from ..tasks.prompts import prompt_length
 
 
 # What TRL hands to each reward function next to the columns

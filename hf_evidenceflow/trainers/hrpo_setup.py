@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from ..models.auto_thinking import thinking_class
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
 from ..models.thinking.thinking_residual import THINKING_MODULES, Float32Module, thinking_modules_in_use
-from ..models.thinking_adapters import METHODS, ThinkingAdapterConfig
+from ..peft.thinking_adapters import METHODS, ThinkingAdapterConfig
 
 
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

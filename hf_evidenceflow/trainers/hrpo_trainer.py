@@ -21,13 +21,14 @@ from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import get_config_model_id
 
-from ..data.prompts import filter_long_prompts, prompt_length
+from ..callbacks.rollout_guards import RolloutGuard
 from ..data.tokenizer_loading import load_tokenizer
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from ..tasks.prompts import filter_long_prompts, prompt_length
 from .data_checks import check_data, check_prompt
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
@@ -43,7 +44,6 @@ from .length_buckets import join_buckets, length_buckets
 from .model_card_mixins import RewardModelCardMixin
 from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
 from .policy import SyncReferenceCallback, load_policy, plain_init_kwargs
-from .rollout_guards import RolloutGuard
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_groups import thinking_group_specs
 from .thinking_metrics import (

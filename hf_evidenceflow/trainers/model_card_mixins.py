@@ -6,8 +6,8 @@ from pathlib import Path
 
 from accelerate.utils import is_peft_model
 
-from ..evidence.intervals import mean_interval
-from ..model_card import CardContent, Sample, generation_snippet, write_model_card
+from ..evaluation.intervals import mean_interval
+from ..report.model_card import CardContent, Sample, generation_snippet, write_model_card
 
 
 _SETTINGS = (

@@ -14,7 +14,7 @@ from numbers import Real
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from .parameter_group_watch import ParameterGroupWatch, parameter_group_table
+from ..callbacks.parameter_group_watch import ParameterGroupWatch, parameter_group_table
 
 
 __all__ = [

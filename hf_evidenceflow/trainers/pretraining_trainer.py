@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
+from ..callbacks.training_clock import TrainingClock
 from ..data.token_ids import check_rows
-from ..evidence.router_statistics import RouterStatistics, expert_modules
 from ..models.crosslayer.extra_parameters import no_decay_names
+from ..models.router_statistics import RouterStatistics, expert_modules
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .hub_code_mixin import HubCodeMixin
 from .model_card_mixins import ModelCardMixin
 from .schedules import WARMUP_EXPONENTIAL, warmup_exponential
-from .training_clock import TrainingClock
 
 
 IGNORE_INDEX = -100

@@ -7,7 +7,7 @@ from tiny_tinyseek import tiny_tinyseek
 from transformers import Trainer, TrainingArguments
 
 from hf_evidenceflow import RouterStatisticsCallback
-from hf_evidenceflow.evidence.run_curves import plot_run_curves
+from hf_evidenceflow.report.run_curves import plot_run_curves
 
 
 def train(model, tmp_path, resume=None, **arguments):

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GraniteConfig, OPTConfig
 
 from hf_evidenceflow import EvidenceFlowConfig, decoder_parts, record_layer_states
-from hf_evidenceflow.callbacks.evidence_flow import EvidenceFlow
+from hf_evidenceflow.supervision.evidence_flow import EvidenceFlow
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from repository import HELPERS
 from tiny_models import TINY
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -388,7 +389,7 @@ def test_hrpo_trains_the_thinking_modules_of_a_model_of_the_real_unsloth(plain_c
     for name in ("tokenizer.json", "tokenizer_config.json"):
         Path(folder, name).write_bytes(Path(plain_checkpoint, name).read_bytes())
     switch = {"UNSLOTH_FORCE_CPU": "1"} if backend == "cpu" else {"UNSLOTH_ALLOW_CPU": "1"}
-    worker = str(Path(__file__).with_name("unsloth_worker.py"))
+    worker = str(HELPERS / "unsloth_worker.py")
     run = subprocess.run(
         [sys.executable, worker, folder, backend, str(tmp_path)],
         capture_output=True,

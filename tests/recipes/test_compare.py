@@ -2,13 +2,12 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import RECIPES
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = RECIPES / "configs" / "compare"
 
 

@@ -4,15 +4,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from hf_evidenceflow.arguments import RecipeParser
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import pytest
 import yaml
+from repository import RECIPES
 
-from hf_evidenceflow.experiments.grid_file import load_grid
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = RECIPES / "configs"
 # Bases of grids, in folders of their own
 BASES = {"ablation/paper.yaml", "ablation/small.yaml", "crosslayer_sweep/study.yaml", "pretrain_clm/loss_p.yaml"}
@@ -39,7 +39,6 @@ def parse(monkeypatch):
         raise ParsedError(original(self, *args, **kwargs))
 
     monkeypatch.setattr(RecipeParser, "parse_args_and_config", parse_and_stop)
-    monkeypatch.syspath_prepend(str(RECIPES))  # some recipes import another one
 
     def parse(recipe: Path, config: Path, *options: str):
         spec = importlib.util.spec_from_file_location(f"{recipe.stem}_of_configs", recipe)
@@ -62,7 +61,7 @@ def test_the_recipe_reads_its_config(name, parse, tmp_path):
     if name in BASES:
         recipe = RECIPES / "pretrain_clm.py"
     elif folder == "course":
-        recipe = RECIPES / "course" / f"{Path(name).stem}.py"
+        recipe = RECIPES / "course" / Path(name).stem / "run.py"
     else:
         recipe = RECIPES / f"{folder}.py"
     given = yaml.safe_load((CONFIGS / name).read_text())

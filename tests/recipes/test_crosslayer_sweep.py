@@ -2,13 +2,10 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import yaml
-
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from repository import RECIPES
 
 
 @pytest.fixture
@@ -45,7 +42,7 @@ def test_the_rank_correlation_is_that_of_the_common_variants(recipe):
 
 
 def test_the_grid_has_all_variants_and_decay_on_learned_scales(recipe):
-    from hf_evidenceflow.experiments.grid_file import load_grid
+    from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 
     cells = [cell.levels for cell in load_grid(recipe.GRID).cells]
     assert len({cell["variant"] for cell in cells}) == 17

@@ -2,15 +2,15 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from repository import RECIPES
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import load_thinking_model
-from hf_evidenceflow.model_card import CardContent, write_model_card
+from hf_evidenceflow.report.model_card import CardContent, write_model_card
 
 
 PROBLEMS = [
@@ -33,7 +33,7 @@ def single_thread():
 
 @pytest.fixture(scope="module")
 def recipe():
-    path = Path(__file__).parents[2] / "recipes" / "evaluate_gsm8k.py"
+    path = RECIPES / "evaluate_gsm8k.py"
     spec = importlib.util.spec_from_file_location("evaluate_gsm8k", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -3,17 +3,16 @@
 import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from repository import RECIPES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hf_evidenceflow import TinySeekConfig, TinySeekForCausalLM
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIG = RECIPES / "configs/evaluate_lm/smoke.yaml"
 TEXT = "Ann has 2 eggs and buys 3. " * 12
 PARTS = ("perplexity", "long_text", "top_predictions", "continuations")

@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from repository import RECIPES
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import (
@@ -19,7 +19,7 @@ from hf_evidenceflow import (
 
 @pytest.fixture(scope="module")
 def generate():
-    path = Path(__file__).parents[2] / "recipes" / "generate.py"
+    path = RECIPES / "generate.py"
     spec = importlib.util.spec_from_file_location("generate_recipe", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

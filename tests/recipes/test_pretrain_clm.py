@@ -2,19 +2,18 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from repository import RECIPES
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evidenceflow.reporting import read_run_record
+from hf_evidenceflow.report.run_record import read_run_record
 from hf_evidenceflow.run_folder.manifest import write_manifest
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIG = RECIPES / "configs/pretrain_clm/smoke.yaml"
 TIMES = {
     f"{mode}_{name}" for mode in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")

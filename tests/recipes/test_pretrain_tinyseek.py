@@ -2,15 +2,14 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
+from repository import RECIPES
 
 from hf_evidenceflow import TinySeekForCausalLM
-from hf_evidenceflow.reporting import read_run_record
+from hf_evidenceflow.report.run_record import read_run_record
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = RECIPES / "configs/pretrain_tinyseek"
 SMALL = {
     "hidden_size": 8,
@@ -70,7 +69,7 @@ def test_a_bad_size_is_an_error_that_names_it(recipe, tmp_path):
 
 
 def test_the_published_settings_are_read(recipe):
-    import pretrain_clm
+    from hf_evidenceflow.recipes import pretrain_clm
 
     parsed = pretrain_clm.RecipeParser(
         (recipe.TinySeekScriptArguments, pretrain_clm.EvidenceFlowArguments, pretrain_clm.PretrainingConfig)

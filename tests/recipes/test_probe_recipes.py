@@ -2,17 +2,17 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from repository import RECIPES
 from transformers import AutoModelForCausalLM
 
-from hf_evidenceflow.reporting import read_run_record
+from hf_evidenceflow.report.run_record import read_run_record
 
 
 def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "recipes" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,13 +1,13 @@
 import importlib
 import json
-from pathlib import Path
 
 import pytest
+from repository import RECIPES
 
 
 @pytest.fixture
 def recipes(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+    monkeypatch.syspath_prepend(str(RECIPES))
     return importlib.import_module("tokenize_corpus"), importlib.import_module("pretrain_clm")
 
 

@@ -1,12 +1,12 @@
 import importlib
 import json
-from pathlib import Path
 
+from repository import RECIPES
 from transformers import AutoTokenizer
 
 
 def test_a_tokenizer_is_trained_on_generated_text(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+    monkeypatch.syspath_prepend(str(RECIPES))
     recipe = importlib.import_module("train_tokenizer")
     arguments = ["--vocab_size", "300", "--documents", "30", "--processes", "1", "--tie_rule", "greatest"]
     recipe.main(["--output_dir", str(tmp_path), *arguments])

@@ -3,20 +3,17 @@
 import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from repository import RECIPES
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_evidenceflow import HRPOTrainer, load_thinking_model
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.reporting import read_run_record
-
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from hf_evidenceflow.report.run_record import read_run_record
 
 
 def load_recipe(name):

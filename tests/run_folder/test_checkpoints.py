@@ -1,12 +1,10 @@
 import json
 import logging
 
-import numpy as np
 import pytest
-import torch
-from safetensors.numpy import save_file
+from checkpoint_folder import make_checkpoint
 
-from hf_evidenceflow.reporting import run_record
+from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.run_folder import checkpoints
 from hf_evidenceflow.run_folder.checkpoints import (
     broken_weights,
@@ -16,18 +14,6 @@ from hf_evidenceflow.run_folder.checkpoints import (
     resolve_output_dir,
 )
 from hf_evidenceflow.run_folder.manifest import MANIFEST_NAME, write_manifest
-
-
-def make_checkpoint(output_dir, step):
-    path = output_dir / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    save_file({"w": np.zeros((3, 5), dtype=np.float32)}, path / "model.safetensors")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        torch.save({"step": step}, path / name)
-    (path / "config.json").write_text("{}")
-    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    write_manifest(path)
-    return path
 
 
 def cut(path):

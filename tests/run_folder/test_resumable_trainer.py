@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
-from hf_evidenceflow.evidence.completion_log import read_jsonl
+from hf_evidenceflow.evaluation.completion_log import read_jsonl
 from hf_evidenceflow.run_folder import termination
 from hf_evidenceflow.run_folder.checkpointed_callback import CheckpointedCallback
 from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint

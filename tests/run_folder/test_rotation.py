@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from test_checkpoints import make_checkpoint
+from checkpoint_folder import make_checkpoint
 
 from hf_evidenceflow.run_folder import rotation
 from hf_evidenceflow.run_folder.rotation import STAGING_FOLDER, clean_leftovers, list_checkpoints, rotate

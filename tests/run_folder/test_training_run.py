@@ -8,20 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from repository import RECIPES
 
-from hf_evidenceflow import reporting
-from hf_evidenceflow.reporting import read_run_record
+from hf_evidenceflow.report import run_record as reporting
+from hf_evidenceflow.report.run_record import read_run_record
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.lock import OWNER_NAME, FolderInUseError, folder_owner
 from hf_evidenceflow.run_folder.termination import Terminated
 from hf_evidenceflow.run_folder.training_run import training_run
-
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def status(folder):

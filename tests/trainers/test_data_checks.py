@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from saved_rollouts_worker import make_trainer
 
-from hf_evidenceflow.rewards import gsm8k_reward
+from hf_evidenceflow.tasks import gsm8k_reward
 from hf_evidenceflow.trainers.data_checks import check_columns, check_prompts
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
 from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer

@@ -2,21 +2,19 @@
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from launching import launch
+from repository import RECIPES
 from safetensors.torch import load_file
 
 from hf_evidenceflow import load_thinking_model
 
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
+CONFIGS = RECIPES / "accelerate"
 
 
 @pytest.mark.parametrize(
@@ -31,20 +29,6 @@ CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 )
 def test_accelerate_reads_the_config_file(name, kind):
     assert load_config_from_file(str(CONFIGS / f"{name}.yaml")).distributed_type == kind
-
-
-def launch(worker, *arguments, processes=2, **environment):
-    # By default the launcher's store keeps the addresses of dead processes, and gloo waits for those
-    environment = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **environment}
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--max-restarts=3"]
-    return subprocess.run(
-        [sys.executable, *command, str(Path(__file__).with_name(worker)), *map(str, arguments)],
-        env={**os.environ, **environment},
-        timeout=240,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ from hf_evidenceflow import (
     ThinkingQwen2ForCausalLM,
     load_thinking_model,
 )
-from hf_evidenceflow.evidence.evaluation import render_prompts
-from hf_evidenceflow.rewards import gsm8k_reward
+from hf_evidenceflow.evaluation.completions import render_prompts
+from hf_evidenceflow.tasks import gsm8k_reward
 
 
 THINKING = ("thinking_residual_gate_r", "thinking_residual_gate_i", "thinking_residual_Lambda", "thinking_projection")

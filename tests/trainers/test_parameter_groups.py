@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from hf_evidenceflow.trainers import parameter_group_watch
+from hf_evidenceflow.callbacks import parameter_group_watch
 from hf_evidenceflow.trainers.parameter_groups import (
     ParameterGroupSpec,
     ParameterGroupWatch,

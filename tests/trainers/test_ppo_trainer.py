@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from hf_evidenceflow.rewards import gsm8k_reward
+from hf_evidenceflow.tasks import gsm8k_reward
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
 from hf_evidenceflow.trainers.ppo_trainer import VALUE_HEAD_NAME, PPOTrainer
 

@@ -89,7 +89,7 @@ def test_validation_data_without_a_token_to_predict_is_an_error(tmp_path):
 def test_only_training_is_on_the_clock(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, make_rows((7,) * 4), max_steps=3, eval_steps=1, logging_steps=1)
     now = [0.0]
-    monkeypatch.setattr("hf_evidenceflow.trainers.training_clock.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("hf_evidenceflow.callbacks.training_clock.time.perf_counter", lambda: now[0])
     step, evaluate = trainer.training_step, trainer.evaluate
 
     def slow(function, seconds):

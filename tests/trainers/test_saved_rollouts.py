@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from launching import launch
 from saved_rollouts_worker import RecordsPlaces, make_trainer
-from test_hrpo_distributed import launch
 
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
 from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer

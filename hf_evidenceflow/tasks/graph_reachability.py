@@ -1,0 +1,220 @@
+"""Makes problems of search in a graph: which of two nodes can be reached, in GSM8K's format and without any download.
+
+In the manner of ProsQA (Hao et al. 2024, Coconut, arXiv 2412.06769). A problem holds two graphs made by one rule and
+asks from the root of one of them; the wrong answer lies in the other graph, as deep below its root. Degrees, names and
+places in the text thus say nothing about the answer, and only the edges do.
+"""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+
+from .distinct_problems import distinct_problems
+from .text import MARKER
+
+
+def generate_graph_problems(
+    n: int, seed: int = 0, nodes: int = 6, extra_edges: int = 2, depth: int = 3, names: int = 20
+) -> list[dict]:
+    """
+    Different search problems with their solutions, in the format of GSM8K.
+
+    A question lists the edges of two graphs, then the root and the two candidates: `3>7;12>4;...?3:9,4`. A solution
+    has one line for each edge of a shortest path, then the marker and the node that can be reached: `3>7`, `7>9`,
+    `#### 9`.
+
+    Args:
+        n (`int`):
+            Number of problems.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the problems; the same seed gives the same problems, and the first of a longer list.
+        nodes (`int`, *optional*, defaults to `6`):
+            Nodes of each of the two graphs, above `depth`.
+        extra_edges (`int`, *optional*, defaults to `2`):
+            Edges of each graph besides those of its tree, at most; one drawn twice counts once.
+        depth (`int`, *optional*, defaults to `3`):
+            Edges on the shortest path from a root to its candidate.
+        names (`int`, *optional*, defaults to `20`):
+            Numbers to name the nodes with, from 0; at least two for each node.
+
+    Returns:
+        `list[dict]`: rows with the texts `question`, unlike in all rows, and `answer`.
+
+    Raises:
+        `ValueError`: if an argument is out of its range, or if the settings do not allow so many different problems.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import generate_graph_problems
+
+    >>> problem = generate_graph_problems(1, nodes=4, depth=2)[0]
+    >>> problem["answer"].splitlines()[-1].startswith("#### ")
+    True
+    ```
+    """
+    for name, value, least in (("n", n, 0), ("depth", depth, 1), ("nodes", nodes, depth + 1)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if extra_edges < 0:
+        raise ValueError(f"`extra_edges` must be at least 0, got {extra_edges}.")
+    if names < 2 * nodes:
+        raise ValueError(f"`names` must be at least {2 * nodes} for two graphs of {nodes} nodes, got {names}.")
+    rng = random.Random(seed)
+    settings = f"`nodes={nodes}`, `depth={depth}` and `names={names}`"
+    return distinct_problems(n, lambda: _draw(rng, nodes, extra_edges, depth, names), settings)
+
+
+def split_graph_problems(train: int, test: int, seed: int = 0, **settings) -> dict[str, list[dict]]:
+    """
+    Problems for training and for testing; no question is in both.
+
+    Args:
+        train (`int`):
+            Number of problems for training.
+        test (`int`):
+            Number of problems for testing. They do not depend on how many there are for training.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the problems.
+        **settings:
+            Further arguments of [`generate_graph_problems`].
+
+    Returns:
+        `dict[str, list[dict]]`: rows under `"train"` and `"test"`.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import split_graph_problems
+
+    >>> splits = split_graph_problems(train=100, test=20, depth=2)
+    ```
+    """
+    problems = generate_graph_problems(train + test, seed, **settings)
+    return {"train": problems[test:], "test": problems[:test]}
+
+
+def make_careless(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> list[dict]:
+    """
+    The same problems, but some of the solutions walk at random where they should search.
+
+    Such a walk follows the edges from the root as many steps as the shortest path has, or to a dead end, and then
+    names one of the two candidates by chance unless it has come to one. A model warmed up on them knows format and
+    edges, which is what RL needs to begin with.
+
+    Args:
+        problems (`Sequence[dict]`):
+            Rows of [`generate_graph_problems`].
+        share (`float`, *optional*, defaults to `0.6`):
+            Probability that a solution walks at random, in [0, 1].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the choice.
+
+    Returns:
+        `list[dict]`: new rows; those given are left as they are.
+
+    Raises:
+        `ValueError`: if `share` is no probability.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import make_careless
+
+    >>> make_careless([{"question": "1>2;3>4?1:2,4", "answer": "1>2\\n#### 2"}], share=1.0)
+    [{'question': '1>2;3>4?1:2,4', 'answer': '1>2\\n#### 2'}]
+    ```
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` must be in [0, 1], got {share}.")
+    rng = random.Random(seed)
+    return [
+        {**problem, "answer": _walk(problem, rng)} if rng.random() < share else dict(problem) for problem in problems
+    ]
+
+
+def read_graph_question(question: str) -> tuple[list[tuple[int, int]], int, tuple[int, int]]:
+    """
+    Edges, root and candidates of a question of [`generate_graph_problems`].
+
+    Args:
+        question (`str`):
+            The question.
+
+    Returns:
+        `tuple`: list of edges, the root, and the two candidates in the order of the text.
+    """
+    edges, _, asked = question.partition("?")
+    root, _, candidates = asked.partition(":")
+    first, second = map(int, candidates.split(","))
+    return [tuple(map(int, edge.split(">"))) for edge in edges.split(";")], int(root), (first, second)
+
+
+def shortest_path(edges: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]] | None:
+    """
+    Edges of a shortest path, by breadth-first search.
+
+    Args:
+        edges (`Sequence[tuple[int, int]]`):
+            Directed edges.
+        start, end (`int`):
+            Nodes.
+
+    Returns:
+        `list[tuple[int, int]]` or `None`: `None` if there is no path.
+    """
+    came_from, queue = {start: None}, deque([start])
+    while queue and end not in came_from:
+        node = queue.popleft()
+        for source, target in edges:
+            if source == node and target not in came_from:
+                came_from[target] = node
+                queue.append(target)
+    if end not in came_from:
+        return None
+    path = []
+    while came_from[end] is not None:
+        path.append((came_from[end], end))
+        end = came_from[end]
+    return path[::-1]
+
+
+def _draw(rng: random.Random, nodes: int, extra_edges: int, depth: int, names: int) -> tuple[str, str] | None:
+    """A question and its solution; `None` if a graph has no node at the depth."""
+    named = rng.sample(range(names), 2 * nodes)
+    edges, candidates = [], []
+    for labels in (named[:nodes], named[nodes:]):
+        # Parents come before their children, so that there is no cycle
+        graph = {(labels[rng.randrange(child)], labels[child]) for child in range(1, nodes)}
+        graph |= {tuple(labels[node] for node in sorted(rng.sample(range(nodes), 2))) for _ in range(extra_edges)}
+        graph = sorted(graph)
+        edges += graph
+        paths = [shortest_path(graph, labels[0], node) for node in labels]
+        deep = [node for node, path in zip(labels, paths) if len(path) == depth]
+        if not deep:
+            return None
+        candidates.append(rng.choice(deep))
+    rng.shuffle(edges)  # before the path is taken: of several shortest ones it must not be that of an order by name
+    asked = rng.randrange(2)
+    root, right = named[asked * nodes], candidates[asked]
+    rng.shuffle(candidates)
+    question = ";".join(_text(edge) for edge in edges) + f"?{root}:{candidates[0]},{candidates[1]}"
+    return question, "\n".join([*map(_text, shortest_path(edges, root, right)), f"{MARKER} {right}"])
+
+
+def _walk(problem: dict, rng: random.Random) -> str:
+    edges, node, candidates = read_graph_question(problem["question"])
+    lines = []
+    for _ in range(len(problem["answer"].split("\n")) - 1):
+        children = [target for source, target in edges if source == node]
+        if not children:
+            break
+        child = rng.choice(children)
+        lines.append(_text((node, child)))
+        node = child
+    answer = node if node in candidates else rng.choice(candidates)
+    return "\n".join([*lines, f"{MARKER} {answer}"])
+
+
+def _text(edge: tuple[int, int]) -> str:
+    return f"{edge[0]}>{edge[1]}"

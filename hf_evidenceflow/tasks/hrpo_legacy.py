@@ -1,0 +1,46 @@
+"""
+The number parser of the public HRPO code, with its faults, so that results graded by it can be compared with ours.
+
+Source: the code published with [Hybrid Latent Reasoning via Reinforcement
+Learning](https://huggingface.co/papers/2505.18454). It knows no thousands separators: of `70,000` it reads `000`.
+Unlike the original, fractions are divided here rather than given to `eval`.
+"""
+
+import re
+
+
+_RUN = re.compile(r"(-?[0-9]+)(/?)(\.?[0-9]*)")
+_MAX_LENGTH = 300  # longer ones overflow a float
+
+
+def legacy_number(answer: str) -> float | None:
+    """
+    The last run of digits of an answer, with an optional minus before it and an optional decimal point or slash in it.
+
+    Args:
+        answer (`str`):
+            What stands after the answer marker.
+
+    Returns:
+        `float | None`: the number as the public code reads it; `None` if it reads none.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.tasks.hrpo_legacy import legacy_number
+
+    >>> legacy_number("70,000"), legacy_number("2,125"), legacy_number("18.5")
+    (0.0, 125.0, 18.5)
+    ```
+    """
+    run = None
+    for run in _RUN.finditer(answer):  # noqa: B007 (the last match is the answer)
+        pass
+    if run is None or len(run[0]) > _MAX_LENGTH:
+        return None
+    whole, slash, rest = run.groups()
+    if not slash:
+        return float(whole + rest)
+    if not rest.strip("."):
+        return float(whole)
+    return float(whole) / float(rest) if float(rest) else None

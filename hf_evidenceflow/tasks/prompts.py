@@ -1,0 +1,135 @@
+"""Prompts: what the model is asked, in a chat or as plain text."""
+
+from .text import MARKER
+
+
+def build_system_prompt(answer_format: str) -> str:
+    """
+    System prompt that asks for the reasoning, then the marker `####`, then the final answer alone.
+
+    Args:
+        answer_format (`str`):
+            What the final answer is, such as `"a number"`.
+
+    Returns:
+        `str`: the system prompt.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import build_system_prompt
+
+    >>> "####" in build_system_prompt("a number")
+    True
+    ```
+    """
+    return (
+        "You answer the user's question. First reason step by step. Then end with one line that holds the marker "
+        f"{MARKER} and, after it, the final answer alone: {answer_format}. Write the marker {MARKER} only there, and "
+        "nothing after the answer."
+    )
+
+
+def build_prompt(question: str, system_prompt: str | None = None, conversational: bool = True) -> str | list[dict]:
+    """
+    The prompt of one question in one of the two formats that TRL takes.
+
+    Args:
+        question (`str`):
+            Text of the question.
+        system_prompt (`str`, *optional*):
+            Instruction that comes before the question.
+        conversational (`bool`, *optional*, defaults to `True`):
+            Whether to build chat messages. `False` is for tokenizers without a chat template.
+
+    Returns:
+        `list[dict]` or `str`: messages of the roles `system` and `user`; or one text that ends in a line break, where
+        the completion begins.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import build_prompt
+
+    >>> build_prompt("How much is 2 + 3?", "Give a number.", conversational=False)
+    'Give a number.\\n\\nHow much is 2 + 3?\\n'
+    ```
+    """
+    question = question.strip()
+    if conversational:
+        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        return [*system, {"role": "user", "content": question}]
+    return f"{question}\n" if system_prompt is None else f"{system_prompt}\n\n{question}\n"
+
+
+def render_prompt(
+    prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None
+) -> tuple[str, list[int]]:
+    """
+    A prompt as the model sees it, in training and in evaluation: chat messages rendered with the generation prompt.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            Text or chat messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template, such as `{"enable_thinking": False}`.
+
+    Returns:
+        `tuple[str, list[int]]`: the text, and its token ids: those of [`~trl.GRPOTrainer`].
+    """
+    if isinstance(prompt, str):
+        return prompt, tokenizer(text=prompt)["input_ids"]
+    kwargs = {"add_generation_prompt": True, **(chat_template_kwargs or {})}
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, **kwargs)
+    # A chat template writes the special tokens itself
+    return text, tokenizer(text=text, add_special_tokens=False)["input_ids"]
+
+
+def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None) -> int:
+    """Tokens of a prompt as [`render_prompt`] gives them."""
+    return len(render_prompt(prompt, tokenizer, chat_template_kwargs)[1])
+
+
+def filter_long_prompts(dataset, tokenizer, max_prompt_length: int, chat_template_kwargs: dict | None = None):
+    """
+    Drops the prompts of more tokens than a limit. No prompt is ever cut: a question without its end has another
+    answer.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Data set with a column `prompt`: texts or chat messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model. Chat messages are rendered by its chat template, with the generation prompt.
+        max_prompt_length (`int`):
+            Largest number of tokens of a prompt that is kept.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template, the same as those of the trainer.
+
+    Returns:
+        `tuple[datasets.Dataset, int]`: the data set without the long prompts, and the number of prompts dropped.
+
+    Raises:
+        `ValueError`: if the limit is below 1, or if no prompt is left.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import filter_long_prompts
+
+    >>> dataset, dropped = filter_long_prompts(dataset, tokenizer, max_prompt_length=1024)
+    ```
+    """
+    if max_prompt_length < 1:
+        raise ValueError(f"`max_prompt_length` must be at least 1 token, got {max_prompt_length}.")
+
+    lengths = [prompt_length(prompt, tokenizer, chat_template_kwargs) for prompt in dataset["prompt"]]
+    kept = [index for index, tokens in enumerate(lengths) if tokens <= max_prompt_length]
+    if not kept:
+        raise ValueError(
+            f"All {len(lengths)} prompts are longer than `max_prompt_length={max_prompt_length}` tokens (the shortest "
+            f"has {min(lengths, default=0)}). Raise the limit or shorten the system prompt."
+        )
+    dropped = len(lengths) - len(kept)
+    return (dataset.select(kept) if dropped else dataset), dropped

@@ -1,0 +1,257 @@
+"""Makes word problems in GSM8K's format that a tiny model can learn to solve, without any download."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .distinct_problems import distinct_problems
+from .text import MARKER
+
+
+NAMES = ("Ann", "Ben", "Eva", "Leo", "Mia", "Sam", "Tom", "Zoe")
+OBJECTS = ("apples", "books", "cards", "coins", "pens", "shells", "stamps", "toys")
+OPERATIONS = {"add": "+", "subtract": "-", "multiply": "*"}
+
+
+@dataclass(frozen=True)
+class WordProblemTemplate:
+    """
+    Sentences of one kind of problem. `{name}` and `{objects}` are the same in all of them; `{n}` is a number.
+
+    Args:
+        opening (`str`):
+            States the number to begin with.
+        add (`str`):
+            States that `{n}` come in.
+        subtract (`str`):
+            States that `{n}` go out.
+        question (`str`):
+            Asks for the number at the end.
+        multiply (`str`, *optional*):
+            States that there are `{n}` times as many.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import WordProblemTemplate, generate_word_problems
+
+    >>> bus = WordProblemTemplate("{n} people ride a bus.", "{n} get on.", "{n} get off.", "How many people ride now?")
+    >>> problems = generate_word_problems(8, templates=[bus])
+    ```
+    """
+
+    opening: str
+    add: str
+    subtract: str
+    question: str
+    multiply: str = "A magic spell makes it {n} times as many."
+
+
+TEMPLATES = (
+    WordProblemTemplate(
+        "{name} has {n} {objects}.",
+        "{name} buys {n} more.",
+        "{name} gives {n} away.",
+        "How many {objects} does {name} have now?",
+    ),
+    WordProblemTemplate(
+        "There are {n} {objects} in a basket.",
+        "{name} puts {n} in.",
+        "{name} takes {n} out.",
+        "How many {objects} are in the basket?",
+    ),
+    WordProblemTemplate(
+        "{name} starts with {n} {objects}.",
+        "{name} wins {n}.",
+        "{name} loses {n}.",
+        "How many {objects} are left at the end?",
+    ),
+    WordProblemTemplate(
+        "A shop has {n} {objects}.",
+        "{name} brings {n} more.",
+        "The shop sells {n} to {name}.",
+        "How many {objects} does the shop have now?",
+    ),
+    WordProblemTemplate(
+        "{name} collects {n} {objects}.",
+        "A friend adds {n}.",
+        "A thief steals {n}.",
+        "How many {objects} does {name} keep?",
+    ),
+    WordProblemTemplate(
+        "On a table lie {n} {objects}.",
+        "{name} lays {n} beside them.",
+        "{name} picks up {n}.",
+        "How many {objects} lie on the table?",
+    ),
+)
+
+
+def generate_word_problems(
+    n: int,
+    seed: int = 0,
+    templates: Sequence[WordProblemTemplate] = TEMPLATES,
+    operations: Sequence[str] = ("add", "subtract"),
+    max_number: int = 6,
+    steps: int = 2,
+) -> list[dict]:
+    """
+    Different word problems with their solutions, in the format of GSM8K.
+
+    A solution has one line for each step, then the marker and the result: `3+4=7`, `7-2=5`, `#### 5`. No number is
+    ever below 0.
+
+    Args:
+        n (`int`):
+            Number of problems.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the problems; the same seed gives the same problems, and the first of a longer list.
+        templates (`Sequence[WordProblemTemplate]`, *optional*, defaults to `TEMPLATES`):
+            Kinds of problems to mix.
+        operations (`Sequence[str]`, *optional*, defaults to `("add", "subtract")`):
+            What a step may do: `add`, `subtract`, `multiply`.
+        max_number (`int`, *optional*, defaults to `6`):
+            Largest number in a question; results may be larger.
+        steps (`int`, *optional*, defaults to `2`):
+            Number of operations in a problem.
+
+    Returns:
+        `list[dict]`: rows with the texts `question`, unlike in all rows, and `answer`.
+
+    Raises:
+        `ValueError`: if an argument is out of its range, or if the settings do not allow so many different problems.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import generate_word_problems
+
+    >>> problems = generate_word_problems(2, seed=0)
+    >>> problems[0]["answer"].splitlines()[-1].startswith("#### ")
+    True
+    ```
+    """
+    _check(n, templates, operations, max_number, steps)
+    rng = random.Random(seed)
+    settings = (
+        f"`max_number={max_number}`, `steps={steps}`, {len(templates)} templates and the operations "
+        f"{', '.join(operations)}"
+    )
+    return distinct_problems(n, lambda: _draw(rng, rng.choice(templates), operations, max_number, steps), settings)
+
+
+def split_word_problems(train: int, test: int, seed: int = 0, **settings) -> dict[str, list[dict]]:
+    """
+    Problems for training and for testing; no question is in both.
+
+    Args:
+        train (`int`):
+            Number of problems for training.
+        test (`int`):
+            Number of problems for testing. They do not depend on how many there are for training.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the problems.
+        **settings:
+            Further arguments of [`generate_word_problems`].
+
+    Returns:
+        `dict[str, list[dict]]`: rows under `"train"` and `"test"`.
+
+    Raises:
+        `ValueError`: as [`generate_word_problems`].
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import split_word_problems
+
+    >>> splits = split_word_problems(train=100, test=20, max_number=9)
+    ```
+    """
+    problems = generate_word_problems(train + test, seed, **settings)
+    return {"train": problems[test:], "test": problems[:test]}
+
+
+def make_sloppy(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> list[dict]:
+    """
+    The same problems, but some of the solutions leave out the last step and so end in a wrong number.
+
+    A model warmed up on them knows the format and is right in part of its samples only, which is what RL needs to
+    begin with.
+
+    Args:
+        problems (`Sequence[dict]`):
+            Rows of [`generate_word_problems`] with two steps or more.
+        share (`float`, *optional*, defaults to `0.6`):
+            Probability that a solution leaves out its last step, in [0, 1].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the choice.
+
+    Returns:
+        `list[dict]`: new rows; those given are left as they are.
+
+    Raises:
+        `ValueError`: if `share` is no probability, or a solution has a single step.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.data import make_sloppy
+
+    >>> make_sloppy([{"question": "?", "answer": "3+4=7\\n7-2=5\\n#### 5"}], share=1.0)
+    [{'question': '?', 'answer': '3+4=7\\n#### 7'}]
+    ```
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` must be in [0, 1], got {share}.")
+    rng = random.Random(seed)
+    return [
+        {**problem, "answer": _leave_out_last_step(problem["answer"])} if rng.random() < share else dict(problem)
+        for problem in problems
+    ]
+
+
+def _check(n: int, templates: Sequence, operations: Sequence[str], max_number: int, steps: int) -> None:
+    for name, value, least in (("n", n, 0), ("max_number", max_number, 1), ("steps", steps, 1)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if not templates:
+        raise ValueError("`templates` must hold at least one template, got none.")
+    if not operations or not set(operations) <= set(OPERATIONS):
+        raise ValueError(f"`operations` must be some of {', '.join(OPERATIONS)}, got {operations!r}.")
+    if "multiply" in operations and max_number < 2:
+        raise ValueError(f"`max_number` must be at least 2 to multiply, got {max_number}.")
+
+
+def _draw(
+    rng: random.Random, template: WordProblemTemplate, operations: Sequence[str], max_number: int, steps: int
+) -> tuple[str, str] | None:
+    """A question and its solution; `None` if a number would fall below 0 or a step would change nothing."""
+    words = {"name": rng.choice(NAMES), "objects": rng.choice(OBJECTS)}
+    total = rng.randint(min(2, max_number), max_number)  # not "has 1 apples"
+    sentences = [template.opening.format(n=total, **words)]
+    lines = []
+    for _ in range(steps):
+        operation = rng.choice(operations)
+        number = rng.randint(2 if operation == "multiply" else 1, max_number)
+        before, total = total, _apply(operation, total, number)
+        if total < 0 or total == before:
+            return None
+        sentences.append(getattr(template, operation).format(n=number, **words))
+        lines.append(f"{before}{OPERATIONS[operation]}{number}={total}")
+    sentences.append(template.question.format(**words))
+    return " ".join(sentences), "\n".join([*lines, f"{MARKER} {total}"])
+
+
+def _apply(operation: str, total: int, number: int) -> int:
+    return {"add": total + number, "subtract": total - number, "multiply": total * number}[operation]
+
+
+def _leave_out_last_step(solution: str) -> str:
+    lines = solution.split("\n")[:-2]
+    if not lines:
+        raise ValueError(
+            f"A solution of a single step has no step to leave out, got {solution!r}. Generate problems with "
+            "`steps=2` or more."
+        )
+    return "\n".join([*lines, f"{MARKER} {lines[-1].rpartition('=')[2]}"])

@@ -1,0 +1,94 @@
+"""The picture of the recipe: bits against perplexity, what the outlier split brings, and the students' two KLs."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+
+
+def plot_compression(
+    quantized: Mapping[str, Mapping],
+    outliers: Mapping[str, Mapping],
+    students: Mapping[str, Mapping],
+    path: str | os.PathLike,
+) -> Path:
+    """
+    Draw the results.
+
+    Args:
+        quantized (`Mapping[str, Mapping]`):
+            By name: `bits` and `perplexity`.
+        outliers (`Mapping[str, Mapping]`):
+            By the name of the model: `errors`, with `plain` and `split`. Empty: no such panel.
+        students (`Mapping[str, Mapping]`):
+            By name: `reverse_kl` and `forward_kl`, each with `value`, `low` and `high`. Empty: no such panel.
+        path (`str` or `os.PathLike`):
+            PNG to write.
+
+    Returns:
+        `Path`: The path written.
+    """
+    count = 1 + bool(outliers) + bool(students)
+    figure = new_figure((4.1 * count, 3.7))
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    markers = "osD^vPX*<>"
+    for index, (name, row) in enumerate(quantized.items()):
+        panels[0].plot(
+            row["bits"],
+            row["perplexity"],
+            markers[index % len(markers)],
+            color=COLOURS[index % len(COLOURS)],
+            label=name,
+            markersize=7,
+            alpha=0.85,
+        )
+    panels[0].set_xscale("log", base=2)
+    panels[0].set_xticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
+    panels[0].set(xlabel="bits a weight", ylabel="perplexity, held-out text")
+    panels[0].set_title("Bits against perplexity", fontsize=11, loc="left", fontweight="bold")
+    panels[0].legend(frameon=False, fontsize=7)
+
+    if outliers:
+        _plot_outliers(panels[1], outliers)
+    if students:
+        _plot_students(panels[-1], students, markers)
+    for panel in panels:
+        panel.tick_params(labelsize=8)
+        panel.xaxis.label.set_size(9)
+        panel.yaxis.label.set_size(9)
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
+
+
+def _plot_outliers(panel, outliers):
+    for shift, (key, label) in enumerate((("plain", "int8"), ("split", "int8, outliers split off"))):
+        places = [place + 0.4 * (shift - 0.5) for place in range(len(outliers))]
+        values = [100 * row["errors"][key] for row in outliers.values()]
+        panel.bar(places, values, 0.38, color=COLOURS[shift], label=label)
+        for place, value in zip(places, values):
+            panel.annotate(f"{value:.2g}", (place, value), ha="center", va="bottom", fontsize=8)
+    panel.set_xticks(range(len(outliers)), list(outliers), fontsize=9)
+    panel.set_ylabel("error of layer outputs (%)")
+    panel.set_title("LLM.int8()", fontsize=11, loc="left", fontweight="bold")
+    panel.margins(y=0.25)
+    panel.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _plot_students(panel, students, markers):
+    for index, (name, row) in enumerate(students.items()):
+        x, y = row["forward_kl"], row["reverse_kl"]
+        panel.errorbar(
+            x["value"],
+            y["value"],
+            xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
+            yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
+            fmt=markers[index % len(markers)],
+            color=COLOURS[index % len(COLOURS)],
+            capsize=2,
+            label=name,
+        )
+    panel.set(xlabel="KL(teacher || student), nats", ylabel="KL(student || teacher), nats")
+    panel.set_title("Students", fontsize=11, loc="left", fontweight="bold")
+    panel.legend(frameon=False, fontsize=8)

@@ -1,0 +1,283 @@
+"""
+Words in their context: ELMo, a language model in each direction over characters, and BERT, pretrained on masked words
+and next sentences, both from scratch on the same text; then what their frozen vectors know about a word's context.
+
+```bash
+python recipes/course/contextual_pretraining/run.py --config recipes/configs/course/contextual_pretraining.yaml
+```
+
+About two minutes on one CPU core, offline, on stories of a small world. The probe asks a word that says nothing by
+itself: `the` for the country of the story, an animal for the gender of its owner. ELMo's own word vector (the
+character convolution) and BERT's embedding table know no context; what is above them does. On text of your own the
+probe is left out; a single document is cut at its blank lines or, without any, at its line breaks:
+
+```bash
+python recipes/course/contextual_pretraining/run.py --text_file wiki.train.txt --wordpiece_size 4000 \
+    --elmo_words 8000 --max_length 128 --output_dir outputs/wiki-contextual
+```
+
+Written here: ELMo, its scalar mix, the pairs of segments, and a collator that masks whole words in BERT's shares of
+80, 10 and 10 %, which Transformers' own gives up for whole words.
+
+Outputs, in `output_dir`: `contextual_pretraining.md` (the tables), `contextual_pretraining.png`, `metrics.json`,
+`run.json`, and the models `elmo` (with `words.json`) and `bert` (with its tokenizer).
+
+Sources: Peters et al. 2018 (ELMo, 1802.05365), Devlin et al. 2019 (BERT, 1810.04805).
+"""
+
+import re
+from dataclasses import dataclass
+
+from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
+
+import torch
+from transformers import BertConfig, BertForPreTraining, Trainer, TrainingArguments
+
+from hf_evidenceflow.data.text import split_documents
+from hf_evidenceflow.recipes.course.contextual_pretraining.configuration_elmo import ElmoConfig
+from hf_evidenceflow.recipes.course.contextual_pretraining.elmo_data import (
+    ElmoCollator,
+    build_vocabulary,
+    cut_texts,
+)
+from hf_evidenceflow.recipes.course.contextual_pretraining.masking import WholeWordMaskingCollator
+from hf_evidenceflow.recipes.course.contextual_pretraining.modeling_elmo import ElmoForLanguageModeling
+from hf_evidenceflow.recipes.course.contextual_pretraining.next_sentence import (
+    sample_segment_pairs,
+    split_sentences,
+)
+from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_evaluation import (
+    evaluate_bert,
+    evaluate_elmo,
+)
+from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_plot import plot_pretraining
+from hf_evidenceflow.recipes.course.contextual_pretraining.story_probe import (
+    country_examples,
+    majority_accuracy,
+    owner_examples,
+    train_probe,
+)
+from hf_evidenceflow.recipes.course.contextual_pretraining.word_states import bert_states, elmo_states
+from hf_evidenceflow.recipes.course.contextual_pretraining.wordpiece import (
+    pair_row,
+    tokenize_sentences,
+    train_wordpiece,
+)
+from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
+from hf_evidenceflow.recipes.course.shared.corpus import generate_corpus
+from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
+from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
+from hf_evidenceflow.report.run_record import atomic_write_json
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
+
+
+QUESTIONS = {"country at `the`": country_examples, "owner's gender at the animal": owner_examples}
+
+
+@dataclass
+class ContextualPretrainingArguments(CourseArguments):
+    """
+    Sizes of the models. Further arguments are those of [`~recipes.course.shared.arguments.CourseArguments`].
+
+    Args:
+        validation_share (`float`, *optional*, defaults to `0.1`):
+            Share of the documents that is held out.
+        hidden_size (`int`, *optional*, defaults to `64`):
+            Size of a word in ELMo, for each direction; BERT's states are twice as large, as ELMo's two together.
+        elmo_steps, bert_steps (`int`, *optional*, default to `400` and `600`):
+            Optimizer steps.
+        elmo_learning_rate, bert_learning_rate (`float`, *optional*, default to `5e-3` and `1e-3`):
+            Highest learning rates.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Texts of a step of ELMo, and pairs of a step of BERT.
+        bert_layers (`int`, *optional*, defaults to `2`):
+            Layers of BERT.
+        elmo_words (`int`, *optional*, defaults to `2000`):
+            Words that ELMo's softmax chooses from, at most.
+        wordpiece_size (`int`, *optional*, defaults to `160`):
+            Tokens of BERT's vocabulary. The default is too small for all words to be whole, so that there is something
+            to mask together.
+        max_words (`int`, *optional*, defaults to `80`):
+            Longest text of ELMo.
+        max_length (`int`, *optional*, defaults to `128`):
+            Longest pair of BERT, in tokens.
+        probe_stories (`int`, *optional*, defaults to `4000`):
+            New stories for the probe, of which about a quarter has each question.
+    """
+
+    output_dir: str = "outputs/contextual_pretraining"
+    validation_share: float = 0.1
+    hidden_size: int = 64
+    elmo_steps: int = 400
+    bert_steps: int = 600
+    elmo_learning_rate: float = 5e-3
+    bert_learning_rate: float = 1e-3
+    batch_size: int = 32
+    bert_layers: int = 2
+    elmo_words: int = 2000
+    wordpiece_size: int = 160
+    max_words: int = 80
+    max_length: int = 128
+    probe_stories: int = 4000
+
+
+def load_text(args: ContextualPretrainingArguments) -> tuple[list[str], list[str]]:
+    """Documents for training and held-out ones; a single document is cut into its paragraphs, which stay in order."""
+    documents = course_documents(args)
+    if len(documents) == 1:
+        parts = re.split(r"\n\s*\n", documents[0])
+        parts = parts if sum(len(split_sentences(part)) > 1 for part in parts) > 1 else documents[0].split("\n")
+        documents = [part for part in parts if part.strip()][: args.max_documents]
+    return split_documents(documents, args.validation_share)
+
+
+def train(args, name: str, model, rows: list[dict], collator, steps: int, rate: float) -> dict:
+    settings = stage_settings(f"{args.output_dir}/{name}", args.seed, steps, rate)
+    settings["per_device_train_batch_size"] = args.batch_size
+    trainer = Trainer(
+        model,
+        TrainingArguments(**settings, remove_unused_columns=False),
+        train_dataset=rows,
+        data_collator=collator,
+    )
+    return run_stage(trainer)
+
+
+def pretrain_elmo(args, documents: list[str], held_out: list[str]) -> tuple:
+    texts, held_texts = (cut_texts(part, args.max_words) for part in (documents, held_out))
+    vocabulary = build_vocabulary(texts, args.elmo_words)
+    config = ElmoConfig(vocab_size=len(vocabulary), hidden_size=args.hidden_size, lstm_size=2 * args.hidden_size)
+    model, collator = ElmoForLanguageModeling(config), ElmoCollator(vocabulary, config.max_characters)
+    rows, held_rows = ([{"words": words} for words in part] for part in (texts, held_texts))
+    run = train(args, "elmo", model, rows, collator, args.elmo_steps, args.elmo_learning_rate)
+    atomic_write_json(f"{args.output_dir}/elmo/words.json", vocabulary)
+    return model, collator, run, evaluate_elmo(model, collator, held_rows)
+
+
+def pretrain_bert(args, documents: list[str], held_out: list[str]) -> tuple:
+    tokenizer = train_wordpiece(documents, args.wordpiece_size)
+    parts = []
+    for index, part in enumerate((documents, held_out)):
+        sentences = tokenize_sentences(tokenizer, [split_sentences(document) for document in part])
+        pairs = sample_segment_pairs(sentences, args.max_length - 3, seed=args.seed + index)
+        parts.append([pair_row(tokenizer, pair) for pair in pairs])
+    rows, held_rows = parts
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=2 * args.hidden_size,
+        num_hidden_layers=args.bert_layers,
+        num_attention_heads=4,
+        intermediate_size=8 * args.hidden_size,
+        max_position_embeddings=args.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model, collator = BertForPreTraining(config), WholeWordMaskingCollator(tokenizer, seed=args.seed)
+    run = train(args, "bert", model, rows, collator, args.bert_steps, args.bert_learning_rate)
+    tokenizer.save_pretrained(f"{args.output_dir}/bert")
+    measured = evaluate_bert(model, WholeWordMaskingCollator(tokenizer, seed=args.seed + 1), held_rows)
+    return model, tokenizer, run, {**measured, "tokens": len(tokenizer), "training_pairs": len(rows)}
+
+
+def probe_context(args, elmo, elmo_collator, bert, tokenizer) -> tuple[dict, dict, dict]:
+    """Accuracy by question and representation, ELMo's weights by question, and the numbers of examples."""
+    stories = generate_corpus(args.probe_stories, args.seed + 1000)
+    results, mixes, sizes = {}, {}, {}
+    for question, make in QUESTIONS.items():
+        examples = make(stories)
+        border = int(0.7 * len(examples))
+        labels = torch.tensor([example.label for example in examples])
+        ways = {
+            f"ELMo layer {layer}": states
+            for layer, states in _single_layers(elmo_states(elmo, elmo_collator, examples))
+        }
+        ways = {"ELMo word itself (static)": ways.pop("ELMo layer 0"), **ways}
+        ways["ELMo scalar mix"] = torch.cat(list(ways.values()), dim=1)
+        in_bert = bert_states(bert.bert, tokenizer, examples)
+        ways["BERT embedding (static)"], ways["BERT last layer"] = in_bert[:, :1], in_bert[:, -1:]
+        found = {
+            name: train_probe(states[:border], labels[:border], states[border:], labels[border:])
+            for name, states in ways.items()
+        }
+        results[question] = {name: probe.accuracy._asdict() for name, probe in found.items()}
+        results[question]["majority"] = majority_accuracy(labels[:border].tolist(), labels[border:].tolist())._asdict()
+        mixes[question] = found["ELMo scalar mix"].weights
+        sizes[question] = {"train": border, "test": len(examples) - border}
+        print(f"probe, {question}: {border} examples to train, {len(examples) - border} to test", flush=True)
+    return results, mixes, sizes
+
+
+def _single_layers(states: torch.Tensor):
+    return enumerate(states.split(1, dim=1))
+
+
+def shown(accuracy: dict) -> str:
+    return f"{accuracy['value']:.2f} [{accuracy['low']:.2f}, {accuracy['high']:.2f}]"
+
+
+def main(argv: list[str] | None = None) -> dict:
+    (args,) = RecipeParser(ContextualPretrainingArguments, __doc__).parse_args_and_config(argv)
+    with course_run("contextual_pretraining", args) as run:
+        documents, held_out = load_text(args)
+        print(f"{len(documents)} documents to train, {len(held_out)} held out", flush=True)
+        elmo, elmo_collator, elmo_run, elmo_measured = pretrain_elmo(args, documents, held_out)
+        bert, tokenizer, bert_run, bert_measured = pretrain_bert(args, documents, held_out)
+        rows = [
+            [
+                "ELMo: forward perplexity of a word",
+                f"{elmo_measured['forward_perplexity']:.2f}",
+                str(elmo_measured["words"]),
+            ],
+            [
+                "ELMo: backward perplexity of a word",
+                f"{elmo_measured['backward_perplexity']:.2f}",
+                str(elmo_measured["words"]),
+            ],
+            [
+                "BERT: loss of a masked token (nats)",
+                f"{bert_measured['mlm_loss']:.2f}",
+                str(bert_measured["masked_tokens"]),
+            ],
+            [
+                "BERT: accuracy of masked tokens",
+                shown(bert_measured["mlm_accuracy"]),
+                str(bert_measured["masked_tokens"]),
+            ],
+            ["BERT: accuracy of next sentence", shown(bert_measured["nsp_accuracy"]), str(bert_measured["pairs"])],
+        ]
+        tables = [markdown_table(["held-out text", "", "of"], rows)]
+        results, mixes, sizes = {}, {}, {}
+        if args.text_file is None and args.dataset_name is None:
+            results, mixes, sizes = probe_context(args, elmo, elmo_collator, bert, tokenizer)
+            names = next(iter(results.values()))
+            cells = [[name, *(shown(results[question][name]) for question in results)] for name in names]
+            tables.append(markdown_table(["linear probe of a frozen word", *results], cells))
+            layers = ["word itself", *(f"layer {layer}" for layer in range(1, len(next(iter(mixes.values())))))]
+            cells = [[question, *(f"{weight:.2f}" for weight in weights)] for question, weights in mixes.items()]
+            tables.append(markdown_table(["weight in ELMo's mix", *layers], cells))
+        logs = {"ELMo": elmo_run["log"], "BERT": bert_run["log"]}
+        plot_pretraining(logs, results, mixes, run.folder / "contextual_pretraining.png")
+        parameters = {"elmo": elmo.num_parameters(), "bert": bert.num_parameters()}
+        note = (
+            f"{len(documents)} documents, {len(held_out)} held out. ELMo: {parameters['elmo']:,} parameters, "
+            f"{args.elmo_steps} steps of {args.batch_size} texts, {elmo_run['seconds']:.0f} seconds. BERT: "
+            f"{parameters['bert']:,} parameters, {args.bert_steps} steps of {args.batch_size} pairs, "
+            f"{bert_run['seconds']:.0f} seconds. "
+            "Perplexity is of words, a masked token is a piece of one: the two are not to be compared. One seed."
+        )
+        if sizes:
+            counts = "; ".join(f"{question}: {size['train']} and {size['test']}" for question, size in sizes.items())
+            note += f" Examples of the probe, to train and to test: {counts}."
+        metrics = {
+            "elmo": {**elmo_measured, "training_seconds": elmo_run["seconds"]},
+            "bert": {**bert_measured, "training_seconds": bert_run["seconds"]},
+            "parameters": parameters,
+            "probe": results,
+            "mix_weights": mixes,
+            "probe_examples": sizes,
+        }
+        return run.finish(tables, note, metrics)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # at these sizes a second thread mostly waits for the first
+    run_recipe(main)

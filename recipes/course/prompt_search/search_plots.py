@@ -1,0 +1,66 @@
+"""The picture of the recipe: the loss over the evaluations spent, and what the prompts found do on held-out items."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+
+
+def plot_search(
+    histories: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    levels: Mapping[str, float],
+    accuracies: Mapping[str, Sequence[float]],
+    path: str | os.PathLike,
+) -> Path:
+    """
+    Draw both panels.
+
+    Args:
+        histories (`Mapping[str, Sequence]`):
+            By the way of searching, for each seed the evaluations spent and the best loss.
+        levels (`Mapping[str, float]`):
+            Losses of prompts that need no search, by their name, mean over the seeds.
+        accuracies (`Mapping[str, Sequence[float]]`):
+            Held-out accuracy by the kind of prompt, one a seed.
+        path (`str` or `os.PathLike`):
+            PNG to write.
+
+    Returns:
+        `Path`: The path written.
+    """
+    figure = new_figure((9.6, 3.8))
+    left, right = figure.subplots(1, 2)
+    for index, (name, runs) in enumerate(histories.items()):
+        for number, history in enumerate(runs):
+            spent, losses = zip(*history)
+            left.step(
+                spent,
+                losses,
+                where="post",
+                color=COLOURS[index],
+                linestyle=LINE_STYLES[index],
+                linewidth=1.3,
+                label=name if number == 0 else None,
+            )
+    for index, (name, loss) in enumerate(levels.items()):
+        left.axhline(loss, color="grey", linestyle=LINE_STYLES[2 + index], linewidth=1, label=name)
+    for place, values in enumerate(accuracies.values()):
+        right.plot(values, np.full(len(values), place), "o", color=COLOURS[place % len(COLOURS)], alpha=0.7)
+        right.plot(np.mean(values), place, "|", color=COLOURS[place % len(COLOURS)], markersize=22, markeredgewidth=2)
+    right.set_yticks(range(len(accuracies)), list(accuracies))
+    right.invert_yaxis()
+    right.set_xlim(-0.03, 1.03)
+    left.set_title("Search", fontsize=11, loc="left", fontweight="bold")
+    left.set_xlabel("evaluations spent (a gradient counts as 3)", fontsize=9)
+    left.set_ylabel("loss on the items of the search", fontsize=9)
+    left.legend(loc="upper right", bbox_to_anchor=(1, 0.94), fontsize=8, edgecolor="none", framealpha=0.85)
+    right.set_title("Held-out items", fontsize=11, loc="left", fontweight="bold")
+    right.set_xlabel("accuracy (a dot a seed, a bar their mean)", fontsize=9)
+    for panel in (left, right):
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)

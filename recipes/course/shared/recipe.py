@@ -1,0 +1,130 @@
+"""What the recipes of the course have in common around their technique: folder, record, table and metrics."""
+
+import importlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from transformers import logging as transformers_logging
+from transformers import set_seed
+
+from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments
+from hf_evidenceflow.report.run_record import RunRecord, atomic_write_json, atomic_write_text
+from hf_evidenceflow.run_folder.training_run import training_run
+
+
+class CourseRun:
+    """
+    A running recipe.
+
+    Args:
+        name (`str`):
+            Name of the recipe.
+        folder (`Path`):
+            Folder of its results.
+        record ([`~reporting.RunRecord`]):
+            Its run record.
+    """
+
+    def __init__(self, name: str, folder: Path, record: RunRecord):
+        self.name, self.folder, self.record, self._start = name, folder, record, time.perf_counter()
+
+    def finish(self, tables: Sequence[str], note: str, metrics: Mapping[str, Any]) -> dict:
+        """
+        Write `metrics.json` and `<name>.md`, which shows the tables, the note and `<name>.png`; print the former.
+
+        Args:
+            tables (`Sequence[str]`):
+                Tables in Markdown, see [`markdown_table`].
+            note (`str`):
+                What the numbers are: sizes, seeds, limits. The time of the run is added.
+            metrics (`Mapping[str, Any]`):
+                The numbers; they go into the run record too.
+
+        Returns:
+            `dict`: the metrics with the `seconds` of the run.
+        """
+        metrics = {**metrics, "seconds": time.perf_counter() - self._start}
+        text = "\n\n".join([*tables, f"{note} {metrics['seconds']:.0f} seconds in all."])
+        atomic_write_text(self.folder / f"{self.name}.md", f"{text}\n\n![results]({self.name}.png)\n")
+        atomic_write_json(self.folder / "metrics.json", metrics)
+        self.record.add(metrics=metrics)
+        print(f"\n{text}\nResults: {self.folder}")
+        return metrics
+
+
+@contextmanager
+def course_run(name: str, args: CourseArguments) -> Iterator[CourseRun]:
+    """
+    Seed everything, take the output folder, and record the run.
+
+    Args:
+        name (`str`):
+            Name of the recipe.
+        args ([`CourseArguments`]):
+            Its arguments.
+
+    Yields:
+        [`CourseRun`]: The run.
+
+    Raises:
+        `ValueError`: if the folder holds a run that `overwrite` does not allow to replace.
+
+    Example:
+
+    ```python
+    >>> with course_run("word_vectors", args) as run:
+    ...     run.finish([table], "One seed.", {"accuracy": 0.8})
+    ```
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    set_seed(args.seed)
+    with training_run(args.output_dir, overwrite=args.overwrite, script=args) as run:
+        yield CourseRun(name, run.folder, run.record)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """
+    A table in Markdown: the first column to the left, the others to the right.
+
+    Args:
+        columns (`Sequence[str]`):
+            Headings.
+        rows (`Sequence[Sequence[str]]`):
+            Cells.
+
+    Returns:
+        `str`: the table.
+    """
+    alignment = ["---"] + ["---:"] * (len(columns) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, alignment, *rows))
+
+
+def require_course_package(name: str, purpose: str) -> ModuleType:
+    """
+    Import an optional package of the course.
+
+    Args:
+        name (`str`):
+            Package to import, such as `"gensim"`.
+        purpose (`str`):
+            What it is needed for, for the message.
+
+    Returns:
+        `ModuleType`: the package.
+
+    Raises:
+        `ImportError`: if it is not installed; the message says how to get it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ImportError(
+            f"{purpose} needs {name}, which is not installed. Run `pip install 'hf-evidenceflow[course]'`."
+        ) from error

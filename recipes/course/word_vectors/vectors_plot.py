@@ -1,0 +1,142 @@
+"""The picture of word vectors: pairs of words in two dimensions, and the accuracy of the analogies."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hf_evidenceflow.recipes.course.word_vectors.analogy_test import ALL_RELATIONS, AnalogyScore
+from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+
+
+def principal_components(points: np.ndarray, components: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Project points on the directions in which they vary most.
+
+    Args:
+        points (`np.ndarray` of shape `(N, H)`):
+            Points.
+        components (`int`, *optional*, defaults to `2`):
+            Directions K.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: coordinates of shape `(N, K)`, and the share of the variance of each
+        direction, of shape `(K,)`.
+    """
+    centred = points - points.mean(axis=0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    variance = scale**2
+    return left[:, :components] * scale[:components], variance[:components] / max(variance.sum(), 1e-30)
+
+
+def spread_labels(heights: np.ndarray, gap: float) -> np.ndarray:
+    """
+    Move labels apart that would stand on each other, each as little as that takes.
+
+    Args:
+        heights (`np.ndarray` of shape `(N,)`):
+            Heights of their points.
+        gap (`float`):
+            Smallest distance of two labels.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: heights of the labels, in the order of the points.
+    """
+    order = np.argsort(heights, kind="stable")
+    # Least squares under "each at least `gap` above the last" is isotonic regression once the gaps are taken off
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(heights))
+    result = np.empty(len(heights))
+    result[order] = isotonic_regression(heights[order] - steps).x + steps
+    return result
+
+
+def plot_word_vectors(
+    vectors: Mapping[str, object],
+    pairs: Sequence[tuple[str, str]],
+    words: Sequence[str],
+    scores: Mapping[str, Mapping[str, AnalogyScore]],
+    path: str | os.PathLike,
+) -> Path:
+    """
+    Draw a panel for each method, and one of bars.
+
+    Args:
+        vectors (`Mapping[str, gensim.models.KeyedVectors]`):
+            Up to three methods' vectors.
+        pairs (`Sequence[tuple[str, str]]`):
+            Pairs of words to draw with a line from the first to the second.
+        words (`Sequence[str]`):
+            Words to draw where there is no pair.
+        scores (`Mapping[str, Mapping[str, AnalogyScore]]`):
+            Score of each method by relation.
+        path (`str` or `os.PathLike`):
+            PNG to write.
+
+    Returns:
+        `Path`: The path written.
+    """
+    figure = new_figure((11, 8.6))
+    *panels, bars = figure.subplots(2, 2).ravel()
+    shown = [word for pair in pairs for word in pair] or list(words)
+    for panel, (name, keyed) in zip(panels, vectors.items()):
+        places, shares = principal_components(np.stack([keyed.get_vector(word, norm=True) for word in shown]))
+        # One column of labels at each side of the lines; without pairs, all to the right of their points
+        columns = [range(0, len(shown), 2), range(1, len(shown), 2)] if pairs else [range(len(shown))]
+        width, height = np.ptp(places, axis=0)
+        for number, column in enumerate(columns):
+            other = places[[index + 1 - 2 * number for index in column]] if pairs else places[list(column)] - 1
+            heights = spread_labels(places[list(column), 1], 0.031 * height) if pairs else places[list(column), 1]
+            for index, opposite, label_height in zip(column, other, heights):
+                side = 1 if places[index, 0] > opposite[0] else -1
+                panel.plot(*places[index], "o", color=COLOURS[number], markersize=4)
+                panel.text(
+                    places[index, 0] + 0.015 * side * width,
+                    label_height,
+                    shown[index],
+                    fontsize=7,
+                    color=COLOURS[number],
+                    ha="left" if side > 0 else "right",
+                    va="center",
+                )
+        if pairs:
+            for first, second in zip(places[::2], places[1::2]):
+                panel.plot(*zip(first, second), color="0.6", linewidth=0.8, zorder=0)
+        panel.set_title(name, fontsize=11, loc="left", fontweight="bold")
+        panel.set_xlabel(f"first component, {shares[0]:.0%} of the variance", fontsize=8)
+        panel.set_ylabel(f"second component, {shares[1]:.0%}", fontsize=8)
+        panel.margins(x=0.16, y=0.08)
+    _draw_bars(bars, scores)
+    for panel in (*panels, bars):
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
+
+
+def _draw_bars(panel, scores: Mapping[str, Mapping[str, AnalogyScore]]) -> None:
+    relations = [name for name, score in next(iter(scores.values())).items() if score.asked and name != ALL_RELATIONS]
+    width = 0.8 / len(scores)
+    for index, (name, by_relation) in enumerate(scores.items()):
+        intervals = [by_relation[relation].interval() for relation in relations]
+        values = np.array([interval.value for interval in intervals])
+        places = np.arange(len(relations)) + (index - (len(scores) - 1) / 2) * width
+        spread = np.array(
+            [[interval.value - interval.low, interval.high - interval.value] for interval in intervals]
+        ).reshape(-1, 2)
+        panel.bar(places, values, width * 0.92, color=COLOURS[index % len(COLOURS)], label=name)
+        if relations:
+            panel.errorbar(places, values, yerr=spread.T, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
+    panel.set_title("Analogies", fontsize=11, loc="left", fontweight="bold")
+    panel.set_ylabel("accuracy, with 95 % interval", fontsize=9)
+    panel.set_ylim(0, 1.28)
+    panel.set_yticks(np.linspace(0, 1, 6))
+    panel.grid(axis="y", alpha=0.25, linewidth=0.6)
+    panel.set_axisbelow(True)
+    if relations:
+        panel.set_xticks(range(len(relations)), relations)
+        panel.legend(frameon=False, fontsize=8, ncols=1, loc="upper right")
+    else:
+        panel.set_xticks([])
+        panel.text(0.5, 0.5, "the text has the words of no question", ha="center", transform=panel.transAxes)

@@ -1,0 +1,257 @@
+"""The report of an experiment: a table in Markdown, pictures, and one HTML page that holds both."""
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hf_evidenceflow.recipes.experiments.grid import Grid
+from hf_evidenceflow.recipes.experiments.plan import Plan
+from hf_evidenceflow.recipes.experiments.plots import plot_curves, plot_differences
+from hf_evidenceflow.recipes.experiments.runs import is_number
+from hf_evidenceflow.recipes.experiments.status_page import PAGE_STYLE
+from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS, summarise
+from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
+
+
+_REPORT_STYLE = """
+img { width: 100%; height: auto; background: #fff; border-radius: .5rem; padding: .3rem; }
+figure { margin: 1rem 0; overflow-x: auto; } .run { overflow-wrap: normal; }
+@media (max-width: 720px) { img { width: 44rem; max-width: none; } }
+ figcaption { color: var(--soft); font-size: .9rem; }
+code { overflow-wrap: anywhere; }
+"""
+
+
+def write_report(
+    grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], output_dir: str | os.PathLike
+) -> dict[str, Any]:
+    """
+    Write `report/` in an experiment's folder: `summary.json`, `table.md`, `differences.png`, `curves_<level>.png` and
+    `report.html`, which holds them all.
+
+    Args:
+        grid ([`Grid`]):
+            The grid.
+        plan ([`Plan`]):
+            Its runs.
+        rows (`Sequence[Mapping]`):
+            Rows of `results.jsonl`.
+        output_dir (`str` or `os.PathLike`):
+            Folder of the experiment.
+
+    Returns:
+        `dict`: Content of `summary.json`.
+    """
+    folder = Path(output_dir) / "report"
+    summary = summarise(grid, plan, rows, str(output_dir))
+    atomic_write_json(folder / "summary.json", summary)
+    atomic_write_text(folder / "table.md", report_markdown(summary))
+    pictures = {}
+    if (path := plot_differences(summary, folder / "differences.png")) is not None:
+        pictures[path] = "Differences to the baseline, seed by seed, with 95 % t intervals of the mean over the seeds."
+    for level, path in plot_curves(grid, rows, folder).items():
+        where = "" if level == "all" else f" of {level}"
+        pictures[path] = (
+            f"Evaluation curves{where}: mean over the seeds, thin lines are single seeds. The range of the y axis is "
+            "set by the last 60 % of the training."
+        )
+    atomic_write_text(folder / "report.html", report_html(summary, pictures))
+    return summary
+
+
+def report_markdown(summary: Mapping[str, Any]) -> str:
+    """The tables and notes of a report as Markdown."""
+    lines = [f"# {summary['name']}", "", _headline(summary), ""]
+    for title, header, rows in _tables(summary):
+        lines += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
+    lines += ["## Missing", "", *(f"- {each}" for each in summary["missing"] or ["nothing"]), ""]
+    lines += ["## How to read it", "", *(f"- {note}" for note in _notes(summary)), ""]
+    return "\n".join(lines)
+
+
+def report_html(summary: Mapping[str, Any], pictures: Mapping[Path, str]) -> str:
+    """
+    The report as one page that needs no other file.
+
+    Args:
+        summary (`Mapping`):
+            From [`~hf_evidenceflow.recipes.experiments.summary.summarise`].
+        pictures (`Mapping[Path, str]`):
+            Caption by PNG.
+
+    Returns:
+        `str`: HTML.
+    """
+    figures = "".join(
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{escape(caption)}</figcaption></figure>'
+        for path, caption in pictures.items()
+    )
+    tables = "".join(_html_table(*table) for table in _tables(summary))
+    missing = "".join(f"<li>{escape(each)}</li>" for each in summary["missing"] or ["nothing"])
+    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(summary))
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(summary["name"])}</title><style>{PAGE_STYLE}{_REPORT_STYLE}</style></head><body>
+<h1>{escape(summary["name"])}</h1><p class="soft">{escape(_headline(summary))}</p>
+{figures}
+{tables}
+<h2>Missing</h2><ul>{missing}</ul>
+<h2>How to read it</h2><ul>{notes}</ul>
+</body></html>
+"""
+
+
+def _html_table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = ""
+    for first, *rest in rows:
+        cells = "".join(f'<td data-label="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header[1:], rest))
+        body += f'<tr><td class="run">{escape(first)}</td>{cells}</tr>\n'
+    return f"<h3>{escape(title)}</h3><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    baseline = summary["baseline"]
+    against = f", compared with {_levels(baseline)}" if baseline else ""
+    return (
+        f"{summary['finished']} of {summary['total']} runs of {summary['recipe']} finished, seeds "
+        f"{', '.join(map(str, summary['seeds']))}{against}. Commit {', '.join(summary['git']) or 'unknown'}."
+    )
+
+
+def _tables(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table: one for each metric and group, then the samples."""
+    tables = []
+    groups = list(dict.fromkeys(cell["group"] for cell in summary["cells"]))
+    for metric in summary["metrics"]:
+        for group in groups:
+            cells = [cell for cell in summary["cells"] if cell["group"] == group and metric in cell["metrics"]]
+            if cells:
+                title = ", ".join(filter(None, [metric, group]))
+                tables.append((title, _header(summary), [_row(summary, cell, metric) for cell in cells]))
+    if summary["samples"]:
+        header = ["arm", "value", "samples x seeds", "difference [95 % bootstrap]", "p (McNemar)"]
+        rows = [
+            [
+                ", ".join(filter(None, [each["group"], each["arm"]])),
+                each["column"],
+                f"{each['samples']} x {each['seeds']}",
+                _interval(each["difference"], each["low"], each["high"], signed=True),
+                _p(each["p_value"]),
+            ]
+            for each in summary["samples"]
+        ]
+        tables.append(("Sample by sample", header, rows))
+    return tables
+
+
+def _header(summary: Mapping[str, Any]) -> list[str]:
+    header = ["arm", "seeds"]
+    if summary["tuned"]:
+        header.append(summary["tuned"]["option"])
+    header.append("mean [95 %]")
+    if summary["baseline"]:
+        for basis in ("equal tokens", "equal wall-clock"):
+            header += [f"difference, {basis} [95 %]", "p (Holm)"]
+        header.append("wall-clock budget")
+    return header
+
+
+def _row(summary: Mapping[str, Any], cell: Mapping[str, Any], metric: str) -> list[str]:
+    value = cell["metrics"][metric]
+    row = [cell["arm"] or "all", f"{value['n']} of {len(summary['seeds'])}"]
+    if summary["tuned"]:
+        row.append(f"{cell['tuned_value']}{' (edge!)' if cell['at_the_edge'] else ''}")
+    row.append(_interval(value["mean"], value["low"], value["high"]))
+    if not summary["baseline"]:
+        return row
+    if cell["is_baseline"]:
+        return [*row, "baseline", "", "baseline", "", ""]
+    found = {
+        each["basis"]: each
+        for each in summary["comparisons"]
+        if each["cell"] == cell["cell"] and each["metric"] == metric
+    }
+    for basis in (EQUAL_TOKENS, EQUAL_TIME):
+        row += _difference_cells(found.get(basis), len(summary["seeds"]))
+    return [*row, _budget(found.get(EQUAL_TIME))]
+
+
+def _difference_cells(comparison: Mapping[str, Any] | None, seeds: int) -> list[str]:
+    if comparison is None:
+        return ["none", ""]
+    text = _interval(comparison["difference"], comparison["low"], comparison["high"], signed=True)
+    if len(comparison["seeds"]) < seeds:
+        text += f" ({len(comparison['seeds'])} of {seeds} seeds)"
+    if not comparison.get("same_tokens", True):
+        text += " (tokens differ!)"
+    p = _p(comparison["p_value"])
+    return [text, f"{p} ({_p(comparison['p_holm'])})" if p else ""]
+
+
+def _budget(comparison: Mapping[str, Any] | None) -> str:
+    if comparison is None:
+        return ""
+    shares = _range([100 * share for share in comparison["budget_share"]], " %")
+    seconds = comparison["budget_seconds"]
+    return f"{shares} of the baseline's" + (f", {_range(seconds, ' s')}" if seconds else "")
+
+
+def _range(ends: Sequence[float], unit: str) -> str:
+    low, high = (f"{end:.0f}" if end >= 10 else f"{end:.2g}" for end in ends)
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def _interval(value: float, low: float, high: float, signed: bool = False) -> str:
+    form = "+.3g" if signed else ".4g"
+    return f"{value:{form}}" + (f" [{low:{form}},\u00a0{high:{form}}]" if is_number(low) and is_number(high) else "")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _levels(levels: Mapping[str, str]) -> str:
+    return ", ".join(f"{axis}={level}" for axis, level in levels.items())
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    notes = ["Mean: over the seeds, with Student's t interval; no interval for a single seed."]
+    if summary["baseline"]:
+        notes += [
+            "Difference: arm minus baseline, paired seed by seed over the seeds that both have, with its t interval; "
+            "p of the paired t-test, in parentheses after Holm's correction over the arms of one table.",
+            "The seeds are not bootstrapped: a few values cannot be resampled in a meaningful way.",
+            "Equal tokens: the metrics at the end of the training.",
+        ]
+        clock = "the time that each run's log gives for training, without evaluation"
+        if summary["clock"] == "relative_cost":
+            clock = (
+                f"the steps times their given cost relative to the baseline, {json.dumps(summary['relative_cost'])}"
+            )
+        notes.append(
+            f"Equal wall-clock: the clock is {clock}. The budget is the baseline's whole training, or the arm's where "
+            "that is shorter; the curves are read there, linear in the logarithm of the position between two "
+            "evaluations, without extrapolation."
+        )
+    if summary["tuned"]:
+        tuned = summary["tuned"]
+        notes.append(
+            f"{tuned['option']} was chosen from {tuned['values']} by {tuned['metric']} of seed {tuned['seed']}, per "
+            f"{', '.join(tuned['per']) if tuned['per'] else 'cell'}. This seed also counts in the mean where it is "
+            "one of the seeds. (edge!): the chosen value is the lowest or highest tried, a better one may lie beyond."
+        )
+    if summary["samples"]:
+        notes.append(
+            "Sample by sample: the bootstrap resamples samples, each averaged over the seeds; McNemar's exact test "
+            "is on all pairs of sample and seed."
+        )
+    return notes

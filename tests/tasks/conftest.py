@@ -1,0 +1,1 @@
+from data_files import own_cache, write_jsonl  # noqa: F401
