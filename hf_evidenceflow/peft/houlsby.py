@@ -1,5 +1,5 @@
 """
-The bottleneck adapter as a method of peft; importing this module registers it.
+The bottleneck adapter as a method of PEFT, once [`register_houlsby`] was called.
 
 Source: Houlsby et al. 2019 (1902.00751), section 2.1. An adapter stands after the projection that ends the attention
 and after the one that ends the feed-forward part, each before the residual connection is added.
@@ -15,7 +15,7 @@ from torch import nn
 
 from .houlsby_config import HoulsbyConfig
 from .houlsby_layer import HoulsbyLayer, refuse_merge
-from .registration import register_method
+from .registration import OurPeftType, PeftRegistration, register_method
 
 
 # The two linear layers of a block whose outputs go into the residual stream
@@ -36,27 +36,8 @@ class HoulsbyModel(BaseTuner):
 
     The trainable parameters are `2 L (2 d m + m + d)`, for L blocks of width d and a bottleneck of m.
 
-    Args:
-        model (`nn.Module`):
-            The base model; its linear layers are wrapped in place.
-        peft_config ([`HoulsbyConfig`]):
-            The config.
-        adapter_name (`str`):
-            Name of the adapter.
-
     Raises:
-        `ValueError`: if a target is not in the model, or is not a plain linear layer.
-
-    Example:
-
-    ```python
-    >>> from peft import PeftModel, get_peft_model
-    >>> from hf_evidenceflow.peft.houlsby import HoulsbyConfig
-
-    >>> tuned = get_peft_model(model, HoulsbyConfig(bottleneck_size=64, task_type="CAUSAL_LM"))
-    >>> tuned.save_pretrained("adapter")
-    >>> tuned = PeftModel.from_pretrained(base, "adapter")
-    ```
+        ValueError: If a target is not in the model, or is not a plain linear layer.
     """
 
     prefix: str = "houlsby_"
@@ -110,18 +91,7 @@ class HoulsbyModel(BaseTuner):
         self._replace_module(parent, target_name, HoulsbyLayer(target, adapter_name, peft_config), target)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """
-        Makes an adapter the active one.
-
-        Args:
-            adapter_name (`str` or `list[str]`):
-                Its name. More than one are refused: one after the other is not what was trained.
-            inference_mode (`bool`, *optional*, defaults to `False`):
-                Whether it stays frozen.
-
-        Raises:
-            `ValueError`: for more than one adapter.
-        """
+        """Activate one adapter. Several are refused: one after the other is not what was trained."""
         if not isinstance(adapter_name, str) and len(adapter_name) > 1:
             raise ValueError(f"One bottleneck adapter can be active at a time, got {list(adapter_name)}. Name one.")
         super().set_adapter(adapter_name, inference_mode=inference_mode)
@@ -135,4 +105,23 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, HoulsbyLayer))
 
 
-register_method("houlsby", HoulsbyConfig, HoulsbyModel)
+def register_houlsby() -> PeftRegistration:
+    """
+    Make PEFT build, save and load bottleneck adapters; needed before [`HoulsbyConfig`] and before loading one.
+
+    Returns:
+        [`~peft.registration.PeftRegistration`]: The handle, with `undo()`, usable in `with`.
+
+    Example:
+
+    ```python
+    >>> from peft import PeftModel, get_peft_model
+    >>> from hf_evidenceflow.peft.houlsby import HoulsbyConfig, register_houlsby
+
+    >>> register_houlsby()
+    >>> tuned = get_peft_model(model, HoulsbyConfig(bottleneck_size=64, task_type="CAUSAL_LM"))
+    >>> tuned.save_pretrained("adapter")
+    >>> tuned = PeftModel.from_pretrained(base, "adapter")
+    ```
+    """
+    return register_method(OurPeftType.HOULSBY, HoulsbyConfig, HoulsbyModel, HoulsbyModel.prefix)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from peft import PeftConfig
 from transformers.activations import ACT2FN
 
-from .registration import peft_type
+from .registration import OurPeftType, is_registered
 
 
 @dataclass
@@ -35,16 +35,8 @@ class HoulsbyConfig(PeftConfig):
             Modules to train and save whole, such as the layer norms, which the paper trains too.
 
     Raises:
-        `ValueError`: if a value is out of its range.
-
-    Example:
-
-    ```python
-    >>> from peft import get_peft_model
-    >>> from hf_evidenceflow.peft.houlsby import HoulsbyConfig
-
-    >>> model = get_peft_model(model, HoulsbyConfig(bottleneck_size=64, task_type="CAUSAL_LM"))
-    ```
+        ValueError: If a value is out of its range.
+        RuntimeError: Before [`~peft.houlsby.register_houlsby`] was called.
     """
 
     bottleneck_size: int | None = None
@@ -59,7 +51,9 @@ class HoulsbyConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.peft_type = peft_type("HOULSBY")
+        self.peft_type = OurPeftType.HOULSBY
+        if not is_registered(self.peft_type):
+            raise RuntimeError("PEFT does not know bottleneck adapters yet. Call `register_houlsby()` first.")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -81,14 +75,5 @@ class HoulsbyConfig(PeftConfig):
             raise ValueError(f"`non_linearity` must be one of {sorted(ACT2FN)}, got {self.non_linearity!r}.")
 
     def width(self, features: int) -> int:
-        """
-        Width of the bottleneck after a layer.
-
-        Args:
-            features (`int`):
-                Outputs of the layer.
-
-        Returns:
-            `int`: the width, at least 1.
-        """
+        """Width of the bottleneck after a layer of so many outputs, at least 1."""
         return self.bottleneck_size or max(1, features // self.reduction)

@@ -15,14 +15,6 @@ class HoulsbyLayer(nn.Module, BaseTunerLayer):
     With d outputs and a bottleneck of m it has `2 d m + m + d` parameters.
 
     Source: Houlsby et al. 2019 (1902.00751), section 2.1 and figure 2.
-
-    Args:
-        base_layer (`nn.Linear`):
-            The layer.
-        adapter_name (`str`):
-            Name of the first adapter.
-        config ([`HoulsbyConfig`]):
-            Its config.
     """
 
     # All of what peft saves, moves, freezes and deletes with an adapter; `houlsby_` is how it finds them
@@ -40,15 +32,7 @@ class HoulsbyLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: HoulsbyConfig) -> None:
-        """
-        Add an adapter.
-
-        Args:
-            adapter_name (`str`):
-                Its name.
-            config ([`HoulsbyConfig`]):
-                Its config.
-        """
+        """Add an adapter under its name."""
         width = config.width(self.out_features)
         down, up = nn.Linear(self.out_features, width), nn.Linear(width, self.out_features)
         for projection, std in ((down, config.init_std), (up, config.up_init_std)):
@@ -68,14 +52,7 @@ class HoulsbyLayer(nn.Module, BaseTunerLayer):
         refuse_merge()
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """
-        Args:
-            x (`torch.Tensor` of shape `[..., in_features]`):
-                Input of the layer.
-
-        Returns:
-            `torch.Tensor` of shape `[..., out_features]`: in the dtype of the layer's output.
-        """
+        """From `[..., in_features]` to `[..., out_features]`, in the dtype of the layer's output."""
         y = self.base_layer(x, *args, **kwargs)  # [..., d]
         for name in () if self.disable_adapters else self.active_adapters:
             if name in self.houlsby_down:
@@ -90,7 +67,7 @@ class HoulsbyLayer(nn.Module, BaseTunerLayer):
 
 
 def refuse_merge() -> None:
-    """Raises the error of a merge."""
+    """Raise the error of a merge."""
     raise ValueError(
         "A bottleneck adapter cannot be merged into the layer before it: it is not linear. Keep the adapter, or take "
         "`unload()` for the base model without it."

@@ -18,6 +18,7 @@ from ..models.auto_thinking import THINKING_CLASSES
 from ..models.thinking.configuration_thinking import ThinkingConfigMixin
 from ..models.thinking.modeling_thinking import ThinkingCausalLMMixin
 from ..models.thinking.thinking_residual import THINKING_MODULES
+from .registration import register_method
 
 
 # Adapters that wrap modules and can train further ones in full, by PEFT type. Not those that compute outside the
@@ -172,7 +173,5 @@ globals().update({cls.__name__: cls for cls in (*_CONFIGS.values(), *_TUNERS.val
 def register_thinking_adapters() -> None:
     """Make PEFT know the adapters of thinking models. Calling it again changes nothing."""
     for name, method in ThinkingPeftType.__members__.items():
-        PEFT_TYPE_TO_CONFIG_MAPPING[method] = _CONFIGS[name]
-        PEFT_TYPE_TO_TUNER_MAPPING[method] = _TUNERS[name]
-        PEFT_TYPE_TO_PREFIX_MAPPING[method] = PEFT_TYPE_TO_PREFIX_MAPPING[name]
+        register_method(method, _CONFIGS[name], _TUNERS[name], PEFT_TYPE_TO_PREFIX_MAPPING[name])
     ThinkingCausalLMMixin.on_adapter = staticmethod(carry_thinking)

@@ -1,24 +1,28 @@
 """The bottleneck adapter as a method of peft: built, trained, saved, loaded, switched and deleted like LoRA."""
 
-import importlib
 import json
 
-import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from tiny_models import TINY
 from torch import nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM
 
-from hf_evidenceflow.peft import houlsby
-from hf_evidenceflow.peft import registration as peft_registration
-from hf_evidenceflow.peft.houlsby import TARGET_MODULES, HoulsbyConfig, HoulsbyModel
+from hf_evidenceflow.peft.houlsby import TARGET_MODULES, HoulsbyConfig, HoulsbyModel, register_houlsby
 from hf_evidenceflow.peft.houlsby_layer import HoulsbyLayer
-from hf_evidenceflow.peft.registration import register_method
+from hf_evidenceflow.peft.registration import is_registered, register_method
 
 
 IDS = torch.arange(2, 22).view(2, 10)
+MAPPINGS = (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING)
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    with register_houlsby():
+        yield
 
 
 def base_model(**kwargs) -> LlamaForCausalLM:
@@ -311,33 +315,34 @@ def test_an_unknown_model_type_needs_its_targets_named():
 # Registration
 
 
-def test_the_type_is_a_member_like_all_others():
-    member = PeftType.HOULSBY
-    assert member is PeftType("HOULSBY") is PeftType["HOULSBY"] and member in list(PeftType)
-    assert member == "HOULSBY" and member.value == member.name == "HOULSBY" and isinstance(member, PeftType)
-    assert HoulsbyConfig().peft_type is member
+def test_nothing_is_written_into_peft_before_the_call():
+    register_houlsby().undo()
+    assert not is_registered("HOULSBY")
+    with pytest.raises(RuntimeError, match="Call `register_houlsby\\(\\)` first"):
+        HoulsbyConfig()
 
 
-def test_registering_twice_or_after_a_reload_is_harmless():
-    members = len(PeftType)
-    register_method("houlsby", HoulsbyConfig, HoulsbyModel)
-    reloaded = importlib.reload(houlsby)
-    try:
-        assert len(PeftType) == members
-        assert peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING["HOULSBY"] is reloaded.HoulsbyModel
-        assert isinstance(adapted().base_model, reloaded.HoulsbyModel)
-    finally:
-        register_method("houlsby", HoulsbyConfig, HoulsbyModel)
+def test_an_undone_registration_leaves_the_mappings_of_peft_as_they_were():
+    register_houlsby().undo()
+    before = [dict(mapping) for mapping in MAPPINGS]
+    with register_houlsby():
+        assert [dict(mapping) for mapping in MAPPINGS] != before
+    assert [dict(mapping) for mapping in MAPPINGS] == before
+
+
+def test_registering_and_undoing_twice_is_harmless():
+    first, second = register_houlsby(), register_houlsby()
+    assert isinstance(adapted().base_model, HoulsbyModel)
+    first.undo()
+    second.undo()
+    assert not is_registered("HOULSBY")
+
+
+def test_the_type_is_found_by_its_name():
+    assert HoulsbyConfig().peft_type == "HOULSBY" and HoulsbyConfig().peft_type.value == "HOULSBY"
+    assert "HOULSBY" not in PeftType.__members__
 
 
 def test_a_name_that_is_taken_is_refused_with_its_owner():
-    with pytest.raises(RuntimeError, match=r"already has a method 'lora', peft\.tuners\.lora.*LoraConfig"):
-        register_method("lora", HoulsbyConfig, HoulsbyModel)
-
-
-@pytest.mark.parametrize("version", ["0.19.1", "0.22.0"])
-def test_a_peft_of_an_unchecked_version_is_refused(monkeypatch, version):
-    monkeypatch.setattr(peft, "__version__", version)
-    with pytest.raises(ImportError, match=f">= 0.20 and < 0.22, but {version}"):
-        peft_registration.peft_type("SOMETHING_NEW")
-    assert "SOMETHING_NEW" not in PeftType.__members__
+    with pytest.raises(RuntimeError, match=r"already has a method 'LORA', peft\.tuners\.lora.*LoraConfig"):
+        register_method("LORA", HoulsbyConfig, HoulsbyModel, "houlsby_")

@@ -15,7 +15,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_evidenceflow.peft.houlsby import HoulsbyConfig
+from hf_evidenceflow.peft.houlsby import HoulsbyConfig, register_houlsby
 
 
 class Method(NamedTuple):
@@ -78,6 +78,7 @@ def tuning_methods(
     Returns:
         `dict[str, Method]`: the methods by name.
     """
+    register_houlsby()
     common = {"task_type": "CAUSAL_LM"}
     prompt = common | {"num_virtual_tokens": virtual_tokens}
     text = {"prompt_tuning_init_text": prompt_text, "tokenizer_name_or_path": tokenizer}

@@ -53,16 +53,16 @@ def glove_weight(counts: torch.Tensor, x_max: float, alpha: float = 0.75) -> tor
     return (counts / x_max).pow(alpha).clamp(max=1.0)
 
 
-def glove_loss_and_gradients(
+def glove_loss(
     parameters: GloveParameters,
     rows: torch.Tensor,
     columns: torch.Tensor,
     counts: torch.Tensor,
     x_max: float,
     alpha: float = 0.75,
-) -> tuple[torch.Tensor, GloveParameters]:
+) -> torch.Tensor:
     """
-    The loss of some pairs (equation 8) and its gradients.
+    The summed loss of some pairs (equation 8).
 
     Args:
         parameters ([`GloveParameters`]):
@@ -75,47 +75,10 @@ def glove_loss_and_gradients(
             Count from which a pair has the weight 1.
         alpha (`float`, *optional*, defaults to `0.75`):
             Power below it.
-
-    Returns:
-        `tuple[torch.Tensor, GloveParameters]`: the summed loss, and its gradients in the shapes of the parameters.
     """
     word, context = parameters.words[rows], parameters.contexts[columns]  # [N, H]
     error = (word * context).sum(1) + parameters.word_bias[rows] + parameters.context_bias[columns] - counts.log()
-    weight = glove_weight(counts, x_max, alpha)  # [N]
-    slope = 2 * weight * error  # [N]
-    # A word that is in several pairs of the batch gathers all their gradients
-    gradients = GloveParameters(*(torch.zeros_like(parameter) for parameter in parameters))
-    gradients.words.index_add_(0, rows, slope[:, None] * context)
-    gradients.contexts.index_add_(0, columns, slope[:, None] * word)
-    gradients.word_bias.index_add_(0, rows, slope)
-    gradients.context_bias.index_add_(0, columns, slope)
-    return (weight * error.square()).sum(), gradients
-
-
-def adagrad_step(
-    parameter: torch.Tensor, gradient: torch.Tensor, squares: torch.Tensor, learning_rate: float, eps: float = 1e-10
-) -> None:
-    """
-    One step of AdaGrad, in place: each number has its own rate, which falls with the gradients that it has seen.
-
-        G <- G + g^2,   theta <- theta - rate * g / (sqrt(G) + eps)
-
-    Source: Duchi, Hazan and Singer 2011.
-
-    Args:
-        parameter (`torch.Tensor`):
-            What is learnt.
-        gradient (`torch.Tensor` of the same shape):
-            Gradient; numbers without one stay as they are.
-        squares (`torch.Tensor` of the same shape):
-            Sum G of the squared gradients so far.
-        learning_rate (`float`):
-            Rate.
-        eps (`float`, *optional*, defaults to `1e-10`):
-            Keeps from a division by 0.
-    """
-    squares.add_(gradient.square())
-    parameter.sub_(learning_rate * gradient / (squares.sqrt() + eps))
+    return (glove_weight(counts, x_max, alpha) * error.square()).sum()
 
 
 def train_glove(
@@ -166,19 +129,20 @@ def train_glove(
     size = table.shape[0]
     shapes = GloveParameters((size, vector_size), (size, vector_size), (size,), (size,))
     parameters = GloveParameters(*((torch.rand(shape, generator=generator) - 0.5) / vector_size for shape in shapes))
-    squares = GloveParameters(*(torch.ones(shape) for shape in shapes))
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.Adagrad(parameters, lr=learning_rate, initial_accumulator_value=1.0)
     losses = []
     for _ in range(epochs):
         total = 0.0
         for batch in torch.randperm(len(values), generator=generator).split(batch_size):
-            loss, gradients = glove_loss_and_gradients(
-                parameters, rows[batch], columns[batch], values[batch], x_max, alpha
-            )
-            for parameter, gradient, square in zip(parameters, gradients, squares):
-                adagrad_step(parameter, gradient, square, learning_rate)
+            optimizer.zero_grad()
+            loss = glove_loss(parameters, rows[batch], columns[batch], values[batch], x_max, alpha)
+            loss.backward()
+            optimizer.step()
             total += loss.item()
         losses.append(total / len(values))
-    return parameters, losses
+    return GloveParameters(*(parameter.detach() for parameter in parameters)), losses
 
 
 def glove_vectors(parameters: GloveParameters) -> torch.Tensor:

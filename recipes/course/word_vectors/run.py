@@ -39,7 +39,7 @@ import torch
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.corpus import COUNTRIES, analogies
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table, require_course_package
-from hf_evidenceflow.recipes.course.word_vectors.analogy_test import (
+from hf_evidenceflow.recipes.course.word_vectors.analogies import (
     neighbour_rows,
     read_questions,
     score_analogies,

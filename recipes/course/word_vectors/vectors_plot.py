@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_evidenceflow.recipes.course.word_vectors.analogy_test import ALL_RELATIONS, AnalogyScore
+from hf_evidenceflow.recipes.course.word_vectors.analogies import ALL_RELATIONS, AnalogyScore
 from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
 
 

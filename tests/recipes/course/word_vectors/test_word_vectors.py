@@ -13,12 +13,11 @@ import pytest
 import torch
 from repository import RECIPES
 
-from hf_evidenceflow.recipes.course.word_vectors.analogy_test import read_questions, score_analogies
+from hf_evidenceflow.recipes.course.word_vectors.analogies import read_questions, score_analogies
 from hf_evidenceflow.recipes.course.word_vectors.cooccurrence import count_cooccurrences
 from hf_evidenceflow.recipes.course.word_vectors.glove import (
     GloveParameters,
-    adagrad_step,
-    glove_loss_and_gradients,
+    glove_loss,
     glove_vectors,
     glove_weight,
     train_glove,
@@ -228,29 +227,24 @@ def test_gloves_loss_is_that_of_a_plain_loop(glove_batch):
     for i, j, x in zip(rows.tolist(), columns.tolist(), counts.tolist()):
         weight = (x / 10) ** 0.75 if x < 10 else 1
         expected += weight * (float(w[i] @ c[j]) + b[i] + d[j] - np.log(x)) ** 2
-    loss, _ = glove_loss_and_gradients(*glove_batch, x_max=10)
+    loss = glove_loss(*glove_batch, x_max=10)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_gloves_gradients_are_autograds(glove_batch):
-    parameters = glove_batch[0]
-    loss, gradients = glove_loss_and_gradients(*glove_batch, x_max=10)
-    for own, expected in zip(gradients, torch.autograd.grad(loss, parameters)):
-        torch.testing.assert_close(own, expected)
-
-
-def test_a_step_is_that_of_torchs_adagrad():
-    generator = torch.Generator().manual_seed(0)
-    own = torch.randn(3, 2, generator=generator)
-    reference = torch.nn.Parameter(own.clone())
-    squares = torch.full_like(own, 1.0)
-    optimizer = torch.optim.Adagrad([reference], lr=0.3, initial_accumulator_value=1.0)
-    for _ in range(4):
-        gradient = torch.randn(3, 2, generator=generator)
-        reference.grad = gradient.clone()
-        optimizer.step()
-        adagrad_step(own, gradient, squares, learning_rate=0.3)
-    torch.testing.assert_close(own, reference.detach())
+def test_a_step_is_adagrads_with_the_gradients_of_the_paper():
+    table = np.array([[0, 2, 1], [2, 0, 50], [1, 5, 0.5]])
+    start, _ = train_glove(table, 2, epochs=0, x_max=10, seed=3)
+    trained, _ = train_glove(table, 2, epochs=1, x_max=10, learning_rate=0.3, batch_size=100, seed=3)
+    w, c, b, d = (parameter.double().numpy() for parameter in start)
+    gradients = [np.zeros_like(array) for array in (w, c, b, d)]
+    for i, j in zip(*table.nonzero()):
+        weight = min(1, (table[i, j] / 10) ** 0.75)
+        slope = 2 * weight * (w[i] @ c[j] + b[i] + d[j] - np.log(table[i, j]))
+        for gradient, index, part in zip(gradients, (i, j, i, j), (c[j], w[i], 1, 1)):
+            gradient[index] += slope * part
+    for own, before, gradient in zip(trained, start, gradients):
+        expected = before.numpy() - 0.3 * gradient / np.sqrt(1 + gradient**2)
+        torch.testing.assert_close(own, torch.from_numpy(expected).float())
 
 
 def test_a_log_bilinear_table_is_found_again():
