@@ -17,7 +17,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 from rich.console import Console
 from rich.table import Table
 
-from hf_evidenceflow.evaluation.intervals import paired_difference
+from hf_evidenceflow.evaluation.statistics import paired_difference
 from hf_evidenceflow.files import read_json_lines
 
 

@@ -30,7 +30,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.evaluation.completions import generate_completions
-from hf_evidenceflow.evaluation.intervals import mean_interval, pass_at_k, proportion_interval
+from hf_evidenceflow.evaluation.statistics import mean_interval, pass_at_k, proportion_interval
 from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 from hf_evidenceflow.report.samples import print_samples

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .intervals import Interval, mean_interval, pass_at_k, proportion_interval
+from .statistics import Interval, mean_interval, pass_at_k, proportion_interval
 
 
 def summarise_completions(

@@ -1,8 +1,7 @@
-"""
-What the seeds say about an arm. The statistics are scipy's and statsmodels'.
+"""Intervals and paired tests, over the problems of an evaluation or the seeds of an experiment; scipy's throughout.
 
-Three seeds are few: intervals and tests are Student's t on the seeds. A bootstrap over three values would only
-resample ten different sets, so it is used where there are values per sample.
+Problems are many, so that they are resampled (bootstrap). Seeds are few: a bootstrap of three values has ten different
+resamples, so that their intervals and tests are Student's t.
 """
 
 import math
@@ -11,30 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_evidenceflow.recipes.experiments.runs import is_number
 
-from .intervals import Interval, PairedDifference, paired_difference
+class Interval(NamedTuple):
+    """An estimate, `value`, and the ends of its confidence interval, `low` and `high`."""
+
+    value: float
+    low: float
+    high: float
 
 
-class BudgetReading(NamedTuple):
-    """
-    Two runs read at one budget.
+class PairedDifference(NamedTuple):
+    """The mean of `second - first` over pairs, the ends of its interval, and a test of "no difference" or `None`."""
 
-    Args:
-        arm (`float`):
-            Metric of the arm at the budget.
-        baseline (`float`):
-            Metric of the baseline at the budget.
-        share (`float`):
-            Budget as a share of the baseline's whole training.
-        seconds (`float`, *optional*):
-            Budget in seconds of the baseline's clock, where it has one.
-    """
-
-    arm: float
-    baseline: float
-    share: float
-    seconds: float | None
+    value: float
+    low: float
+    high: float
+    p_value: float | None
 
 
 class SampleComparison(NamedTuple):
@@ -60,19 +51,60 @@ class SampleComparison(NamedTuple):
     p_value: float | None
 
 
-def mean_t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """
-    Mean over seeds with Student's t interval.
+    Wilson's interval of the proportion `successes / n`, for one answer per problem.
+
+    Example:
+
+    ```python
+    >>> proportion_interval(938, 1319)  # the published GSM8K accuracy of .711
+    Interval(value=0.711..., low=0.686..., high=0.734...)
+    ```
+    """
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"`successes` must be in [0, n] and `n` at least 1, got successes={successes}, n={n}.")
+    interval = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return Interval(successes / n, float(interval.low), float(interval.high))
+
+
+def mean_interval(
+    rates: Sequence[float], confidence: float = 0.95, seed: int = 0, n_resamples: int = 9_999
+) -> Interval:
+    """
+    Bootstrap interval of a mean over problems, for several samples per problem.
+
+    The problems are resampled, not the samples: samples of one problem are not independent of each other.
 
     Args:
-        values (`Sequence[float]`):
-            One value a seed.
+        rates (`Sequence[float]`):
+            One rate in [0, 1] per problem, such as its share of right samples.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence level.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the resampling.
+        n_resamples (`int`, *optional*, defaults to `9999`):
+            Number of resamples.
 
     Returns:
-        [`~hf_evidenceflow.evaluation.intervals.Interval`]: The mean; its ends are `nan` for a single seed.
+        [`Interval`]: The mean with its interval. If all problems are at 0, or all at 1, no resample differs; Wilson's
+        interval over the problems is given then.
     """
+    rates = np.asarray(rates, dtype=float)
+    if rates.ndim != 1 or rates.size == 0 or not ((rates >= 0) & (rates <= 1)).all():
+        raise ValueError(
+            f"`rates` must be a non-empty list of numbers in [0, 1], one per problem, got shape {rates.shape} with "
+            f"{rates.ravel()[:5].tolist()}..."
+        )
+    if rates.min() == rates.max() and rates[0] in (0.0, 1.0):
+        return proportion_interval(int(rates.sum()), rates.size, confidence)
+    return Interval(float(rates.mean()), *_bootstrap_mean(rates, confidence, seed, n_resamples))
+
+
+def mean_t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean over seeds with Student's t interval, whose ends are `nan` for a single seed."""
     from scipy import stats
 
     values = np.asarray(values, dtype=float)
@@ -92,15 +124,15 @@ def paired_t_difference(first: Sequence[float], second: Sequence[float], confide
 
     Args:
         first (`Sequence[float]`):
-            Metric of the baseline, one value a seed.
+            Metric of the baseline, one value per seed.
         second (`Sequence[float]`):
             Metric of the arm, of the same seeds in the same order.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence level.
 
     Returns:
-        [`~evaluation.intervals.PairedDifference`]: `second - first`, its t interval, and the p-value of
-        the paired t-test; `None` where the differences have no spread, as with one seed.
+        [`PairedDifference`]: With the t interval and the p-value of the paired t-test; `None` where the differences
+        have no spread, as with one seed.
     """
     from scipy import stats
 
@@ -112,90 +144,52 @@ def paired_t_difference(first: Sequence[float], second: Sequence[float], confide
     return PairedDifference(*interval, float(stats.ttest_rel(second, first).pvalue))
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def paired_difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    confidence: float = 0.95,
+    seed: int = 0,
+    n_resamples: int = 9_999,
+) -> PairedDifference:
     """
-    Holm's correction of the p-values of one family.
+    Compare two systems on the same problems: paired bootstrap for the size, [`mcnemar`] for the sign.
 
     Args:
-        p_values (`Sequence[float | None]`):
-            P-values; `None` stays `None` and does not count.
-
-    Returns:
-        `list[float | None]`: Corrected p-values in the same order.
+        first (`Sequence[float]`):
+            Score per problem of the first system, such as the control.
+        second (`Sequence[float]`):
+            Score per problem of the second system, in the same order.
+        confidence, seed, n_resamples:
+            As in [`mean_interval`].
     """
-    from statsmodels.stats.multitest import multipletests
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if first.shape != second.shape or first.ndim != 1 or first.size == 0:
+        raise ValueError(
+            "`first` and `second` must hold one score for each of the same problems, got shapes "
+            f"{first.shape} and {second.shape}."
+        )
+    difference = second - first
+    interval = _bootstrap_mean(difference, confidence, seed, n_resamples)
+    return PairedDifference(float(difference.mean()), *interval, mcnemar(first, second))
 
-    known = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(known, method="holm")[1] if known else [])
-    return [None if p is None else float(next(corrected)) for p in p_values]
 
-
-def read_curve(evals: Sequence[Mapping[str, Any]], metric: str, position: str, at: float) -> float | None:
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float | None:
     """
-    Read an evaluation curve between its points.
-
-    Between two evaluations the metric is taken as linear in the logarithm of the position, which follows a loss curve
-    more closely than a straight line; nothing is extrapolated.
+    P-value of McNemar's exact test that two systems are equally often right.
 
     Args:
-        evals (`Sequence[Mapping]`):
-            `evals` of a result.
-        metric (`str`):
-            What to read, such as `"eval_loss"`.
-        position (`str`):
-            Where: `"step"`, `"train_seconds"` or `"train_tokens"`.
-        at (`float`):
-            The position.
+        first, second (`np.ndarray`):
+            Scores of the same problems, of one shape.
 
     Returns:
-        `float` or `None`: The metric; `None` outside the evaluated range.
+        `float` or `None`: `None` if the scores are not all 0 or 1.
     """
-    points = {
-        row[position]: row[metric] for row in evals if _positive(row.get(position)) and is_number(row.get(metric))
-    }
-    if not points or not min(points) <= at <= max(points):
+    from scipy.stats import binomtest
+
+    if not np.isin(np.concatenate([first, second], axis=None), (0.0, 1.0)).all():
         return None
-    where = sorted(points)
-    return float(np.interp(math.log(at), np.log(where), [points[each] for each in where]))
-
-
-def read_at_equal_time(
-    arm: Mapping[str, Any], baseline: Mapping[str, Any], metric: str, relative_cost: float | None = None
-) -> BudgetReading | None:
-    """
-    Read two runs at one wall-clock budget: the baseline's whole training, or the arm's where that is shorter.
-
-    Args:
-        arm (`Mapping`):
-            Result row of the arm.
-        baseline (`Mapping`):
-            Result row of the baseline, of the same seed.
-        metric (`str`):
-            What to read.
-        relative_cost (`float`, *optional*):
-            Time of a step of the arm relative to the baseline's. If not given, the runs' own `train_seconds`.
-
-    Returns:
-        [`BudgetReading`] or `None`: Both at the budget; `None` without a clock or with the budget before an arm's
-        first evaluation.
-    """
-    position, cost = ("train_seconds", 1.0) if relative_cost is None else ("step", relative_cost)
-    ends = [_end(run["evals"], metric, position) for run in (arm, baseline)]
-    if None in ends:
-        return None
-    # In units of the baseline; the two readings are one of the runs' ends and a point within the other.
-    at_arm, at_baseline = (
-        (ends[0], ends[0] * cost) if ends[0] * cost < ends[1] else (min(ends[1] / cost, ends[0]), ends[1])
-    )
-    values = (
-        read_curve(arm["evals"], metric, position, at_arm),
-        read_curve(baseline["evals"], metric, position, at_baseline),
-    )
-    if None in values:
-        return None
-    share = at_baseline / ends[1]
-    whole = _end(baseline["evals"], metric, "train_seconds")
-    return BudgetReading(*values, share, None if whole is None else share * whole)
+    gained, lost = int((second > first).sum()), int((second < first).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def compare_samples(
@@ -214,24 +208,59 @@ def compare_samples(
         [`SampleComparison`] or `None`: `None` if no sample is in all of them. McNemar's test takes the seeds' answers
         to one sample as independent; the bootstrap does not.
     """
-    from statsmodels.stats.contingency_tables import mcnemar
-
     shared = set.intersection(*(set(values) for pair in pairs for values in pair)) if pairs else set()
     if not shared:
         return None
     ids = sorted(shared, key=str)
     first, second = (np.array([[pair[side][i] for i in ids] for pair in pairs], dtype=float) for side in (0, 1))
     mean = paired_difference(first.mean(axis=0), second.mean(axis=0), seed=seed)
-    p_value = None
-    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
-        table = [[int(((first == a) & (second == b)).sum()) for b in (1, 0)] for a in (1, 0)]
-        p_value = float(mcnemar(table, exact=True).pvalue)
-    return SampleComparison(len(ids), first.size, mean.value, mean.low, mean.high, p_value)
+    return SampleComparison(len(ids), first.size, mean.value, mean.low, mean.high, mcnemar(first, second))
 
 
-def _end(evals: Sequence[Mapping[str, Any]], metric: str, position: str) -> float | None:
-    return max((row[position] for row in evals if _positive(row.get(position)) and metric in row), default=None)
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction of the p-values of one family, in the same order; `None` stays `None` and does not count."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected, least = [None] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - rank)))
+        corrected[place] = float(least)
+    return corrected
 
 
-def _positive(value: Any) -> bool:
-    return is_number(value) and value > 0
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """
+    Unbiased estimate of the chance that at least one of `k` samples is right: `1 - C(n - c, k) / C(n, k)`.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1.
+
+    Args:
+        n (`int`):
+            Samples drawn for the problem.
+        c (`int`):
+            Right samples among them.
+        k (`int`):
+            Samples allowed, at most `n`.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"`k` must be in [1, n], got k={k}, n={n}. Draw more samples per problem.")
+    if not 0 <= c <= n:
+        raise ValueError(f"`c` must be in [0, n], got c={c}, n={n}.")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def _bootstrap_mean(values: np.ndarray, confidence: float, seed: int, n_resamples: int) -> tuple[float, float]:
+    from scipy.stats import bootstrap
+
+    if values.min() == values.max():
+        return float(values[0]), float(values[0])
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        # All resamples at once would take n_resamples * len(values) numbers.
+        batch=1_000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate.utils import is_peft_model
 
-from ..evaluation.intervals import mean_interval
+from ..evaluation.statistics import mean_interval
 from ..report.model_card import CardContent, Sample, generation_snippet, write_model_card
 
 

@@ -7,52 +7,11 @@ nor equal time. The two latter are read from the periodic evaluations, at the en
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_evidenceflow.evaluation.intervals import PairedDifference, paired_difference
-from hf_evidenceflow.evaluation.statistics import holm, paired_t_difference, read_curve
-from hf_evidenceflow.recipes.experiments.runs import is_number
+from hf_evidenceflow.evaluation.statistics import PairedDifference, holm, paired_difference, paired_t_difference
+from hf_evidenceflow.recipes.experiments.budgets import read_at_equal_budget
 
 
 BUDGETS = {"tokens": "train_tokens", "wall-clock": "train_seconds"}
-
-
-def read_at_equal_budget(
-    arm: Mapping[str, Any], baseline: Mapping[str, Any], metric: str, position: str
-) -> tuple[float, float, float] | None:
-    """
-    Read two runs at the largest budget that both have been evaluated at.
-
-    Args:
-        arm (`Mapping`):
-            Result row of the arm, with its periodic evaluations under `evals`.
-        baseline (`Mapping`):
-            Result row of the baseline.
-        metric (`str`):
-            What to read, such as `"eval_accuracy"`.
-        position (`str`):
-            The budget: `"train_tokens"` or `"train_seconds"`.
-
-    Returns:
-        `tuple` or `None`: baseline, arm and the budget; `None` if a run has no evaluation or the budget ends before
-        the first one of the other.
-
-    Example:
-
-    ```python
-    >>> slow = {"evals": [{"train_tokens": 10, "eval_accuracy": 0.2}, {"train_tokens": 40, "eval_accuracy": 0.4}]}
-    >>> fast = {"evals": [{"train_tokens": 5, "eval_accuracy": 0.1}, {"train_tokens": 20, "eval_accuracy": 0.5}]}
-    >>> read_at_equal_budget(slow, fast, "eval_accuracy", "train_tokens")  # 20 is half-way from 10 to 40 in the log
-    (0.5, 0.3..., 20)
-    ```
-    """
-    ends = [
-        max((row[position] for row in run["evals"] if position in row and is_number(row.get(metric))), default=None)
-        for run in (baseline, arm)
-    ]
-    if None in ends:
-        return None
-    budget = min(ends)
-    values = [read_curve(run["evals"], metric, position, budget) for run in (baseline, arm)]
-    return None if None in values else (*values, budget)
 
 
 def contrast_arms(

@@ -5,13 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_evidenceflow.evaluation.completion_log import read_jsonl
-from hf_evidenceflow.evaluation.statistics import (
-    compare_samples,
-    holm,
-    mean_t_interval,
-    paired_t_difference,
-    read_at_equal_time,
-)
+from hf_evidenceflow.evaluation.statistics import compare_samples, holm, mean_t_interval, paired_t_difference
+from hf_evidenceflow.recipes.experiments.budgets import read_at_equal_time
 from hf_evidenceflow.recipes.experiments.grid import Cell, Grid
 from hf_evidenceflow.recipes.experiments.plan import Plan, at_the_edge
 from hf_evidenceflow.recipes.experiments.runs import is_number

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarise_completions
-from hf_evidenceflow.evaluation.intervals import mean_interval, proportion_interval
+from hf_evidenceflow.evaluation.statistics import mean_interval, proportion_interval
 
 
 def make_rows(outcomes, thinking=None):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from hf_evidenceflow.evaluation.intervals import proportion_interval
+from hf_evidenceflow.evaluation.statistics import proportion_interval
 
 
 @torch.no_grad()

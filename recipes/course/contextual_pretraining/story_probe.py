@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hf_evidenceflow.evaluation.intervals import Interval, proportion_interval
+from hf_evidenceflow.evaluation.statistics import Interval, proportion_interval
 from hf_evidenceflow.recipes.course.contextual_pretraining.scalar_mix import ScalarMix
 from hf_evidenceflow.recipes.course.shared.corpus import COUNTRIES, PEOPLE
 
@@ -43,7 +43,7 @@ class ProbeResult:
     A trained probe on held-out examples.
 
     Args:
-        accuracy ([`~evaluation.intervals.Interval`]):
+        accuracy ([`~evaluation.statistics.Interval`]):
             Accuracy with Wilson's 95 % interval.
         weights (`list[float]`):
             Weights s_j of the layers.
@@ -103,7 +103,7 @@ def majority_accuracy(train: Sequence[int], test: Sequence[int]) -> Interval:
             Labels.
 
     Returns:
-        [`~evaluation.intervals.Interval`]: accuracy with Wilson's 95 % interval.
+        [`~evaluation.statistics.Interval`]: accuracy with Wilson's 95 % interval.
     """
     most = max(sorted(set(train)), key=list(train).count)
     return proportion_interval(list(test).count(most), len(test))

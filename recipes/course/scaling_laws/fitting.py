@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_evidenceflow.evaluation.intervals import Interval
+from hf_evidenceflow.evaluation.statistics import Interval
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import ParametricLoss, require_positive
 
 
@@ -127,7 +127,7 @@ def percentile_interval(value: float, samples: Sequence[float], confidence: floa
             Confidence level.
 
     Returns:
-        [`~evaluation.intervals.Interval`]: the estimate with its interval.
+        [`~evaluation.statistics.Interval`]: the estimate with its interval.
     """
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(value), float(low), float(high))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_evidenceflow.evaluation.intervals import Interval
+from hf_evidenceflow.evaluation.statistics import Interval
 from hf_evidenceflow.report.curves import curve
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
 

@@ -40,7 +40,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGener
 
 from hf_evidenceflow.data.packing import TokenRows, pack_rows
 from hf_evidenceflow.data.text import split_documents
-from hf_evidenceflow.evaluation.intervals import paired_difference, proportion_interval
+from hf_evidenceflow.evaluation.statistics import paired_difference, proportion_interval
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.filling_plots import plot_filling
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_filling import (
     draw_gaps,

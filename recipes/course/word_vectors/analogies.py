@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from hf_evidenceflow.evaluation.intervals import Interval, proportion_interval
+from hf_evidenceflow.evaluation.statistics import Interval, proportion_interval
 from hf_evidenceflow.files import read_text
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_evidenceflow.recipes.experiments.contrasts import contrast_arms, contrast_problems, read_at_equal_budget
+from hf_evidenceflow.recipes.experiments.contrasts import contrast_arms, contrast_problems
 
 
 def run(scale, final, off=None, tokens=(10, 40)):
@@ -14,15 +14,6 @@ def run(scale, final, off=None, tokens=(10, 40)):
     if off is not None:
         row["metrics"] |= {"eval_accuracy_off": off, "hidden_ratio": 0.3}
     return row
-
-
-def test_the_longer_run_is_read_inside_its_curve():
-    base, arm, budget = read_at_equal_budget(run(1, 0.4), run(0.5, 0.5), "eval_accuracy", "train_tokens")
-    assert (base, arm, budget) == pytest.approx((0.5, 0.3, 20))  # log 20 is half-way from log 10 to log 40
-
-
-def test_a_budget_before_the_first_evaluation_has_no_reading():
-    assert read_at_equal_budget(run(1, 0.4), run(0.1, 0.5), "eval_accuracy", "train_tokens") is None
 
 
 def test_an_arm_is_contrasted_with_the_baseline_at_each_budget():
