@@ -27,7 +27,7 @@ from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.recipes.experiments.findings import (
     Finding,
     TrainedRun,
-    corrected,
+    correct_verdicts,
     final_loss,
     findings_table,
     gradient_peak_ratio,
@@ -170,8 +170,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if not any(run.log for seeds in runs.values() for run in seeds.values()):
         print(f"`{args.experiment}` has no logs in `runs/`: the findings, which need them, are left as they are.")
         return []
-    rows = corrected([judge(finding, runs) for finding in FINDINGS])
-    table = findings_table(rows)
+    verdicts = [judge(finding, runs) for finding in FINDINGS]
+    correct_verdicts(verdicts)
+    table, rows = findings_table(verdicts), [verdict.row() for verdict in verdicts]
     atomic_write_json(folder / "findings.json", rows)
     atomic_write_text(folder / "findings.md", table)
     print(table)

@@ -124,8 +124,8 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     ]
     for row in comparison["contrasts"]:
         lines.append(
-            f"| {row['arm']} | {row['basis']} | {len(row['seeds'])} | {row['difference']:+.4f} | "
-            f"[{row['low']:+.4f}, {row['high']:+.4f}] | {_p(row['p_value'])} | {_p(row['p_holm'])} |"
+            f"| {row.arm} | {row.basis} | {len(row.seeds)} | {row.difference:+.4f} | "
+            f"[{row.low:+.4f}, {row.high:+.4f}] | {_p(row.p_value)} | {_p(row.p_holm)} |"
         )
     lines += [
         "",
@@ -156,7 +156,8 @@ def write_comparison(grid: Grid, rows: list[dict], output_dir: str) -> dict[str,
                 first, second = (
                     read_jsonl(runs_dir / results[name][seed]["id"] / SAMPLES_NAME) for name in (baseline, arm)
                 )
-                problems.append({"arm": arm, "seed": seed} | contrast_problems(first, second, "accuracy"))
+                found = contrast_problems(first, second, "accuracy")._asdict()
+                problems.append({"arm": arm, "seed": seed, "difference": found.pop("value")} | found)
     comparison = {
         "name": grid.name,
         "baseline": baseline,

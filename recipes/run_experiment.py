@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"No run in {args.output_dir} is finished: there is nothing to report.")
         return code
     summary = write_report(grid, runner.plan(), rows, args.output_dir)
-    print(f"{summary['finished']} of {summary['total']} runs in {Path(args.output_dir) / 'report' / 'report.html'}")
+    print(f"{summary.finished} of {summary.total} runs in {Path(args.output_dir) / 'report' / 'report.html'}")
     return code
 
 

@@ -5,18 +5,38 @@ nor equal time. The two latter are read from the periodic evaluations, at the en
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hf_evidenceflow.evaluation.statistics import PairedDifference, holm, paired_difference, paired_t_difference
+from hf_evidenceflow.evaluation.statistics import PairedDifference, paired_difference
 from hf_evidenceflow.recipes.experiments.budgets import read_at_equal_budget
+from hf_evidenceflow.recipes.experiments.paired import SeedDifference, correct_family, paired_over_seeds
 
 
 BUDGETS = {"tokens": "train_tokens", "wall-clock": "train_seconds"}
+THINKING_OFF = "thinking off"
+
+
+@dataclass(kw_only=True)
+class Contrast(SeedDifference):
+    """
+    An arm against the baseline, or against itself.
+
+    Args:
+        arm (`str`):
+            The arm.
+        basis (`str`):
+            `"steps"`, `"tokens"` or `"wall-clock"`: what is equal; or `"thinking off"`: the arm with thinking minus
+            the same weights without.
+    """
+
+    arm: str
+    basis: str
 
 
 def contrast_arms(
     results: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str, metric: str = "eval_accuracy"
-) -> list[dict[str, Any]]:
+) -> list[Contrast]:
     """
     Contrast each arm with the baseline, and with itself after its thinking was switched off.
 
@@ -29,48 +49,46 @@ def contrast_arms(
             Metric of the rows; the same with thinking off is `<metric>_off`.
 
     Returns:
-        `list[dict]`: `arm`, `basis` (`steps`, `tokens`, `wall-clock`, `thinking off`), `seeds`, `difference`, `low`,
-        `high` (paired t over the seeds), `p_value`, and `p_holm`, corrected over the arms of one basis. The contrast
-        `thinking off` is the arm with thinking minus the same weights without.
+        `list[Contrast]`: Their p-values are corrected over the arms of one basis.
     """
-    found = []
-    for arm, runs in results.items():
-        bases: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in ("steps", *BUDGETS, "thinking off")}
-        for seed, run in runs.items():
-            if "hidden_ratio" in run["metrics"]:
-                bases["thinking off"][seed] = run["metrics"][f"{metric}_off"], run["metrics"][metric]
-            other = results[baseline].get(seed)
-            if arm == baseline or other is None:
-                continue
-            bases["steps"][seed] = other["metrics"][metric], run["metrics"][metric]
-            for name, position in BUDGETS.items():
-                if (reading := read_at_equal_budget(run, other, metric, position)) is not None:
-                    bases[name][seed] = reading[:2]
-        for basis, pairs in bases.items():
-            if pairs:
-                result = paired_t_difference(*zip(*pairs.values()))
-                found.append({"arm": arm, "basis": basis, "seeds": list(pairs)} | _fields(result))
-    for basis in {row["basis"] for row in found}:
-        family = [row for row in found if row["basis"] == basis]
-        for row, corrected in zip(family, holm([row["p_value"] for row in family])):
-            row["p_holm"] = corrected
+    found = [
+        Contrast(arm=arm, basis=basis, **paired_over_seeds(pairs))
+        for arm, runs in results.items()
+        for basis, pairs in _pairs_by_basis(runs, {} if arm == baseline else results[baseline], metric).items()
+        if pairs
+    ]
+    for basis in {row.basis for row in found}:
+        correct_family([row for row in found if row.basis == basis])
     return found
 
 
-def contrast_problems(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], column: str) -> dict:
+def _pairs_by_basis(
+    runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], metric: str
+) -> dict[str, dict[int, tuple[float, float]]]:
+    bases: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in ("steps", *BUDGETS, THINKING_OFF)}
+    for seed, run in runs.items():
+        if "hidden_ratio" in run["metrics"]:
+            bases[THINKING_OFF][seed] = run["metrics"][f"{metric}_off"], run["metrics"][metric]
+        if (other := others.get(seed)) is None:
+            continue
+        bases["steps"][seed] = other["metrics"][metric], run["metrics"][metric]
+        for name, position in BUDGETS.items():
+            if (reading := read_at_equal_budget(run, other, metric, position)) is not None:
+                bases[name][seed] = reading[:2]
+    return bases
+
+
+def contrast_problems(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], column: str
+) -> PairedDifference:
     """
     Contrast two runs of one seed problem by problem: what the problems alone leave open, the seed being fixed.
 
     Args:
-        first (`Sequence[Mapping]`):
-            Rows of the baseline with `id` and the column.
-        second (`Sequence[Mapping]`):
-            Rows of the arm.
+        first, second (`Sequence[Mapping]`):
+            Rows of the baseline and of the arm, with `id` and the column.
         column (`str`):
             Score to compare.
-
-    Returns:
-        `dict`: `difference`, `low`, `high` (paired bootstrap) and `p_value` (McNemar's exact test, or `None`).
 
     Raises:
         `ValueError`: if the runs are of different problems.
@@ -79,8 +97,4 @@ def contrast_problems(first: Sequence[Mapping[str, Any]], second: Sequence[Mappi
     if scores[0].keys() != scores[1].keys():
         raise ValueError(f"The runs are of different problems: {len(scores[0])} and {len(scores[1])}, not the same.")
     ids = sorted(scores[0])
-    return _fields(paired_difference(*([each[index] for index in ids] for each in scores)))
-
-
-def _fields(result: PairedDifference) -> dict[str, Any]:
-    return {"difference": result.value, "low": result.low, "high": result.high, "p_value": result.p_value}
+    return paired_difference(*([each[index] for index in ids] for each in scores))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_evidenceflow.evaluation.statistics import holm, paired_t_difference
+from hf_evidenceflow.recipes.experiments.paired import SeedDifference, correct_family, paired_over_seeds
 
 
 @dataclass(frozen=True)
@@ -97,66 +97,72 @@ class Finding:
     reading: Callable[[TrainedRun], float]
 
 
-def judge(finding: Finding, runs: Mapping[str, Mapping[int, TrainedRun]]) -> dict[str, Any]:
+@dataclass
+class Verdict:
     """
-    Judge a finding over the seeds that both arms have.
+    A finding, judged.
 
     Args:
-        finding ([`Finding`]):
-            The statement.
-        runs (`Mapping[str, Mapping[int, TrainedRun]]`):
-            Finished runs by arm and seed.
-
-    Returns:
-        `dict`: `finding`, `reading`, `arms`, `seeds`, `means` of the two arms, `difference` (said to be higher minus
-        said to be lower) with `low` and `high` of the 95 % paired t interval, the `p_value` of the paired t-test, and
-        `verdict`: `confirmed` if the whole interval is above 0, `refuted` if it is below, else `undecided`; `not run`
-        with fewer than two seeds.
+        finding, reading (`str`):
+            Its statement, and the name of what was read.
+        arms (`list[str]`):
+            Arms said to have the lower and the higher reading.
+        seeds (`list[int]`):
+            Seeds that both arms have.
+        verdict (`str`):
+            `"confirmed"` if the whole interval is above 0, `"refuted"` if it is below, else `"undecided"`; `"not run"`
+            with fewer than two seeds.
+        means (`list[float]`, *optional*):
+            Means of the two arms; `None` if not run.
+        contrast ([`SeedDifference`], *optional*):
+            Reading said to be higher minus the one said to be lower; `None` if not run.
     """
+
+    finding: str
+    reading: str
+    arms: list[str]
+    seeds: list[int]
+    verdict: str = "not run"
+    means: list[float] | None = None
+    contrast: SeedDifference | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The entry of `findings.json`."""
+        row = dict(vars(self))
+        contrast = row.pop("contrast")
+        return row | (vars(contrast) if contrast is not None else {})
+
+
+def judge(finding: Finding, runs: Mapping[str, Mapping[int, TrainedRun]]) -> Verdict:
+    """Judge a finding on finished runs, by arm and seed, over the seeds that both arms have."""
     low, high = runs.get(finding.low, {}), runs.get(finding.high, {})
     seeds = sorted(low.keys() & high.keys())
-    row = {
-        "finding": finding.text,
-        "reading": finding.reading.__name__,
-        "arms": [finding.low, finding.high],
-        "seeds": seeds,
-        "verdict": "not run",
-    }
+    verdict = Verdict(finding.text, finding.reading.__name__, [finding.low, finding.high], seeds)
     if len(seeds) < 2:
-        return row
-    values = [[finding.reading(arm[seed]) for seed in seeds] for arm in (low, high)]
-    result = paired_t_difference(*values)
-    verdict = "confirmed" if result.low > 0 else "refuted" if result.high < 0 else "undecided"
-    means = [float(np.mean(each)) for each in values]
-    interval = {"difference": result.value, "low": result.low, "high": result.high, "p_value": result.p_value}
-    return row | {"means": means, **interval, "verdict": verdict}
+        return verdict
+    pairs = {seed: (finding.reading(low[seed]), finding.reading(high[seed])) for seed in seeds}
+    contrast = SeedDifference(**paired_over_seeds(pairs))
+    verdict.contrast = contrast
+    verdict.means = [float(np.mean(values)) for values in zip(*pairs.values())]
+    verdict.verdict = "confirmed" if contrast.low > 0 else "refuted" if contrast.high < 0 else "undecided"
+    return verdict
 
 
-def corrected(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """
-    The judged findings with their p-values corrected as one family.
-
-    Args:
-        rows (`Sequence[Mapping]`):
-            As [`judge`] gives them.
-
-    Returns:
-        `list[dict]`: the same rows with `p_holm` (Holm), `None` where a finding was not run.
-    """
-    values = holm([row.get("p_value") for row in rows])
-    return [{**row, "p_holm": value} for row, value in zip(rows, values)]
+def correct_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """Correct the p-values of the findings that were run as one family (Holm)."""
+    correct_family([each.contrast for each in verdicts if each.contrast is not None])
 
 
-def findings_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Verdicts of [`corrected`] findings as a Markdown table."""
+def findings_table(verdicts: Sequence[Verdict]) -> str:
+    """Corrected verdicts as a Markdown table."""
     columns = ("published finding", "reading", "said to be lower", "said to be higher", "difference, 95 %")
     lines = [f"| {' | '.join(columns)} | p (Holm) | verdict |", "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
-    for row in rows:
-        cells = ["", "", "", ""]
-        if "means" in row:
-            cells = [f"{arm} {mean:.4g}" for arm, mean in zip(row["arms"], row["means"])]
-            cells.append(f"{row['difference']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]")
-            cells.append("" if row["p_holm"] is None else f"{row['p_holm']:.3f}")
-        reading = row["reading"].replace("_", " ")
-        lines.append(f"| {row['finding']} | {reading} | {' | '.join(cells)} | {row['verdict']} |")
+    for each in verdicts:
+        cells, found = ["", "", "", ""], each.contrast
+        if found is not None:
+            cells = [f"{arm} {mean:.4g}" for arm, mean in zip(each.arms, each.means)]
+            cells.append(f"{found.difference:+.3g} [{found.low:+.3g}, {found.high:+.3g}]")
+            cells.append("" if found.p_holm is None else f"{found.p_holm:.3f}")
+        reading = each.reading.replace("_", " ")
+        lines.append(f"| {each.finding} | {reading} | {' | '.join(cells)} | {each.verdict} |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.runs import is_number
-from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS
+from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS, Summary
 from hf_evidenceflow.report import figures
 from hf_evidenceflow.report.curves import KNOWN_CURVES
 from hf_evidenceflow.report.figures import new_figure, save_figure
@@ -25,24 +25,24 @@ LEAST_POINTS = 3
 PANELS_IN_A_ROW = 3  # more are too small to read on a page
 
 
-def plot_differences(summary: Mapping[str, Any], path: Path) -> Path | None:
+def plot_differences(summary: Summary, path: Path) -> Path | None:
     """
     Draw the differences to the baseline, at equal tokens and at equal wall-clock, one panel a metric.
 
     Args:
-        summary (`Mapping`):
-            From [`~hf_evidenceflow.recipes.experiments.summary.summarise`].
+        summary ([`Summary`]):
+            The results.
         path (`Path`):
             PNG to write.
 
     Returns:
         `Path` or `None`: The path; `None` if there is nothing to compare.
     """
-    comparisons = summary["comparisons"]
+    comparisons = summary.comparisons
     if not comparisons:
         return None
-    labels = list(dict.fromkeys((each["group"], each["arm"]) for each in comparisons))
-    metrics = [name for name in summary["metrics"] if any(each["metric"] == name for each in comparisons)]
+    labels = list(dict.fromkeys((each.group, each.arm) for each in comparisons))
+    metrics = [name for name in summary.metrics if any(each.metric == name for each in comparisons)]
     figure, panels = _figure(len(metrics), width=3.6, height=1.5 + 0.36 * len(labels), extra_width=2.2, sharey=True)
     styles = {
         EQUAL_TOKENS: ("equal tokens", COLOURS[1], "o", -0.14),
@@ -51,14 +51,14 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> Path | None:
     for panel, metric in zip(panels, metrics):
         panel.axvline(0, color="0.3", linewidth=0.9)
         for each in comparisons:
-            if each["metric"] != metric:
+            if each.metric != metric:
                 continue
-            _, colour, marker, offset = styles[each["basis"]]
-            y = labels.index((each["group"], each["arm"])) + offset
-            panel.plot(list(each["differences"].values()), [y] * len(each["seeds"]), "|", color=colour, alpha=0.6)
-            if is_number(each["low"]):
-                panel.hlines(y, each["low"], each["high"], color=colour, linewidth=1.6)
-            panel.plot(each["difference"], y, marker, color=colour, markersize=5)
+            _, colour, marker, offset = styles[each.basis]
+            y = labels.index((each.group, each.arm)) + offset
+            panel.plot(list(each.differences.values()), [y] * len(each.seeds), "|", color=colour, alpha=0.6)
+            if is_number(each.low):
+                panel.hlines(y, each.low, each.high, color=colour, linewidth=1.6)
+            panel.plot(each.difference, y, marker, color=colour, markersize=5)
         for index in range(1, len(labels)):
             if labels[index][0] != labels[index - 1][0]:
                 panel.axhline(index - 0.5, color="0.75", linewidth=0.8)
@@ -67,7 +67,7 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> Path | None:
         panel.xaxis.get_major_locator().set_params(nbins=5)
     panels[0].set_yticks(range(len(labels)), [", ".join(filter(None, label)) for label in labels])
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
-    drawn = [style for basis, style in styles.items() if any(each["basis"] == basis for each in comparisons)]
+    drawn = [style for basis, style in styles.items() if any(each.basis == basis for each in comparisons)]
     handles = [
         panels[0].plot([], [], marker=marker, color=colour, linewidth=1.6, label=label)[0]
         for label, colour, marker, _ in drawn

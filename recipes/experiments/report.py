@@ -13,7 +13,14 @@ from hf_evidenceflow.recipes.experiments.plan import Plan
 from hf_evidenceflow.recipes.experiments.plots import plot_curves, plot_differences
 from hf_evidenceflow.recipes.experiments.runs import is_number
 from hf_evidenceflow.recipes.experiments.status_page import PAGE_STYLE
-from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS, summarise
+from hf_evidenceflow.recipes.experiments.summary import (
+    EQUAL_TIME,
+    EQUAL_TOKENS,
+    CellSummary,
+    Comparison,
+    Summary,
+    summarise,
+)
 from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 
 
@@ -26,9 +33,7 @@ code { overflow-wrap: anywhere; }
 """
 
 
-def write_report(
-    grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], output_dir: str | os.PathLike
-) -> dict[str, Any]:
+def write_report(grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], output_dir: str | os.PathLike) -> Summary:
     """
     Write `report/` in an experiment's folder: `summary.json`, `table.md`, `differences.png`, `curves_<level>.png` and
     `report.html`, which holds them all.
@@ -42,13 +47,10 @@ def write_report(
             Rows of `results.jsonl`.
         output_dir (`str` or `os.PathLike`):
             Folder of the experiment.
-
-    Returns:
-        `dict`: Content of `summary.json`.
     """
     folder = Path(output_dir) / "report"
     summary = summarise(grid, plan, rows, str(output_dir))
-    atomic_write_json(folder / "summary.json", summary)
+    atomic_write_json(folder / "summary.json", summary.content())
     atomic_write_text(folder / "table.md", report_markdown(summary))
     pictures = {}
     if (path := plot_differences(summary, folder / "differences.png")) is not None:
@@ -63,24 +65,24 @@ def write_report(
     return summary
 
 
-def report_markdown(summary: Mapping[str, Any]) -> str:
+def report_markdown(summary: Summary) -> str:
     """The tables and notes of a report as Markdown."""
-    lines = [f"# {summary['name']}", "", _headline(summary), ""]
+    lines = [f"# {summary.name}", "", _headline(summary), ""]
     for title, header, rows in _tables(summary):
         lines += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
-    lines += ["## Missing", "", *(f"- {each}" for each in summary["missing"] or ["nothing"]), ""]
+    lines += ["## Missing", "", *(f"- {each}" for each in summary.missing or ["nothing"]), ""]
     lines += ["## How to read it", "", *(f"- {note}" for note in _notes(summary)), ""]
     return "\n".join(lines)
 
 
-def report_html(summary: Mapping[str, Any], pictures: Mapping[Path, str]) -> str:
+def report_html(summary: Summary, pictures: Mapping[Path, str]) -> str:
     """
     The report as one page that needs no other file.
 
     Args:
-        summary (`Mapping`):
-            From [`~hf_evidenceflow.recipes.experiments.summary.summarise`].
+        summary ([`Summary`]):
+            The results.
         pictures (`Mapping[Path, str]`):
             Caption by PNG.
 
@@ -93,12 +95,12 @@ def report_html(summary: Mapping[str, Any], pictures: Mapping[Path, str]) -> str
         for path, caption in pictures.items()
     )
     tables = "".join(_html_table(*table) for table in _tables(summary))
-    missing = "".join(f"<li>{escape(each)}</li>" for each in summary["missing"] or ["nothing"])
+    missing = "".join(f"<li>{escape(each)}</li>" for each in summary.missing or ["nothing"])
     notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(summary))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(summary["name"])}</title><style>{PAGE_STYLE}{_REPORT_STYLE}</style></head><body>
-<h1>{escape(summary["name"])}</h1><p class="soft">{escape(_headline(summary))}</p>
+<title>{escape(summary.name)}</title><style>{PAGE_STYLE}{_REPORT_STYLE}</style></head><body>
+<h1>{escape(summary.name)}</h1><p class="soft">{escape(_headline(summary))}</p>
 {figures}
 {tables}
 <h2>Missing</h2><ul>{missing}</ul>
@@ -116,90 +118,86 @@ def _html_table(title: str, header: list[str], rows: list[list[str]]) -> str:
     return f"<h3>{escape(title)}</h3><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
-    baseline = summary["baseline"]
+def _headline(summary: Summary) -> str:
+    baseline = summary.baseline
     against = f", compared with {_levels(baseline)}" if baseline else ""
     return (
-        f"{summary['finished']} of {summary['total']} runs of {summary['recipe']} finished, seeds "
-        f"{', '.join(map(str, summary['seeds']))}{against}. Commit {', '.join(summary['git']) or 'unknown'}."
+        f"{summary.finished} of {summary.total} runs of {summary.recipe} finished, seeds "
+        f"{', '.join(map(str, summary.seeds))}{against}. Commit {', '.join(summary.git) or 'unknown'}."
     )
 
 
-def _tables(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def _tables(summary: Summary) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows of each table: one for each metric and group, then the samples."""
     tables = []
-    groups = list(dict.fromkeys(cell["group"] for cell in summary["cells"]))
-    for metric in summary["metrics"]:
+    groups = list(dict.fromkeys(cell.group for cell in summary.cells))
+    for metric in summary.metrics:
         for group in groups:
-            cells = [cell for cell in summary["cells"] if cell["group"] == group and metric in cell["metrics"]]
+            cells = [cell for cell in summary.cells if cell.group == group and metric in cell.metrics]
             if cells:
                 title = ", ".join(filter(None, [metric, group]))
                 tables.append((title, _header(summary), [_row(summary, cell, metric) for cell in cells]))
-    if summary["samples"]:
+    if summary.samples:
         header = ["arm", "value", "samples x seeds", "difference [95 % bootstrap]", "p (McNemar)"]
         rows = [
             [
-                ", ".join(filter(None, [each["group"], each["arm"]])),
-                each["column"],
-                f"{each['samples']} x {each['seeds']}",
-                _interval(each["difference"], each["low"], each["high"], signed=True),
-                _p(each["p_value"]),
+                ", ".join(filter(None, [each.group, each.arm])),
+                each.column,
+                f"{each.result.samples} x {each.seeds}",
+                _interval(each.result.difference, each.result.low, each.result.high, signed=True),
+                _p(each.result.p_value),
             ]
-            for each in summary["samples"]
+            for each in summary.samples
         ]
         tables.append(("Sample by sample", header, rows))
     return tables
 
 
-def _header(summary: Mapping[str, Any]) -> list[str]:
+def _header(summary: Summary) -> list[str]:
     header = ["arm", "seeds"]
-    if summary["tuned"]:
-        header.append(summary["tuned"]["option"])
+    if summary.tuned:
+        header.append(summary.tuned.option)
     header.append("mean [95 %]")
-    if summary["baseline"]:
+    if summary.baseline:
         for basis in ("equal tokens", "equal wall-clock"):
             header += [f"difference, {basis} [95 %]", "p (Holm)"]
         header.append("wall-clock budget")
     return header
 
 
-def _row(summary: Mapping[str, Any], cell: Mapping[str, Any], metric: str) -> list[str]:
-    value = cell["metrics"][metric]
-    row = [cell["arm"] or "all", f"{value['n']} of {len(summary['seeds'])}"]
-    if summary["tuned"]:
-        row.append(f"{cell['tuned_value']}{' (edge!)' if cell['at_the_edge'] else ''}")
-    row.append(_interval(value["mean"], value["low"], value["high"]))
-    if not summary["baseline"]:
+def _row(summary: Summary, cell: CellSummary, metric: str) -> list[str]:
+    value = cell.metrics[metric]
+    row = [cell.arm or "all", f"{value.n} of {len(summary.seeds)}"]
+    if summary.tuned:
+        row.append(f"{cell.tuned_value}{' (edge!)' if cell.at_the_edge else ''}")
+    row.append(_interval(value.mean, value.low, value.high))
+    if not summary.baseline:
         return row
-    if cell["is_baseline"]:
+    if cell.is_baseline:
         return [*row, "baseline", "", "baseline", "", ""]
-    found = {
-        each["basis"]: each
-        for each in summary["comparisons"]
-        if each["cell"] == cell["cell"] and each["metric"] == metric
-    }
+    found = {each.basis: each for each in summary.comparisons if each.cell == cell.cell and each.metric == metric}
     for basis in (EQUAL_TOKENS, EQUAL_TIME):
-        row += _difference_cells(found.get(basis), len(summary["seeds"]))
+        row += _difference_cells(found.get(basis), len(summary.seeds))
     return [*row, _budget(found.get(EQUAL_TIME))]
 
 
-def _difference_cells(comparison: Mapping[str, Any] | None, seeds: int) -> list[str]:
+def _difference_cells(comparison: Comparison | None, seeds: int) -> list[str]:
     if comparison is None:
         return ["none", ""]
-    text = _interval(comparison["difference"], comparison["low"], comparison["high"], signed=True)
-    if len(comparison["seeds"]) < seeds:
-        text += f" ({len(comparison['seeds'])} of {seeds} seeds)"
-    if not comparison.get("same_tokens", True):
+    text = _interval(comparison.difference, comparison.low, comparison.high, signed=True)
+    if len(comparison.seeds) < seeds:
+        text += f" ({len(comparison.seeds)} of {seeds} seeds)"
+    if comparison.same_tokens is False:
         text += " (tokens differ!)"
-    p = _p(comparison["p_value"])
-    return [text, f"{p} ({_p(comparison['p_holm'])})" if p else ""]
+    p = _p(comparison.p_value)
+    return [text, f"{p} ({_p(comparison.p_holm)})" if p else ""]
 
 
-def _budget(comparison: Mapping[str, Any] | None) -> str:
+def _budget(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
-    shares = _range([100 * share for share in comparison["budget_share"]], " %")
-    seconds = comparison["budget_seconds"]
+    shares = _range([100 * share for share in comparison.budget_share], " %")
+    seconds = comparison.budget_seconds
     return f"{shares} of the baseline's" + (f", {_range(seconds, ' s')}" if seconds else "")
 
 
@@ -223,9 +221,9 @@ def _levels(levels: Mapping[str, str]) -> str:
     return ", ".join(f"{axis}={level}" for axis, level in levels.items())
 
 
-def _notes(summary: Mapping[str, Any]) -> list[str]:
+def _notes(summary: Summary) -> list[str]:
     notes = ["Mean: over the seeds, with Student's t interval; no interval for a single seed."]
-    if summary["baseline"]:
+    if summary.baseline:
         notes += [
             "Difference: arm minus baseline, paired seed by seed over the seeds that both have, with its t interval; "
             "p of the paired t-test, in parentheses after Holm's correction over the arms of one table.",
@@ -233,23 +231,21 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             "Equal tokens: the metrics at the end of the training.",
         ]
         clock = "the time that each run's log gives for training, without evaluation"
-        if summary["clock"] == "relative_cost":
-            clock = (
-                f"the steps times their given cost relative to the baseline, {json.dumps(summary['relative_cost'])}"
-            )
+        if summary.clock == "relative_cost":
+            clock = f"the steps times their given cost relative to the baseline, {json.dumps(summary.relative_cost)}"
         notes.append(
             f"Equal wall-clock: the clock is {clock}. The budget is the baseline's whole training, or the arm's where "
             "that is shorter; the curves are read there, linear in the logarithm of the position between two "
             "evaluations, without extrapolation."
         )
-    if summary["tuned"]:
-        tuned = summary["tuned"]
+    if summary.tuned:
+        tuned = summary.tuned
         notes.append(
-            f"{tuned['option']} was chosen from {tuned['values']} by {tuned['metric']} of seed {tuned['seed']}, per "
-            f"{', '.join(tuned['per']) if tuned['per'] else 'cell'}. This seed also counts in the mean where it is "
+            f"{tuned.option} was chosen from {tuned.values} by {tuned.metric} of seed {tuned.seed}, per "
+            f"{', '.join(tuned.per) if tuned.per else 'cell'}. This seed also counts in the mean where it is "
             "one of the seeds. (edge!): the chosen value is the lowest or highest tried, a better one may lie beyond."
         )
-    if summary["samples"]:
+    if summary.samples:
         notes.append(
             "Sample by sample: the bootstrap resamples samples, each averaged over the seeds; McNemar's exact test "
             "is on all pairs of sample and seed."

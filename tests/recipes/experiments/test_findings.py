@@ -5,7 +5,7 @@ import pytest
 from hf_evidenceflow.recipes.experiments.findings import (
     Finding,
     TrainedRun,
-    corrected,
+    correct_verdicts,
     final_loss,
     findings_table,
     gradient_peak_ratio,
@@ -55,18 +55,18 @@ def runs(*losses):
     ],
 )
 def test_a_verdict_needs_an_interval_that_leaves_out_zero(low, high, verdict):
-    row = judge(Finding("a beats b", "a", "b", final_loss), {"a": low, "b": high})
-    assert row["verdict"] == verdict
+    assert judge(Finding("a beats b", "a", "b", final_loss), {"a": low, "b": high}).verdict == verdict
 
 
 def test_only_seeds_of_both_arms_count():
     row = judge(Finding("a beats b", "a", "b", final_loss), {"a": runs(2.0, 2.1, 9.0), "b": runs(3.0, 3.2)})
-    assert row["seeds"] == [0, 1] and row["means"] == pytest.approx([2.05, 3.1])
+    assert row.seeds == row.contrast.seeds == [0, 1] and row.means == pytest.approx([2.05, 3.1])
 
 
 def test_the_table_shows_the_means_and_the_verdict():
     row = judge(Finding("a beats b", "a", "b", final_loss), {"a": runs(2.0, 2.1), "b": runs(3.0, 3.2)})
-    rows = corrected([row, judge(Finding("c beats b", "c", "b", final_loss), {"b": runs(1.0)})])
+    rows = [row, judge(Finding("c beats b", "c", "b", final_loss), {"b": runs(1.0)})]
+    correct_verdicts(rows)
     table = findings_table(rows)
     assert "| a beats b | final loss | a 2.05 | b 3.1 |" in table and table.rstrip().endswith("| not run |")
     # Two seeds: differences of 1.0 and 1.1, so t = 1.05 / 0.05 with one degree of freedom
@@ -77,6 +77,12 @@ def test_p_values_are_corrected_over_the_findings_that_were_run():
     better, worse = runs(2.0, 2.1, 2.2), runs(3.0, 3.1, 3.21)
     arms = {"a": better, "b": worse, "c": runs(2.1, 2.0, 2.3)}
     rows = [judge(Finding("", *pair, final_loss), arms) for pair in (("a", "b"), ("a", "c"), ("a", "d"))]
-    first, second, third = corrected(rows)
-    assert first["p_holm"] == pytest.approx(2 * rows[0]["p_value"]) and third["p_holm"] is None
-    assert second["p_holm"] == pytest.approx(rows[1]["p_value"])
+    correct_verdicts(rows)
+    first, second, third = (row.contrast for row in rows)
+    assert first.p_holm == pytest.approx(2 * first.p_value) and third is None
+    assert second.p_holm == pytest.approx(second.p_value)
+
+
+def test_the_entry_of_the_json_file_is_flat():
+    row = judge(Finding("a beats b", "a", "b", final_loss), {"a": runs(2.0, 2.1), "b": runs(3.0, 3.2)}).row()
+    assert row["difference"] == pytest.approx(1.05) and row["verdict"] == "confirmed" and "contrast" not in row

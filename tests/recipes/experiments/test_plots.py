@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hf_evidenceflow.recipes.experiments.plots import plot_curves, plot_differences
-from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS
+from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS, Comparison
 
 
 @pytest.fixture
@@ -76,18 +76,21 @@ def test_runs_with_one_evaluation_get_their_last_values_seed_by_seed(saved, tmp_
 @pytest.mark.parametrize("bases, named", [((EQUAL_TOKENS,), 2), ((EQUAL_TOKENS, EQUAL_TIME), 3)])
 def test_the_legend_of_the_differences_names_what_is_drawn(bases, named, saved, tmp_path):
     comparisons = [
-        {
-            "group": "",
-            "arm": "mse",
-            "metric": "eval_loss",
-            "basis": basis,
-            "seeds": [0, 1],
-            "differences": {"0": 0.1, "1": 0.3},
-            "difference": 0.2,
-            "low": 0.0,
-            "high": 0.4,
-        }
+        Comparison(
+            cell={"arm": "mse"},
+            baseline={"arm": "none"},
+            group="",
+            arm="mse",
+            metric="eval_loss",
+            basis=basis,
+            seeds=[0, 1],
+            differences={0: 0.1, 1: 0.3},
+            difference=0.2,
+            low=0.0,
+            high=0.4,
+            p_value=0.3,
+        )
         for basis in bases
     ]
-    plot_differences({"comparisons": comparisons, "metrics": ["eval_loss"]}, tmp_path / "differences.png")
+    plot_differences(SimpleNamespace(comparisons=comparisons, metrics=["eval_loss"]), tmp_path / "differences.png")
     assert len(legend(saved[0])) == named

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from hf_evidenceflow.evaluation.statistics import SampleComparison
 from hf_evidenceflow.recipes.experiments.grid_file import parse_grid
 from hf_evidenceflow.recipes.experiments.plan import make_plan
 from hf_evidenceflow.recipes.experiments.report import report_markdown, write_report
-from hf_evidenceflow.recipes.experiments.summary import summarise
+from hf_evidenceflow.recipes.experiments.summary import SamplesOfArm, summarise
 
 
 ARMS = {"none": 0.0, "mse": -0.1, "cosine": 0.2}
@@ -57,9 +58,7 @@ def summary_of(grid, rows, folder):
 
 
 def comparison(summary, arm, basis="equal_tokens", model="gpt"):
-    (found,) = [
-        each for each in summary["comparisons"] if (each["arm"], each["group"], each["basis"]) == (arm, model, basis)
-    ]
+    (found,) = [each for each in summary.comparisons if (each.arm, each.group, each.basis) == (arm, model, basis)]
     return found
 
 
@@ -67,39 +66,39 @@ def test_each_arm_is_compared_with_the_baseline_of_its_own_model(grid, rows, tmp
     for row in rows:
         row["metrics"]["eval_loss"] += 10 * (row["cell"]["model"] == "gpt")
     found = comparison(summary_of(grid, rows, tmp_path), "mse")
-    assert found["difference"] == pytest.approx(-0.101)
-    assert found["baseline"] == {"model": "gpt", "arm": "none"}
+    assert found.difference == pytest.approx(-0.101)
+    assert found.baseline == {"model": "gpt", "arm": "none"}
 
 
 def test_only_seeds_that_both_have_are_compared(grid, rows, tmp_path):
     rows = [row for row in rows if not (row["cell"]["arm"] == "none" and row["seed"] == 1)]
-    assert comparison(summary_of(grid, rows, tmp_path), "mse")["seeds"] == [0, 2]
+    assert comparison(summary_of(grid, rows, tmp_path), "mse").seeds == [0, 2]
 
 
 def test_an_incomplete_cell_is_listed(grid, rows, tmp_path):
     rows = [row for row in rows if not (row["cell"] == {"model": "gpt", "arm": "mse"} and row["seed"] in (0, 2))]
     summary = summary_of(grid, rows, tmp_path)
-    assert summary["missing"] == ["model=gpt,arm=mse: no result of seed 0, 2"]
+    assert summary.missing == ["model=gpt,arm=mse: no result of seed 0, 2"]
     assert "(1 of 3 seeds)" in report_markdown(summary)
 
 
 def test_a_diverged_run_is_listed_and_left_out(grid, rows, tmp_path):
     rows[-1]["metrics"]["eval_loss"] = float("nan")
     summary = summary_of(grid, rows, tmp_path)
-    assert summary["missing"][0] == "model=gpt,arm=cosine: eval_loss is nan (seed 2), left out"
-    assert comparison(summary, "cosine")["seeds"] == [0, 1]
+    assert summary.missing[0] == "model=gpt,arm=cosine: eval_loss is nan (seed 2), left out"
+    assert comparison(summary, "cosine").seeds == [0, 1]
 
 
 def test_holm_corrects_over_the_arms_of_one_model(grid, rows, tmp_path):
     summary = summary_of(grid, rows, tmp_path)
     family = [comparison(summary, arm) for arm in ("mse", "cosine")]
-    smallest = min(each["p_value"] for each in family)
-    assert min(each["p_holm"] for each in family) == pytest.approx(2 * smallest)
+    smallest = min(each.p_value for each in family)
+    assert min(each.p_holm for each in family) == pytest.approx(2 * smallest)
 
 
 def test_tuning_runs_that_were_not_chosen_do_not_count(grid, rows, tmp_path):
     extra = result(grid, grid.cells[0], 0, eval_loss=99.0) | {"final": False}
-    assert summary_of(grid, [*rows, extra], tmp_path)["cells"][0]["metrics"]["eval_loss"]["mean"] < 3
+    assert summary_of(grid, [*rows, extra], tmp_path).cells[0].metrics["eval_loss"].mean < 3
 
 
 def test_different_numbers_of_tokens_are_marked(grid, rows, tmp_path):
@@ -111,7 +110,7 @@ def test_a_log_without_a_clock_is_listed(grid, rows, tmp_path):
     for row in rows:
         row["evals"] = []
     summary = summary_of(grid, rows, tmp_path)
-    assert "eval_loss of model=llama,arm=mse: at equal wall-clock only for seeds []" in summary["missing"][0]
+    assert "eval_loss of model=llama,arm=mse: at equal wall-clock only for seeds []" in summary.missing[0]
 
 
 def test_samples_of_the_recipe_are_compared(grid, rows, tmp_path):
@@ -120,10 +119,18 @@ def test_samples_of_the_recipe_are_compared(grid, rows, tmp_path):
         lines = [json.dumps({"id": i, "correct": int(i < 5 + 7 * better)}) for i in range(20)]
         (tmp_path / "runs" / row["id"]).mkdir(parents=True)
         (tmp_path / "runs" / row["id"] / "eval_samples.jsonl").write_text("\n".join(lines))
-    found = {(each["group"], each["arm"]): each for each in summary_of(grid, rows, tmp_path)["samples"]}
-    assert found["llama", "mse"]["difference"] == pytest.approx(7 / 20)
-    assert found["llama", "mse"]["pairs"] == 60
-    assert found["gpt", "cosine"]["p_value"] == 1
+    found = {(each.group, each.arm): each.result for each in summary_of(grid, rows, tmp_path).samples}
+    assert found["llama", "mse"].difference == pytest.approx(7 / 20)
+    assert found["llama", "mse"].pairs == 60
+    assert found["gpt", "cosine"].p_value == 1
+
+
+def test_samples_are_flat_in_the_json_file(grid, rows, tmp_path):
+    result = SampleComparison(20, 60, 0.35, 0.2, 0.5, 0.01)
+    summary = summary_of(grid, rows, tmp_path)
+    summary.samples = [SamplesOfArm({"arm": "mse"}, "llama", "mse", "correct", 3, result)]
+    (entry,) = summary.content()["samples"]
+    assert entry["pairs"] == 60 and entry["seeds"] == 3 and "result" not in entry and summary.samples[0].result
 
 
 @pytest.mark.slow
@@ -135,4 +142,5 @@ def test_the_report_has_all_its_parts(grid, rows, tmp_path):
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert 'src="curves' not in page
-    assert json.loads((folder / "summary.json").read_text())["finished"] == 18
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["finished"] == 18 and summary["cells"][0]["metrics"]["eval_loss"]["n"] == 3
