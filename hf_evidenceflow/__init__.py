@@ -5,16 +5,90 @@ use.
 """
 
 import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .dependencies import check_versions
 from .quiet_imports import quiet_imports
 from .version import __version__
 
 
-check_versions()
-
-with quiet_imports():  # below the check, as transformers of another version may fail to import
-    from .registration import register_models
+if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
+    from .callbacks.evidence_flow_callback import EvidenceFlowCallback as EvidenceFlowCallback
+    from .callbacks.log_file import LogFileCallback as LogFileCallback
+    from .callbacks.router_statistics_callback import RouterStatisticsCallback as RouterStatisticsCallback
+    from .losses.next_token import NextTokenTargets as NextTokenTargets
+    from .models.ablation.configuration_ablation import AblationLlamaConfig as AblationLlamaConfig
+    from .models.ablation.modeling_ablation import (
+        AblationLlamaForCausalLM as AblationLlamaForCausalLM,
+        AblationLlamaModel as AblationLlamaModel,
+    )
+    from .models.auto_thinking import load_thinking_model as load_thinking_model
+    from .models.base_export import export_base_model as export_base_model
+    from .models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig as CrossLayerLlamaConfig
+    from .models.crosslayer.extra_parameters import (
+        extra_parameters as extra_parameters,
+        no_decay_names as no_decay_names,
+    )
+    from .models.crosslayer.modeling_crosslayer import (
+        CrossLayerLlamaForCausalLM as CrossLayerLlamaForCausalLM,
+        CrossLayerLlamaModel as CrossLayerLlamaModel,
+    )
+    from .models.decoder import (
+        DecoderParts as DecoderParts,
+        decoder_parts as decoder_parts,
+        record_layer_states as record_layer_states,
+    )
+    from .models.hub import hub_code as hub_code
+    from .models.router_statistics import RouterStatistics as RouterStatistics
+    from .models.thinking.answer_marker import MarkerAutomaton as MarkerAutomaton
+    from .models.thinking.generation_thinking import (
+        GenerateThinkingOutput as GenerateThinkingOutput,
+        ThinkingRollout as ThinkingRollout,
+        collect_thinking as collect_thinking,
+    )
+    from .models.thinking.modeling_thinking_llama import (
+        ThinkingLlamaConfig as ThinkingLlamaConfig,
+        ThinkingLlamaForCausalLM as ThinkingLlamaForCausalLM,
+        ThinkingLlamaModel as ThinkingLlamaModel,
+    )
+    from .models.thinking.modeling_thinking_qwen2 import (
+        ThinkingQwen2Config as ThinkingQwen2Config,
+        ThinkingQwen2ForCausalLM as ThinkingQwen2ForCausalLM,
+        ThinkingQwen2Model as ThinkingQwen2Model,
+    )
+    from .models.thinking.modeling_thinking_qwen3 import (
+        ThinkingQwen3Config as ThinkingQwen3Config,
+        ThinkingQwen3ForCausalLM as ThinkingQwen3ForCausalLM,
+        ThinkingQwen3Model as ThinkingQwen3Model,
+    )
+    from .models.tinyseek.configuration_tinyseek import TinySeekConfig as TinySeekConfig
+    from .models.tinyseek.convert_tinyseek import convert_original_checkpoint as convert_original_checkpoint
+    from .models.tinyseek.cost_report import CostReport as CostReport, cost_report as cost_report
+    from .models.tinyseek.modeling_tinyseek import (
+        TinySeekForCausalLM as TinySeekForCausalLM,
+        TinySeekModel as TinySeekModel,
+    )
+    from .probe.probe import EvidenceProbe as EvidenceProbe, ProbeResult as ProbeResult
+    from .registration import register_models as register_models
+    from .rollouts.engine import RolloutEngine as RolloutEngine
+    from .run_folder.atomic_checkpoint import AtomicCheckpointMixin as AtomicCheckpointMixin
+    from .run_folder.resumable_trainer import ResumableTrainerMixin as ResumableTrainerMixin
+    from .run_folder.training_run import training_run as training_run
+    from .supervision.arguments import EvidenceFlowArguments as EvidenceFlowArguments
+    from .supervision.config import EvidenceFlowConfig as EvidenceFlowConfig
+    from .supervision.evidence_flow import EvidenceFlow as EvidenceFlow, evidence_flow as evidence_flow
+    from .trainers.hrpo_config import HRPOConfig as HRPOConfig
+    from .trainers.hrpo_trainer import HRPOTrainer as HRPOTrainer
+    from .trainers.parameter_groups import (
+        ParameterGroupSpec as ParameterGroupSpec,
+        ParameterGroupWatch as ParameterGroupWatch,
+    )
+    from .trainers.ppo_config import PPOConfig as PPOConfig
+    from .trainers.ppo_trainer import PPOTrainer as PPOTrainer
+    from .trainers.pretraining_config import PretrainingConfig as PretrainingConfig
+    from .trainers.pretraining_trainer import PretrainingTrainer as PretrainingTrainer
 
 
 _EXPORTS = {
@@ -57,6 +131,7 @@ _EXPORTS = {
     "models.tinyseek.convert_tinyseek": ["convert_original_checkpoint"],
     "models.tinyseek.cost_report": ["CostReport", "cost_report"],
     "models.tinyseek.modeling_tinyseek": ["TinySeekForCausalLM", "TinySeekModel"],
+    "registration": ["register_models"],
     "rollouts.engine": ["RolloutEngine"],
     "run_folder.atomic_checkpoint": ["AtomicCheckpointMixin"],
     "run_folder.resumable_trainer": ["ResumableTrainerMixin"],
@@ -71,7 +146,7 @@ _EXPORTS = {
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", "register_models", *sorted(_MODULE_OF)]
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name):
@@ -86,4 +161,8 @@ def __dir__():
     return sorted(set(globals()) | set(__all__))
 
 
-register_models()
+# The command starts recipes in processes of their own: it needs no torch, and `env` works with any versions
+if Path(sys.argv[0]).stem != "hf-evidenceflow":
+    check_versions()
+    with quiet_imports():
+        __getattr__("register_models")()

@@ -1,6 +1,16 @@
 """Patches for objects that other people made, see README.md. Importing this package patches nothing."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
+    from .optimizer import (
+        ParameterGroupPatch as ParameterGroupPatch,
+        patch_parameter_group_lrs as patch_parameter_group_lrs,
+        patch_trainer_optimizer as patch_trainer_optimizer,
+    )
+    from .unsloth import UnslothPatch as UnslothPatch, patch_unsloth as patch_unsloth
 
 
 _MODULE_OF = {

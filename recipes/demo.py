@@ -227,6 +227,15 @@ def show(results: dict, seconds: float, args: DemoArguments) -> str:
     return "\n".join([*markdown, "", sentence, "", "![reward](reward_curves.png)", ""])
 
 
+def draw_curves(logs: dict, path: Path) -> str:
+    """Returns where they are, or why they are not there."""
+    try:
+        plot_training_curves(logs, path, keys=["reward"])
+    except ImportError as error:
+        return f"not drawn. {error}"
+    return str(path)
+
+
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(DemoArguments, __doc__).parse_args_and_config(argv)
     transformers_logging.set_verbosity_error()
@@ -260,13 +269,13 @@ def main(argv: list[str] | None = None) -> dict:
             title="HRPO, greedy",
         )
         folder = Path(args.output_dir)
-        plot_training_curves(logs, folder / "reward_curves.png", keys=["reward"])
+        curves = draw_curves(logs, folder / "reward_curves.png")
         markdown = show(results, time.perf_counter() - start, args)
         atomic_write_text(folder / "demo.md", markdown)
         metrics = {name: {key: value._asdict() for key, value in scores.items()} for name, scores in results.items()}
         atomic_write_json(folder / "metrics.json", metrics)
         run.record.add(metrics=metrics)
-        print(f"Table: {folder / 'demo.md'}\nCurves: {folder / 'reward_curves.png'}")
+        print(f"Table: {folder / 'demo.md'}\nCurves: {curves}")
     return metrics
 
 

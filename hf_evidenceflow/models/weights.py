@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ..files import read_json, read_tensors, read_text
-from ..files import refuse_non_finite as refuse_nan
+from ..files import read_json, read_tensors, read_text, refuse_non_finite as refuse_nan
 from .crosslayer.extra_parameters import EXTRA_PARAMETER_NAMES
 from .thinking.number_checks import check_numbers, refuse_non_finite
 from .thinking.thinking_residual import THINKING_MODULES

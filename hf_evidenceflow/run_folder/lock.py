@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -53,7 +53,7 @@ class Owner:
         return self.host == socket.gethostname() and is_alive(self.pid, self.started)
 
     def __str__(self):
-        started = datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds")
+        started = datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds")
         return f"process {self.pid} on {self.host}, started {started}"
 
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Collection, Sequence
 
+from hf_evidenceflow.recipes.command_line.launch_options import FLAGS, VALUES, launch_option
+
 
 # Flags of the published HRPO scripts, and of habit, whose names differ here
 PUBLISHED = {
@@ -50,7 +52,9 @@ def about_unknown(name: str, value: str | None, known: Collection[str]) -> str:
         written = ours.format(value if value is not None else "VALUE")
         share = " (below 1: a share of all steps)" if name == "warmup_ratio" else ""
         return f"The published {given} is `{written}` here{share}."
-    names = nearest(name, known)
+    if launch_option(f"--{name}"):
+        return f"{given} is an option of `accelerate launch`, which takes it before the recipe's path."
+    names = nearest(name, known) or nearest(name, VALUES + FLAGS)
     return f"There is no option {given}." + (f" Nearest: {_listed(names)}." if names else "")
 
 

@@ -9,8 +9,13 @@ from torch import nn
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import create_causal_mask
 
-from hf_evidenceflow.early_exit import EarlyExitConfig, early_exit, exit_at, simulate_early_exit
-from hf_evidenceflow.early_exit import adaptive_depth as adaptive_depth_module
+from hf_evidenceflow.early_exit import (
+    EarlyExitConfig,
+    adaptive_depth as adaptive_depth_module,
+    early_exit,
+    exit_at,
+    simulate_early_exit,
+)
 
 
 FAMILIES = ["llama", "qwen2", "gemma2", "gpt_neox", "gpt2"]

@@ -23,8 +23,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES
-from hf_evidenceflow.patches import patch_unsloth
-from hf_evidenceflow.patches import unsloth as unsloth_patch
+from hf_evidenceflow.patches import patch_unsloth, unsloth as unsloth_patch
 from hf_evidenceflow.trainers import hrpo_trainer
 
 

@@ -34,8 +34,7 @@ L layers, l the layer, from 0.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache
-from transformers import initialization as init
+from transformers import DynamicCache, initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast

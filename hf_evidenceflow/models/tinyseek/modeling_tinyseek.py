@@ -13,8 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel, initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward

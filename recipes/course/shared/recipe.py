@@ -8,8 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformers import logging as transformers_logging
-from transformers import set_seed
+from transformers import logging as transformers_logging, set_seed
 
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments
 from hf_evidenceflow.report.run_record import RunRecord, atomic_write_json, atomic_write_text
