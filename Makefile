@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+WORKERS ?= 2
+PYTEST_OPTIONS = -n $(WORKERS) --dist worksteal
 
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
@@ -26,14 +28,14 @@ $(addprefix course-,$(COURSE)): course-%: $(VENV)/.installed
 	$(RUN) recipes/course/$*/run.py --config recipes/configs/course/$*.yaml
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PYTEST_OPTIONS)
 
 test-fast: $(VENV)/.installed
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(PYTEST_OPTIONS) -m "not slow"
 
 # The fast tests on the lowest supported versions, in an environment of their own
 test-lowest: $(VENV)-lowest/.installed
-	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+	$(VENV)-lowest/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow"
 
 $(VENV)-lowest/.installed: constraints-lowest.txt constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lowest
@@ -48,7 +50,7 @@ test-latest:
 	$(VENV)-latest/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)-latest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
 	$(VENV)-latest/bin/python -m pip list
-	$(VENV)-latest/bin/python -m pytest -m "not slow"
+	$(VENV)-latest/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow"
 
 # Sharded training with ZeRO, in an environment of its own; DeepSpeed is built without its kernels
 test-deepspeed: $(VENV)-deepspeed/.installed
@@ -71,4 +73,4 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

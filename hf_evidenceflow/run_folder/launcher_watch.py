@@ -15,7 +15,7 @@ from .termination import Terminated
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LAUNCHERS = ("accelerate", "torchrun")
+_LAUNCHERS = ("accelerate", "torchrun", "hf-evidenceflow")
 _LAUNCHER_MODULES = ("accelerate.commands", "torch.distributed.run", "torch.distributed.launch")
 # What the launchers set for the recipe, and who becomes the parent of a process that has lost its own
 _MARKS = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
