@@ -141,7 +141,7 @@ class Results:
         self.earlier_seconds = self.data["seconds"]
 
     def add(self, part: str, name: str, result: dict) -> None:
-        from hf_evidenceflow.report.run_record import atomic_write_json
+        from hf_evidenceflow.atomic_write import atomic_write_json
 
         self.data[part][name] = result
         self.data["seconds"] = round(self.earlier_seconds + time.time() - self.start)
@@ -153,7 +153,7 @@ class Results:
 
     def report(self) -> int:
         """Print and write the table; 1 if anything went wrong."""
-        from hf_evidenceflow.report.run_record import atomic_write_text
+        from hf_evidenceflow.atomic_write import atomic_write_text
 
         text = markdown(self.data)
         print(text)

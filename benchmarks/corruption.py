@@ -42,7 +42,8 @@ import torch
 from corruption_kinds import KINDS, quietly
 from corruption_mutations import format_of, legal_form, make_canary
 
-from hf_evidenceflow.report.run_record import atomic_write_text, git_revision, package_versions
+from hf_evidenceflow.atomic_write import atomic_write_text
+from hf_evidenceflow.report.run_record import git_revision, package_versions
 
 
 OUTCOMES = ("clear", "same", "legal", "raw", "silent", "hang", "code")

@@ -34,11 +34,11 @@ from timing import compare, make_parser, peak_memory, prepare, print_table, sett
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.crosslayer import modeling_crosslayer
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 LLAMA = "llama"

@@ -28,8 +28,8 @@ from timing import make_parser, prepare, setting
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hf_evidenceflow import CrossLayerLlamaForCausalLM, extra_parameters
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 SATURATED_LOGIT = 20.0

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
 from hf_evidenceflow import EvidenceFlowConfig, evidence_flow
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.early_exit import (
     FULL_DEPTH,
     EarlyExitConfig,
@@ -34,7 +35,7 @@ from hf_evidenceflow.early_exit import (
     exit_sweep,
     in_turn,
 )
-from hf_evidenceflow.report.run_record import atomic_write_json, git_revision
+from hf_evidenceflow.report.run_record import git_revision
 from hf_evidenceflow.tasks import build_word_problem_tokenizer, split_word_problems
 
 

@@ -22,7 +22,8 @@ from timing import peak_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow import EvidenceFlow, EvidenceFlowConfig
-from hf_evidenceflow.report.run_record import atomic_write_json, git_revision
+from hf_evidenceflow.atomic_write import atomic_write_json
+from hf_evidenceflow.report.run_record import git_revision
 
 
 SIZES = {

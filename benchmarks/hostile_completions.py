@@ -29,9 +29,9 @@ from pathlib import Path
 from hostile_texts import LONG, draw
 from rich.console import Console
 
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.evaluation.accuracy import summarise_completions
 from hf_evidenceflow.evaluation.completion_log import CompletionLog
-from hf_evidenceflow.report.run_record import atomic_write_text
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.tasks import completion_text, gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
 from hf_evidenceflow.tasks.gsm8k_reward import GRADERS, extract_answer, grade

@@ -23,8 +23,8 @@ from timing import compare, make_parser, prepare, print_table, setting
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, Qwen2ForCausalLM
 
 from hf_evidenceflow import RolloutEngine, ThinkingQwen2Config, ThinkingQwen2ForCausalLM
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.thinking.generation_thinking import collect_thinking
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 MEDIAN, SPREAD = 111, 0.42

@@ -23,7 +23,7 @@ from transformers import LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer
-from hf_evidenceflow.report.run_record import atomic_write_json
+from hf_evidenceflow.atomic_write import atomic_write_json
 
 
 def make_prompts(sizes: list[int]) -> list[str]:

@@ -26,9 +26,9 @@ from tinyseek_reference import make_pair
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import TinySeekForCausalLM
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.text import generate_documents, load_documents
 from hf_evidenceflow.early_exit import FULL_DEPTH, EarlyExitConfig, early_exit, in_turn
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 def load(args):

@@ -30,10 +30,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 )
 
 from hf_evidenceflow import cost_report
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.tinyseek.convert_tinyseek import convert_original_config
 from hf_evidenceflow.models.tinyseek.latent_attention import expand_latent
 from hf_evidenceflow.models.tinyseek.modeling_tinyseek import TinySeekAttention
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 EXPANDED_CACHE, SDPA = "expanded cache", "expanded cache, SDPA"

@@ -25,8 +25,8 @@ from tinyseek_reference import check_equal, make_pair
 from transformers import DynamicCache
 from transformers.integrations.moe import grouped_mm_experts_forward
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 REFERENCE, OURS = "published loop over experts", "ours"

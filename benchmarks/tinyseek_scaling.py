@@ -21,9 +21,9 @@ from tinyseek_options import make_parser, published_config
 from tinyseek_reference import check_equal, make_pair
 from transformers import DynamicCache
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
 from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
-from hf_evidenceflow.report.run_record import atomic_write_json
 
 
 OURS, REFERENCE = "ours", "published"

@@ -23,8 +23,8 @@ from pathlib import Path
 from timing import make_parser, setting
 from tokenizer_training import grow_text
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.text import generate_documents
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.tokenization.training import train_tokenizer
 
 

@@ -21,6 +21,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import numpy as np
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
 from hf_evidenceflow.evaluation.completion_log import read_jsonl
 from hf_evidenceflow.files import read_json_lines
@@ -39,7 +40,6 @@ from hf_evidenceflow.recipes.experiments.findings import (
     late_gradient_spread,
 )
 from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 
 
 COMPARISONS = {

@@ -21,6 +21,7 @@ from typing import Any
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
 from hf_evidenceflow.evaluation.completion_log import read_jsonl
 from hf_evidenceflow.recipes.experiments.contrasts import contrast_arms, contrast_problems
@@ -32,7 +33,6 @@ from hf_evidenceflow.recipes.experiments.runner import ExperimentRunner
 from hf_evidenceflow.recipes.experiments.runs import is_number
 from hf_evidenceflow.recipes.experiments.summary import SAMPLES_NAME
 from hf_evidenceflow.report.curves import plot_training_curves
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 
 
 MEANS = {

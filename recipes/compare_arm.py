@@ -28,11 +28,11 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME, LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.report.run_record import atomic_write_text
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import (

@@ -26,13 +26,13 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from scipy.stats import spearmanr
 
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_checkpoint
 from hf_evidenceflow.recipes import run_experiment
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.report.extra_parameter_report import write_parameter_report
-from hf_evidenceflow.report.run_record import atomic_write_text
 
 
 GRID = "recipes/configs/run_experiment/crosslayer.yaml"

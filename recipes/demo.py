@@ -29,10 +29,10 @@ from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.evaluation.statistics import mean_interval, pass_at_k, proportion_interval
 from hf_evidenceflow.report.curves import plot_training_curves
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run

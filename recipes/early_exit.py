@@ -30,6 +30,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import torch
 from transformers import set_seed
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.data.text import generate_documents, load_documents
 from hf_evidenceflow.early_exit import (
     FULL_DEPTH,
@@ -43,7 +44,6 @@ from hf_evidenceflow.early_exit import (
 )
 from hf_evidenceflow.early_exit.report import draw_exits, exit_tables, print_tables
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 

@@ -34,6 +34,7 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import set_seed
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarise_completions
 from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.evaluation.completion_log import CompletionLog, claim_folder
@@ -46,7 +47,7 @@ from hf_evidenceflow.evaluation.completions import (
 from hf_evidenceflow.evaluation.evaluation_card import Evaluation, add_evaluation, why_no_card
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.report.model_card import Sample
-from hf_evidenceflow.report.run_record import atomic_write_json, run_record
+from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.tasks.gsm8k import load_gsm8k
 from hf_evidenceflow.tasks.gsm8k_reward import GRADERS, extract_answer, gold_rule, grade

@@ -35,6 +35,7 @@ from rich.text import Text
 from transformers import set_seed
 
 import hf_evidenceflow  # noqa: F401  registers the model types
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.data import load_split
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_documents
 from hf_evidenceflow.data.token_cache import encode_documents
@@ -53,7 +54,7 @@ from hf_evidenceflow.files import read_lines, readable_file
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.router_statistics import RouterStatistics, expert_modules
 from hf_evidenceflow.probe.top_predictions import prediction_table, top_predictions
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, run_record
+from hf_evidenceflow.report.run_record import run_record
 
 
 CONTEXT_LENGTHS = (128, 256, 512, 1024, 2048)

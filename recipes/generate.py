@@ -20,10 +20,10 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import torch
 from transformers import set_seed
 
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.data.token_ids import check_token_ids
 from hf_evidenceflow.files import read_lines
 from hf_evidenceflow.models.loading import load_model
-from hf_evidenceflow.report.run_record import atomic_write_text
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 
 

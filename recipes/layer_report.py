@@ -20,6 +20,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import torch
 
+from hf_evidenceflow.atomic_write import atomic_write_text, to_plain
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.files import read_json_lines
@@ -29,7 +30,7 @@ from hf_evidenceflow.recipes.experiments.grid import Cell
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, layer_table, plot_layers
 from hf_evidenceflow.recipes.pretrain_clm import ScriptArguments, load_data
-from hf_evidenceflow.report.run_record import atomic_write_text, read_run_record, to_plain
+from hf_evidenceflow.report.run_record import read_run_record
 
 
 @dataclass

@@ -29,12 +29,13 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from rich.console import Console
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.report.curves import load_log_history
 from hf_evidenceflow.report.figures import COLOURS
 from hf_evidenceflow.report.html_page import html_page, html_picture, html_table
 from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves
 from hf_evidenceflow.report.run_metrics import run_metrics
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, run_record
+from hf_evidenceflow.report.run_record import run_record
 
 
 CAPTIONS = {

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
-from hf_evidenceflow.report.run_record import atomic_write_text, run_record
+from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.tokenization.encoding import encode_files
 from hf_evidenceflow.tokenization.training import train_tokenizer
 

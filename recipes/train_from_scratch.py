@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTTrainer
 
-from hf_evidenceflow.report.run_record import atomic_write_text
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.resumable_trainer import ResumableTrainerMixin
 from hf_evidenceflow.run_folder.training_run import training_run

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..atomic_write import atomic_write_text, to_plain
 from ..evaluation.completion_log import read_jsonl
-from ..report.run_record import atomic_write_text, to_plain
 
 
 LOG_FILE_NAME = "log.jsonl"

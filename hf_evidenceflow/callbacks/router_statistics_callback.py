@@ -1,8 +1,8 @@
 """Statistics of a mixture of experts in the Trainer's log."""
 
+from ..atomic_write import atomic_write_json
 from ..files import read_json
 from ..models.router_statistics import RouterStatistics
-from ..report.run_record import atomic_write_json
 from ..run_folder.checkpointed_callback import CheckpointedCallback, checkpoint_of
 
 

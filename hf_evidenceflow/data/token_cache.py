@@ -10,8 +10,8 @@ import tokenizers
 from tokenizers import Tokenizer
 from transformers.utils import logging
 
+from ..atomic_write import atomic_file, atomic_write_json
 from ..files import check_fields, read_json
-from ..report.run_record import atomic_write_json
 from .text_tokenizer import train_text_tokenizer, wrap_tokenizer
 
 
@@ -111,14 +111,8 @@ def encode_documents(
     if path.exists() and (kept := _read_tokens(path)) is not None:
         return kept
     ids, ends = _encode(documents, tokenizer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, ids=ids, ends=ends, sha256=_digest(ids, ends))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, ids=ids, ends=ends, sha256=_digest(ids, ends))
     return ids, ends
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic_write import atomic_write_json, atomic_write_text, to_plain
 from ..files import CHECKSUM, read_json, readable_file, row_checksum
-from ..report.run_record import atomic_write_json, atomic_write_text, to_plain
 
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from ..atomic_write import atomic_write_text
 from ..files import read_text
 from ..report.model_card import Sample
-from ..report.run_record import atomic_write_text
 from ..run_folder.manifest import has_manifest
 
 

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..atomic_write import atomic_write_text
 from ..report.html_page import html_page, html_picture, html_table
-from ..report.run_record import atomic_write_text
 from .heat_maps import HEAT_MAPS, split_tokens
 from .probe import ProbeResult
 from .table import layer_table

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..atomic_write import atomic_file
 from .probe import ProbeResult
 
 
@@ -97,18 +98,13 @@ def write_tables(result: ProbeResult, folder: str | os.PathLike) -> list[Path]:
         `list[Path]`: `layer_tokens`, `layers` and `tokens`, each `.parquet` and `.csv`.
     """
     folder, written = Path(folder), []
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {"layer_tokens": layer_token_table, "layers": layer_table, "tokens": token_table}
     for name, make in tables.items():
         table = make(result)
         for ending, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
             path = folder / f"{name}{ending}"
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
+            with atomic_file(path) as temporary:
                 write(temporary, index=False)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
             written.append(path)
     return written
 

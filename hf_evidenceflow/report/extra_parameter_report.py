@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from ..atomic_write import atomic_write_text
 from ..models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig
 from ..models.crosslayer.extra_parameters import extra_parameters
 from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
-from .run_record import atomic_write_text
 
 
 @dataclass(frozen=True)

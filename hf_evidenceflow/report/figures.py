@@ -1,9 +1,10 @@
 """What all pictures share: a figure that leaves the process's matplotlib state alone, colours, and saving."""
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..atomic_write import atomic_file
 
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; line styles carry the same in grey print.
@@ -62,13 +63,6 @@ def save_figure(figure, path: str | os.PathLike) -> Path:
     Returns:
         `Path`: The path written.
     """
-    path, picture = Path(path), io.BytesIO()
-    figure.savefig(picture, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(picture.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .run_record import atomic_write_text, package_versions, read_run_record
+from ..atomic_write import atomic_write_text
+from .run_record import package_versions, read_run_record
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"

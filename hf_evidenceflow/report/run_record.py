@@ -3,12 +3,8 @@
 Every recipe writes one, so that each number in a results folder can be traced to a command, a commit and a seed.
 """
 
-import dataclasses
-import enum
 import importlib.metadata
-import json
 import logging
-import math
 import os
 import platform
 import re
@@ -21,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..atomic_write import atomic_write_json, to_plain
 from ..files import read_json
 from ..run_folder.termination import Terminated, ignored
 
@@ -34,86 +31,6 @@ RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "data
 _SECRET_NAME = re.compile(r"(^|_)((hub|auth|access)_token|api_key|password|secret)$|^token$")
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 _REDACTED = "<redacted>"
-
-
-def atomic_write_text(path: str | os.PathLike, text: str) -> Path:
-    """
-    Write a text file so that a reader, or a crash, sees either the old content or the new one, never a part.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            File to write. Missing parent folders are made.
-        text (`str`):
-            The whole content.
-
-    Returns:
-        `Path`: The path written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # A lone surrogate (in a file name, say) has no UTF-8 form; written as `\\udc..` it is valid in JSON.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def atomic_write_json(path: str | os.PathLike, data: Any) -> Path:
-    """
-    Write `data` as JSON with [`atomic_write_text`].
-
-    Args:
-        path (`str` or `os.PathLike`):
-            File to write.
-        data (`Any`):
-            Content, reduced by [`to_plain`].
-
-    Returns:
-        `Path`: The path written.
-    """
-    return atomic_write_text(path, json.dumps(to_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def to_plain(value: Any) -> Any:
-    """
-    Reduce a value to what JSON can hold.
-
-    Configurations become dictionaries (through `to_dict` where there is one), sets become sorted lists, enums their
-    values, and anything else its `str`. Numbers that JSON has no word for become `"nan"`, `"inf"` and `"-inf"`, which
-    `float` reads back.
-
-    Args:
-        value (`Any`):
-            Value to reduce.
-
-    Returns:
-        `Any`: The same made of `dict`, `list`, `str`, `int`, `float`, `bool` and `None`.
-    """
-    if isinstance(value, enum.Enum):
-        return to_plain(value.value)
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted((to_plain(item) for item in value), key=str)
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, type):
-        return value.__name__
-    if hasattr(value, "to_dict"):
-        return to_plain(value.to_dict())
-    if dataclasses.is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return str(value)
 
 
 class RunRecord:

@@ -2,7 +2,7 @@
 
 import logging
 
-from ..report.run_record import to_plain
+from ..atomic_write import to_plain
 
 
 logger = logging.getLogger(__name__)

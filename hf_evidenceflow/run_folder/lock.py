@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from ..report.run_record import atomic_write_json
+from ..atomic_write import atomic_write_json
 
 
 # The underscore keeps them out of what `push_to_hub` uploads.

@@ -6,7 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..report.run_record import atomic_write_json
+from ..atomic_write import atomic_write_json
 
 
 MANIFEST_NAME = "manifest.json"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..atomic_write import atomic_write_text
 from ..files import read_json
-from ..report.run_record import atomic_write_text
 
 
 UNLOGGED_NAME = "unlogged_{rank}.json"

@@ -9,6 +9,8 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..atomic_write import atomic_file
+
 
 FILE_NAME = "evidence_flow.safetensors"
 
@@ -71,9 +73,8 @@ class OwnParameters:
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}:{name}"] = torch.as_tensor(value)
-        temporary = folder / f".{FILE_NAME}.tmp"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, folder / FILE_NAME)
+        with atomic_file(folder / FILE_NAME) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     def load(self, folder: str | os.PathLike) -> None:
         """

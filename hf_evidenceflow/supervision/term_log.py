@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..atomic_write import atomic_write_json
 from ..files import read_json
-from ..report.run_record import atomic_write_json
 from .layer_terms import LayerTerms
 
 

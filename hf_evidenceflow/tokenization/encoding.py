@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
+from ..atomic_write import atomic_file, atomic_write_json
 from ..files import check_fields, read_array, read_json
-from ..report.run_record import atomic_write_json
 from .byte_level_codec import ByteLevelCodec, tokenizer_checksum
 from .pretokens import PIECE_BYTES, all_pieces, cut
 
@@ -78,9 +78,8 @@ def _encode_shard(codec: ByteLevelCodec, path, span, target: Path, run_all=map) 
             f"`{codec.name}` changes text. Take another one."
         )
     ids = np.concatenate(encoded)
-    partial = target.with_suffix(".part.npy")
-    np.save(partial, ids)
-    os.replace(partial, target)
+    with atomic_file(target) as temporary, open(temporary, "wb") as file:
+        np.save(file, ids)
     entry = {"file": target.name, "source": str(path), "span": list(span), "tokens": len(ids)}
     entry["sha256"] = hashlib.sha256(ids.data).hexdigest()
     atomic_write_json(target.with_suffix(".json"), entry)

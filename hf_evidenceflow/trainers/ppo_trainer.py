@@ -22,6 +22,7 @@ from torch import nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from ..atomic_write import atomic_file
 from ..losses.ppo import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -275,8 +276,8 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
         super()._save(output_dir, policy)
         if self.args.should_save:
             path = os.path.join(output_dir, VALUE_HEAD_NAME)
-            save_file(self._policy.value_head.state_dict(), f"{path}.tmp")
-            os.replace(f"{path}.tmp", path)
+            with atomic_file(path) as temporary:
+                save_file(self._policy.value_head.state_dict(), temporary)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """Differs from GRPOTrainer in loading the value head."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.files import read_json
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.run_folder.lock import WAIT_SECONDS, FolderInUseError, folder_owner, hold_folder, is_alive
 
 

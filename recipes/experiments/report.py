@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.plan import Plan
 from hf_evidenceflow.recipes.experiments.plots import plot_curves, plot_differences
@@ -21,7 +22,6 @@ from hf_evidenceflow.recipes.experiments.summary import (
     Summary,
     summarise,
 )
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text
 
 
 _REPORT_STYLE = """

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text, to_plain
 from hf_evidenceflow.files import read_json
 from hf_evidenceflow.recipes.experiments.grid import Grid, RunSpec
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions, RunProcess, launch_command, stop_processes
@@ -17,7 +18,6 @@ from hf_evidenceflow.recipes.experiments.progress import Progress, collect_progr
 from hf_evidenceflow.recipes.experiments.runs import RunFiles, result_row
 from hf_evidenceflow.recipes.experiments.status_page import write_status_page
 from hf_evidenceflow.recipes.experiments.terminal import Terminal
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, to_plain
 from hf_evidenceflow.run_folder.termination import Terminated, handle_sigterm
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
 from hf_evidenceflow.evaluation.completion_log import read_jsonl
 from hf_evidenceflow.files import read_json, read_yaml
 from hf_evidenceflow.recipes.experiments.grid import RunSpec
 from hf_evidenceflow.report.curves import load_log_history
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, read_run_record
+from hf_evidenceflow.report.run_record import read_run_record
 from hf_evidenceflow.run_folder.checkpoints import last_whole_checkpoint
 from hf_evidenceflow.run_folder.lock import folder_owner, is_abandoned
 
@@ -176,7 +177,7 @@ def eval_rows(history: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def to_number(value: Any) -> Any:
-    """Undo [`~hf_evidenceflow.report.run_record.to_plain`]'s words for numbers that JSON cannot hold."""
+    """Undo [`~hf_evidenceflow.atomic_write.to_plain`]'s words for numbers that JSON cannot hold."""
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 

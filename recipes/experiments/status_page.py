@@ -4,9 +4,9 @@ import time
 from html import escape
 from pathlib import Path
 
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.recipes.experiments.progress import STATES, Progress, RunProgress
 from hf_evidenceflow.recipes.experiments.terminal import row_cells
-from hf_evidenceflow.report.run_record import atomic_write_text
 
 
 # Shared with the report: readable on a phone (a table row becomes a card), in light and dark.

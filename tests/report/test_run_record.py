@@ -6,13 +6,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_evidenceflow.report import run_record as reporting
-from hf_evidenceflow.report.run_record import (
-    atomic_write_json,
-    atomic_write_text,
-    git_revision,
-    read_run_record,
-    run_record,
-)
+from hf_evidenceflow.report.run_record import git_revision, read_run_record, run_record
 
 
 @dataclass
@@ -120,20 +114,6 @@ def test_a_foreign_run_json_is_an_error(tmp_path):
     (tmp_path / "run.json").write_text('{"my": "own file"}')
     with pytest.raises(ValueError, match=r"not a run record.*use another folder"):
         read_run_record(tmp_path)
-
-
-def test_numbers_without_a_json_form_are_read_back_by_float(tmp_path):
-    path = atomic_write_json(tmp_path / "x.json", {"loss": float("-inf")})
-    assert float(json.loads(path.read_text())["loss"]) == float("-inf")
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = atomic_write_text(tmp_path / "x.txt", "old")
-    monkeypatch.setattr(reporting.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write_text(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.fixture

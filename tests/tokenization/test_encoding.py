@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_without_a_gap_or_a_repeat(folder, tmp_path, 
 
     def interrupted(*job):
         if len(calls) == 2:
-            (job[3].with_suffix(".part.npy")).write_bytes(b"half a shard")
+            job[3].with_name(f".{job[3].name}.1.tmp").write_bytes(b"half a shard")
             raise KeyboardInterrupt
         calls.append(job[2])
         return original(*job)

@@ -43,6 +43,7 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
@@ -65,7 +66,6 @@ from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, cou
 from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, require_course_package
 from hf_evidenceflow.recipes.course.shared.stages import TRL_SETTINGS, run_stage, stage_settings
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.trainers.minillm_config import MiniLLMConfig

@@ -33,6 +33,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import torch
 from transformers import BertConfig, BertForPreTraining, Trainer, TrainingArguments
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.recipes.course.contextual_pretraining.configuration_elmo import ElmoConfig
 from hf_evidenceflow.recipes.course.contextual_pretraining.elmo_data import (
@@ -67,7 +68,6 @@ from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, cou
 from hf_evidenceflow.recipes.course.shared.corpus import generate_corpus
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

@@ -42,6 +42,7 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.loading import load_split
 from hf_evidenceflow.models.from_scratch import model_from_scratch
@@ -57,7 +58,6 @@ from hf_evidenceflow.recipes.course.instruction_tuning.templates import (
 )
 from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import TRL_SETTINGS, run_stage, stage_settings
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks import make_sloppy, split_word_problems
 from hf_evidenceflow.trainers.ppo_config import PPOConfig

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
@@ -52,7 +53,6 @@ from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, cou
 from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

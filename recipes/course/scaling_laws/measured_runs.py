@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text, to_plain
 from hf_evidenceflow.files import read_json, read_json_lines
 from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.report.run_record import atomic_write_json, atomic_write_text, to_plain
 
 
 HEAD_SIZE = 8

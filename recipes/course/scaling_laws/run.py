@@ -38,6 +38,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import numpy as np
 import torch
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
@@ -61,7 +62,6 @@ from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import PRESETS
 from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import plot_scaling
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

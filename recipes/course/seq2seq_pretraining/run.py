@@ -38,6 +38,7 @@ import torch
 from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGeneration, Trainer, TrainingArguments
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.packing import TokenRows, pack_rows
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.evaluation.statistics import paired_difference, proportion_interval
@@ -58,7 +59,6 @@ from hf_evidenceflow.recipes.course.seq2seq_pretraining.span_corruption import r
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
-from hf_evidenceflow.report.run_record import atomic_write_json
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

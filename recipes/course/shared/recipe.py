@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import logging as transformers_logging, set_seed
 
+from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments
-from hf_evidenceflow.report.run_record import RunRecord, atomic_write_json, atomic_write_text
+from hf_evidenceflow.report.run_record import RunRecord
 from hf_evidenceflow.run_folder.training_run import training_run
 
 
