@@ -11,7 +11,9 @@ python recipes/run_experiment.py --config recipes/configs/run_experiment/smoke.y
 The same command again goes on: finished runs stay, unfinished ones are resumed, failed ones tried again. Other uses:
 
 ```bash
-# The commands that can be started now, one a line, for a cluster's scheduler; again after them for the next stage
+# As Slurm jobs, by the grid's `slurm: {time: 120, partition: gpu}`; the same command later submits what is left
+python recipes/run_experiment.py --config grid.yaml --output_dir outputs/experiment --cluster slurm --jobs 16
+# The commands that can be started now, one per line, for another scheduler; again after them for the next stage
 python recipes/run_experiment.py --config grid.yaml --output_dir outputs/experiment --print_jobs true > jobs.txt
 # The report alone, of what is finished
 python recipes/run_experiment.py --config grid.yaml --output_dir outputs/experiment --report true
@@ -22,7 +24,7 @@ cores, offline.
 
 Outputs, in `output_dir`:
 - `status.html`: the live page (reloads itself); `results.jsonl`: one row for each finished run;
-- `runs/ID.yaml`, `runs/ID/`, `runs/ID.log`: options, output folder and log of each run;
+- `runs/ID.yaml`, `runs/ID/`, `runs/ID.log`: options, output folder and log of each run (`runs/ID.job`: its Slurm job);
 - `report/`: `report.html` (everything on one page), `table.md`, `summary.json`, `differences.png`, `curves_*.png`.
 
 The exit code is 1 if a run failed, 130 after Ctrl-C, 143 after SIGTERM.
@@ -63,6 +65,8 @@ class RunnerArguments:
             Config file of `accelerate launch`.
         refresh_seconds (`float`, *optional*, defaults to `5.0`):
             How often the status page is written.
+        cluster (`str`, *optional*):
+            `slurm`: submit the runs that can be started now as Slurm jobs, at most `jobs` at once, and wait for none.
         print_jobs (`bool`, *optional*, defaults to `False`):
             Print the commands that can be started now, instead of running them.
         report (`bool`, *optional*, defaults to `False`):
@@ -78,12 +82,15 @@ class RunnerArguments:
     cpu: bool = False
     accelerate_config: str | None = None
     refresh_seconds: float = 5.0
+    cluster: str | None = None
     print_jobs: bool = False
     report: bool = False
 
     def __post_init__(self):
-        if self.print_jobs and self.report:
-            raise ValueError("`print_jobs` and `report` are two different things to do: choose one.")
+        if self.cluster not in (None, "slurm"):
+            raise ValueError(f"`cluster` must be 'slurm' or left out, got {self.cluster!r}.")
+        if (self.cluster is not None) + self.print_jobs + self.report > 1:
+            raise ValueError("`cluster`, `print_jobs` and `report` are different things to do: choose one.")
 
 
 def parse_options(options: str | None) -> dict:
@@ -101,7 +108,10 @@ def main(argv: list[str] | None = None) -> int:
             print(command)
         return 0
 
-    code = 0 if args.report else runner.run()
+    if args.cluster is not None:
+        ids = runner.submit()
+        print(f"{len(ids)} jobs submitted" + (f": {', '.join(ids)}" if ids else "; call again when others have ended"))
+    code = 0 if args.report or args.cluster else runner.run()
     rows = runner.results()
     if not rows:
         print(f"No run in {args.output_dir} is finished: there is nothing to report.")

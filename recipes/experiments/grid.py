@@ -81,6 +81,7 @@ class Grid:
     baseline: dict[str, str] | None = None
     relative_cost: dict[str, float] | None = None
     trackio: bool = False
+    slurm: dict[str, Any] | None = None
     base_options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -39,7 +39,9 @@ def load_grid(path: str | os.PathLike, overrides: Mapping[str, Any] | None = Non
             - `metrics`: keys of the recipe's metrics to report;
             - `relative_cost`: `{level of the baseline's axis: time of a step relative to the baseline's}`, used for
               the comparison at equal wall-clock instead of the runs' own clocks;
-            - `trackio`: whether the runs log to one Trackio project.
+            - `trackio`: whether the runs log to one Trackio project;
+            - `slurm`: options of `sbatch` for each run on a cluster, in submitit's names: `time` (minutes, required),
+              `partition`, `account`, `mem` (`"32GB"`), `cpus_per_task`, `gpus_per_node`, `setup` (lines of shell).
 
             Options that are mappings are merged key by key: `config`, then `overrides`, then the axes.
         overrides (`Mapping`, *optional*):
@@ -107,6 +109,7 @@ def parse_grid(data: Mapping[str, Any], base_options: Mapping[str, Any] | None =
         only=[_parse_pattern(entry, axes, "only") for entry in data.get("only") or []],
         baseline=_parse_baseline(data.get("baseline"), axes),
         trackio=_parse_trackio(data.get("trackio", False)),
+        slurm=_parse_slurm(data.get("slurm")),
         relative_cost=_parse_relative_cost(data.get("relative_cost"), data.get("baseline"), axes),
         base_options=base,
     )
@@ -272,3 +275,11 @@ def _parse_trackio(trackio: Any) -> bool:
     if trackio and importlib.util.find_spec("trackio") is None:
         raise ImportError("The grid asks for `trackio: true`, which needs trackio: pip install trackio.")
     return trackio
+
+
+def _parse_slurm(slurm: Any) -> dict[str, Any] | None:
+    if slurm is None:
+        return None
+    if not isinstance(slurm, Mapping) or type(slurm.get("time")) is not int or slurm["time"] < 1:
+        raise ValueError(f"`slurm` must map options to values, among them `time` in whole minutes, got {slurm!r}.")
+    return dict(slurm)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_evidenceflow.files import read_text
 from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.plan import Plan
 from hf_evidenceflow.recipes.experiments.runs import RunFiles, is_number
@@ -101,6 +102,7 @@ def _read_row(grid: Grid, files: RunFiles, running: bool) -> RunProgress:
     row = RunProgress(files.spec.id, "left", max_steps=max_steps if is_number(max_steps) and max_steps > 0 else None)
     record = files.record()
     if record is None and not running and not files.failure.exists():
+        row.note = f"submitted as job {read_text(files.job).strip()}" if files.job.exists() else ""
         return row
     row.updated = files.last_sign()
     for entry in files.history():

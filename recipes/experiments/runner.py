@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text, to_plain
 from hf_evidenceflow.files import read_json
+from hf_evidenceflow.recipes.experiments.cluster import ClusterRun, is_queued, submit_runs
 from hf_evidenceflow.recipes.experiments.grid import Grid, RunSpec
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions, RunProcess, launch_command, stop_processes
 from hf_evidenceflow.recipes.experiments.lock import RunnerFile, lock_experiment
@@ -23,6 +24,7 @@ from hf_evidenceflow.run_folder.termination import Terminated, handle_sigterm
 
 RESULTS_NAME = "results.jsonl"
 EXPERIMENT_NAME = "experiment.json"
+JOBS_NAME = "jobs"  # scripts and logs of a cluster's jobs
 POLL_SECONDS = 0.1
 
 
@@ -124,6 +126,27 @@ class ExperimentRunner:
             self._report_status(plan, None, live=False)
         return commands
 
+    def submit(self) -> list[str]:
+        """
+        Submit the runs that can be started now as Slurm jobs, by the grid's `slurm` options, and wait for none.
+
+        Returns:
+            `list[str]`: Ids of the jobs. Runs whose jobs wait or run are left out; a later call submits what has
+            failed or, with `tune`, has become due since.
+        """
+        if self.grid.slurm is None:
+            raise ValueError(f"The grid `{self.grid.name}` has no `slurm` options. Add `slurm: {{time: MINUTES}}`.")
+        with lock_experiment(self.output_dir) as runner_file:
+            plan = self._checked_plan()
+            runs = [
+                ClusterRun(self.grid, RunFiles(self.output_dir, spec), self.launch)
+                for spec in self._due(plan, runner_file)
+            ]
+            ids = submit_runs(runs, Path(self.output_dir) / JOBS_NAME, self.jobs, self.grid.slurm)
+            self._write_results(plan)
+            self._report_status(plan, None, live=False)
+        return ids
+
     def plan(self) -> Plan:
         """The runs of the grid with what is finished on disk."""
         return make_plan(self.grid, lambda spec: (self._finished(spec) or {}).get("metrics"))
@@ -170,8 +193,12 @@ class ExperimentRunner:
             if spec.id not in self.children
             and spec.id not in self.failed
             and self._finished(spec) is None
-            and (spec.id in runner_file.orphans or not RunFiles(self.output_dir, spec).runs_elsewhere())
+            and (spec.id in runner_file.orphans or not self._goes_on_elsewhere(spec))
         ]
+
+    def _goes_on_elsewhere(self, spec: RunSpec) -> bool:
+        files = RunFiles(self.output_dir, spec)
+        return files.runs_elsewhere() or is_queued(files, Path(self.output_dir) / JOBS_NAME)
 
     def _start(self, spec: RunSpec, runner_file: RunnerFile, terminal: Terminal) -> None:
         files = RunFiles(self.output_dir, spec)

@@ -31,7 +31,7 @@ LOG_TAIL_LINES = 30
 class RunFiles:
     """
     The files of one run: `runs/ID.yaml` (options), `runs/ID/` (the recipe's output), `runs/ID.log` (what it printed)
-    and, after a failure, `runs/ID.failure.json`.
+    and, after a failure, `runs/ID.failure.json`; on a cluster `runs/ID.job`, the id of its last job.
 
     Args:
         output_dir (`str` or `os.PathLike`):
@@ -47,6 +47,7 @@ class RunFiles:
         self.options = runs / f"{spec.id}.yaml"
         self.log = runs / f"{spec.id}.log"
         self.failure = runs / f"{spec.id}.failure.json"
+        self.job = runs / f"{spec.id}.job"
 
     def record(self) -> dict[str, Any] | None:
         return read_run_record(self.folder)
