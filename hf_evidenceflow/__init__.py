@@ -93,7 +93,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
 
 _EXPORTS = {
     "supervision.evidence_flow": ["EvidenceFlow", "evidence_flow"],
-    "supervision.arguments": ["EvidenceFlowArguments"],
+    "recipes.command_line.evidence_arguments": ["EvidenceFlowArguments"],
     "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
     "supervision.config": ["EvidenceFlowConfig"],
     "callbacks.log_file": ["LogFileCallback"],

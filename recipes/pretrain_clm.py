@@ -53,9 +53,9 @@ from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.models.loading import load_checkpoint
 from hf_evidenceflow.models.router_statistics import expert_modules
+from hf_evidenceflow.recipes.command_line.evidence_arguments import EvidenceFlowArguments
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
-from hf_evidenceflow.supervision.arguments import EvidenceFlowArguments
 from hf_evidenceflow.tasks import generate_word_problems
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation

@@ -1,5 +1,7 @@
 """Layer-wise supervision as a callback of transformers' Trainer and TRL's SFTTrainer."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import Trainer
@@ -18,8 +20,8 @@ class EvidenceFlowCallback(CheckpointedCallback):
     Adds a layer-wise term to the loss that a Trainer trains.
 
     The hooks are on the model only from the start of a micro-batch to the end of its forward pass, so that none stays
-    behind, however training ends; after a Ctrl-C in the midst of a forward pass they go at the next one, before they
-    act. Evaluation, the saved model and inference are those of a run without it.
+    behind, however training ends; after a Ctrl-C in the middle of a forward pass they go at the next one, before they
+    act, and with [`add_to`] at once. Evaluation, the saved model and inference are those of a run without it.
 
     Args:
         config ([`EvidenceFlowConfig`], *optional*):
@@ -32,6 +34,7 @@ class EvidenceFlowCallback(CheckpointedCallback):
 
     Raises:
         ValueError: when training begins, if the trainer takes no loss from the model, or the settings do not fit it.
+        RuntimeError: before an optimizer step for which no term came into the loss.
 
     The terms come into `state.log_history` with each log: see [`TermLog.pop`]. Trainer puts reporters (wandb, ...)
     before callbacks that it is given: for them use [`add_to`].
@@ -50,14 +53,12 @@ class EvidenceFlowCallback(CheckpointedCallback):
         self.resume_from = resume_from
         self.flow: EvidenceFlow | None = None
         self._own: OwnParameters | None = None
+        self._undo: Callable[[], None] | None = None
 
     def add_to(self, trainer: Trainer) -> "EvidenceFlowCallback":
         """
-        Add the callback to a trainer before its reporters, so that they get the terms too.
-
-        Args:
-            trainer ([`~transformers.Trainer`]):
-                The trainer.
+        Add the callback to a trainer before its reporters, so that they get the terms too, and wrap the trainer's
+        `training_step`, so that the hooks come off whatever ends it. [`undo`] takes both back.
 
         Returns:
             [`EvidenceFlowCallback`]: itself.
@@ -70,8 +71,38 @@ class EvidenceFlowCallback(CheckpointedCallback):
                 "The trainer has a `compute_loss_func`, so that it takes no loss from the model. Leave it out, or "
                 "leave out the layer-wise supervision."
             )
+        self.undo()
         trainer.callback_handler.callbacks.insert(0, self)
+        before = vars(trainer).get("training_step")
+        stock_step = trainer.training_step
+
+        @functools.wraps(stock_step)
+        def training_step(*args, **kwargs):
+            try:
+                if self.flow is not None:
+                    self.flow.attach()
+                return stock_step(*args, **kwargs)
+            finally:
+                if self.flow is not None:
+                    self.flow.remove()
+
+        def undo():
+            trainer.pop_callback(self)
+            # A wrapper that came later keeps calling this one, which does nothing any more
+            if vars(trainer).get("training_step") is training_step:
+                del trainer.training_step
+                vars(trainer).update({} if before is None else {"training_step": before})
+
+        trainer.training_step = training_step
+        self._undo = undo
         return self
+
+    def undo(self) -> None:
+        """Take back what [`add_to`] did. Calling it again changes nothing."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+            self._close()
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         self._close()
@@ -97,13 +128,20 @@ class EvidenceFlowCallback(CheckpointedCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if self.flow is not None:
             self.flow.start_step(state.global_step)
-            self.flow.attach()
+            self._attach()
 
     def on_substep_end(self, args, state, control, **kwargs):
         if self.flow is not None:
+            self._attach()
+
+    def _attach(self):
+        if self._undo is None:  # else the wrapper does
             self.flow.attach()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.flow is not None:
+            self.flow.remove()
+            self.flow.check_step()
         if self._own is not None:
             self._own.clip(args.max_grad_norm)
 

@@ -2,8 +2,6 @@
 
 What a layer-wise loss gains beyond `zero` and `shuffled` comes from its target; the rest is a penalty on the norm of
 the states. No claim about such a loss goes without both.
-
-Shapes: N valid positions, H hidden size.
 """
 
 import torch
@@ -12,21 +10,7 @@ from .mean_squared_error import mse
 
 
 def zero(states: torch.Tensor, normalizer: float | torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Loss_p with the target T = 0: the mean square of the states, a pure norm penalty.
-
-    Args:
-        states (`torch.Tensor` of shape `(N, H)`):
-            States of one layer at the valid positions, any float dtype; computed in at least fp32.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
-
-    Raises:
-        ValueError: if the shape is not `(N, H)`.
-    """
+    """Loss_p with the target T = 0: the mean square of the states `[N, H]`, a pure norm penalty."""
     return mse(states, torch.zeros_like(states), normalizer)
 
 
@@ -39,20 +23,8 @@ def shuffled(
     """
     Loss_p with the target of a random other valid token ([`other_tokens`]): right in distribution, wrong in content.
 
-    Args:
-        states, targets (`torch.Tensor` of shape `(N, H)`):
-            As in [`mse`]; gradients reach the targets too.
-        generator (`torch.Generator`):
-            Where the draw comes from, on any device. Required, so that the control never moves the global generator
-            and with it the model's dropout.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
-
-    Raises:
-        ValueError: if the shapes differ or are not `(N, H)`.
+    Arguments as in [`mse`]. A `generator`, on any device, is required, so that the control never moves the global one
+    and with it the model's dropout.
     """
     return mse(states, targets[other_tokens(len(targets), generator).to(targets.device)], normalizer)
 
@@ -61,17 +33,8 @@ def other_tokens(count: int, generator: torch.Generator) -> torch.Tensor:
     """
     For each of `count` tokens the index of another one, each equally likely and drawn on its own.
 
-    Two positions may hold the same word: the target is another token's, not always another row. A token that is alone
-    gets itself.
-
-    Args:
-        count (`int`):
-            Number of tokens N.
-        generator (`torch.Generator`):
-            Where the draw comes from.
-
-    Returns:
-        `torch.Tensor` of shape `(N,)`, int64, on the generator's device.
+    Returns int64 `[N]` on the generator's device. Two positions may hold the same word: the target is another token's,
+    not always another row. A token that is alone gets itself.
     """
     own = torch.arange(count, device=generator.device)
     if count < 2:

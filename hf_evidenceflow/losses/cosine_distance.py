@@ -5,8 +5,6 @@ its direction should agree with the label's row. `nitp` follows Next Implicit To
 last layer's state at position t, through a projection of the objective's own, predicts a shallow layer's state at t+1.
 
 Both targets are detached. With live ones the distance also falls when all rows turn the same way.
-
-Shapes: N valid positions, H hidden size.
 """
 
 import torch
@@ -21,19 +19,7 @@ def cosine(
     """
     `1 - cos(F_i, T)`, averaged over tokens; in [0, 2], blind to the length of either side.
 
-    Args:
-        states (`torch.Tensor` of shape `(N, H)`):
-            States of one layer at the valid positions, any float dtype; computed in at least fp32.
-        targets (`torch.Tensor` of shape `(N, H)`):
-            Output-embedding rows of the labels (`model.get_output_embeddings().weight[labels]`); detached here.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
-
-    Raises:
-        ValueError: if the shapes differ or are not `(N, H)`.
+    Targets are output-embedding rows of the labels (`model.get_output_embeddings().weight[labels]`), detached here.
     """
     check_states_and_targets(states, targets)
     similarity = F.cosine_similarity(at_least_float32(states), at_least_float32(targets.detach()), dim=-1)  # [N]
@@ -46,19 +32,7 @@ def nitp(
     """
     Next Implicit Token Prediction: `1 - cos(P(F_L)[t], F_s[t + 1])`, averaged over tokens.
 
-    Args:
-        projected (`torch.Tensor` of shape `(N, H)`):
-            The last layer's states at the valid positions t, after the projection P.
-        next_shallow (`torch.Tensor` of shape `(N, H)`):
-            A shallow layer's states at the positions t+1 (`index + 1` of [`next_token_targets`]); detached here.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
-
-    Raises:
-        ValueError: if the shapes differ or are not `(N, H)`.
+    The next states, at positions t+1 (`index + 1` of [`next_token_targets`]), are detached here.
 
     Example:
 

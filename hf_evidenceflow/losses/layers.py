@@ -16,18 +16,9 @@ def layer_selection(spec: str | Sequence[int], num_layers: int) -> list[int]:
     """
     The supervised layers that a spec names.
 
-    Args:
-        spec (`str` or `Sequence[int]`):
-            `"all"`; `"every:k"`: each k-th layer, that is k-1, 2k-1, ...; `"last:k"`: the last k layers; or a list of
-            ids from 0.
-        num_layers (`int`):
-            Number of layers L.
-
-    Returns:
-        `list[int]`: ids in rising order, at least one.
-
-    Raises:
-        ValueError: if the spec is another one, names no layer, one twice or one that does not exist.
+    `"all"`; `"every:k"`: each k-th layer, that is k-1, 2k-1, ...; `"last:k"`: the last k layers; or a list of ids from
+    0. Returns ids in rising order, at least one; a spec that names no layer, one twice or one that does not exist is a
+    `ValueError`.
 
     Example:
 
@@ -55,20 +46,10 @@ def layer_selection(spec: str | Sequence[int], num_layers: int) -> list[int]:
 
 def layer_weights(kind: str, count: int) -> list[float]:
     """
-    The weights of the supervised layers, first to last, with a mean of 1.
+    The weights of `count` supervised layers, first to last, positive, with a mean of 1.
 
-    Args:
-        kind (`str`):
-            `"uniform"`: all 1, as published. `"linear"`: the i-th of them in proportion to i. `"drift"`: to sqrt(i),
-            the signal-to-noise ratio that a drift-diffusion with constant drift reaches in i steps; this project's.
-        count (`int`):
-            Number of supervised layers.
-
-    Returns:
-        `list[float]`: `count` positive weights.
-
-    Raises:
-        ValueError: if the kind is unknown or the count below 1.
+    `"uniform"`: all 1, as published. `"linear"`: the i-th of them in proportion to i. `"drift"`: to sqrt(i), the
+    signal-to-noise ratio that a drift-diffusion with constant drift reaches in i steps; this project's.
     """
     if kind not in LAYER_WEIGHTS:
         raise ValueError(f"`layer_weights` must be one of {', '.join(map(repr, LAYER_WEIGHTS))}, got {kind!r}.")
@@ -81,24 +62,11 @@ def layer_weights(kind: str, count: int) -> list[float]:
 
 def released_features(num_layers: int, layer: int, hidden_size: int) -> slice:
     """
-    The block of features on which a layer is pulled under a target mask.
+    The block of features on which a layer is pulled under a target mask; `layer` is its place among the `num_layers`
+    supervised ones.
 
     The blocks of all layers are disjoint, cover H and differ in size by at most 1. Slice states and targets with it
     before the objective, whose mean then goes over the released features alone.
-
-    Args:
-        num_layers (`int`):
-            Number of supervised layers that share the features.
-        layer (`int`):
-            Place of the layer among them, from 0.
-        hidden_size (`int`):
-            Number of features H.
-
-    Returns:
-        `slice`: at least one feature.
-
-    Raises:
-        ValueError: if the layer is not one of them, or there are more layers than features.
 
     Example:
 

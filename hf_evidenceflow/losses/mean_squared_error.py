@@ -2,13 +2,11 @@
 
     Loss_p = sum_i mean((F_i - T)^2)
 
-F_i [N, H] are the states after layer (or loop) i, T [N, H] the input-embedding rows of the right next tokens, the mean
-goes over valid tokens and H. The functions here give the term of one layer; the sum over layers is the caller's.
+F_i [N, H] are the states after layer (or loop) i, T [N, H] the input-embedding rows of the right next tokens; the mean
+goes over valid tokens and H. The functions give the term of one layer, the sum over layers is the caller's.
 
 With N(0, 1) embeddings and LayerNormed states a term starts at 2.0, the sum of the two variances. With other scales it
 falls when the states merely shrink: compare with the controls `zero` and `shuffled` before reading anything into it.
-
-Shapes: N valid positions, H hidden size.
 """
 
 import torch
@@ -22,20 +20,6 @@ def mse(states: torch.Tensor, targets: torch.Tensor, normalizer: float | torch.T
     The published Loss_p term of one layer: `mean((F_i - T)^2)` over tokens and H.
 
     Gradients reach the targets too (the published, "live" form): detach them to move only the states.
-
-    Args:
-        states (`torch.Tensor` of shape `(N, H)`):
-            States of one layer at the valid positions, any float dtype; computed in at least fp32.
-        targets (`torch.Tensor` of shape `(N, H)`):
-            Input-embedding rows of the labels.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
-
-    Raises:
-        ValueError: if the shapes differ or are not `(N, H)`.
 
     Example:
 
@@ -59,21 +43,8 @@ def normalized_mse(
     The Loss_p term with each state and each target brought to zero mean and unit variance over H first.
 
     It lies in [0, 4], equals `2 * (1 - correlation)` and starts near 2.0 at any scale, so that shrinking the states
-    gains nothing. Gradients reach the targets too, as in [`mse`].
-
-    Args:
-        states, targets (`torch.Tensor` of shape `(N, H)`):
-            As in [`mse`].
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
-        eps (`float`, *optional*, defaults to `1e-6`):
-            Added to the variances; small against the 4e-4 of embeddings that were drawn with a deviation of 0.02.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
-
-    Raises:
-        ValueError: if the shapes differ or are not `(N, H)`.
+    gains nothing. Gradients reach the targets too, as in [`mse`]. `eps` is added to the variances: small against the
+    4e-4 of embeddings that were drawn with a deviation of 0.02.
     """
     check_states_and_targets(states, targets)
     states, targets = (

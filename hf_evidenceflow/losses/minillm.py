@@ -11,34 +11,21 @@ R_(t+1) is the sum of the rewards after t, or, length-normalised, their mean: a 
 from a mixture of teacher and student, a p + (1 - a) q, are weighted with w_t.
 
 Deviations: the mean over all tokens, not the sum, so that the size does not depend on the length; R is divided by the
-number of tokens after t, where the paper prints one fewer, which is 0 at the last but one. One update a batch of
+number of tokens after t, where the paper prints one fewer, which is 0 at the last but one. One update per batch of
 samples, so that the paper's clip of the probability ratio, which is then 1, is left out.
 
 Source: Gu et al. 2023, arXiv 2306.08543, section 2.2 and algorithm 1.
 
-Shapes: B completions, C completion tokens, V vocabulary. `mask` is 1 at the tokens of completions, the end of sequence
-included, and 0 at padding; prompts are no part of these tensors.
+Shapes: all tensors are `(B, C)`, B completions and C completion tokens; logits `(B, C, V)`, V the vocabulary, predict
+these tokens, and other shapes of theirs are a `ValueError`. `mask` is 1 at the tokens of completions, the end of
+sequence included, and 0 at padding; prompts are no part of these tensors. The teacher gets no gradient.
 """
 
 import torch
 
 
 def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """
-    `KL(q || p)` at each token, summed over the vocabulary.
-
-    Args:
-        student_logits, teacher_logits (`torch.Tensor` of shape `(B, C, V)`):
-            Logits that predict the completion's tokens. The teacher's get no gradient.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            1 at tokens that count.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`: nats, 0 where the mask is 0.
-
-    Raises:
-        `ValueError`: if the shapes differ.
-    """
+    """`KL(q || p)` at each token in nats, summed over the vocabulary; 0 where the mask is 0."""
     _check(student_logits, teacher_logits, mask)
     student, teacher = (
         _without_padding(logits, mask).float().log_softmax(-1) for logits in (student_logits, teacher_logits.detach())
@@ -47,35 +34,14 @@ def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, mask:
 
 
 def token_logps(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """
-    Log-probability of each token.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, C, V)`):
-            Logits that predict the tokens.
-        tokens (`torch.Tensor` of shape `(B, C)`):
-            Token ids.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`.
-    """
+    """Log-probability of each token `(B, C)` under the logits `(B, C, V)` that predict it."""
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
 
 def future_rewards(rewards: torch.Tensor, mask: torch.Tensor, length_normalized: bool = True) -> torch.Tensor:
     """
-    `R_(t+1)`: the rewards of the tokens after each token.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, C)`):
-            `log(p / q)` of the tokens drawn.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            1 at tokens that count.
-        length_normalized (`bool`, *optional*, defaults to `True`):
-            Mean of the later rewards, not their sum.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`; 0 at the last token of a completion.
+    `R_(t+1)`: the mean of the rewards `log(p / q)` after each token, or, without `length_normalized`, their sum; 0 at
+    the last token of a completion.
     """
 
     def after(values):
@@ -90,18 +56,8 @@ def importance_weights(
     student_logps: torch.Tensor, sampling_logps: torch.Tensor, mask: torch.Tensor, cumulative: bool = False
 ) -> torch.Tensor:
     """
-    `w_t` for samples from another distribution than the student's.
-
-    Args:
-        student_logps, sampling_logps (`torch.Tensor` of shape `(B, C)`):
-            Log-probabilities of the tokens drawn, under the student and under what they were drawn from.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            1 at tokens that count.
-        cumulative (`bool`, *optional*, defaults to `False`):
-            The product of the ratios up to t, which varies a lot. Otherwise the ratio at t alone, as the paper has it.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`, without gradient.
+    `w_t` for samples from another distribution than the student's, without gradient: the ratio at t alone, as the
+    paper has it, or, `cumulative`, the product of the ratios up to t, which varies a lot.
     """
     ratios = torch.where(mask.bool(), student_logps - sampling_logps, 0.0).detach()
     return (ratios.cumsum(1) if cumulative else ratios).exp()
@@ -119,23 +75,14 @@ def minillm_loss(
     A loss whose gradient is MiniLLM's, without the term of the pretraining text. Its value is no KL.
 
     Args:
-        student_logits, teacher_logits (`torch.Tensor` of shape `(B, C, V)`):
-            Logits that predict the completion's tokens.
         tokens (`torch.Tensor` of shape `(B, C)`):
             The tokens drawn.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            1 at tokens that count.
         sampling_logps (`torch.Tensor` of shape `(B, C)`, *optional*):
             Log-probabilities under the mixture that the tokens were drawn from. `None`: drawn from the student.
-        length_normalized (`bool`, *optional*, defaults to `True`):
-            See [`future_rewards`].
 
     Returns:
         `tuple[torch.Tensor, dict[str, float]]`: the loss, a mean over the tokens of the mask; and `reverse_kl` and
-        `reward`, means a token, and `weight`, the mean of `w_t`.
-
-    Raises:
-        `ValueError`: if the shapes differ.
+        `reward`, means per token, and `weight`, the mean of `w_t`.
     """
     _check(student_logits, teacher_logits, mask)
     student_logits, teacher_logits = (_without_padding(one, mask) for one in (student_logits, teacher_logits.detach()))

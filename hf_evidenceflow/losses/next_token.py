@@ -17,12 +17,9 @@ class NextTokenTargets(NamedTuple):
     """
     The N valid positions of a batch and their labels, row by row.
 
-    Attributes:
-        index (`torch.Tensor` of shape `(N,)`):
-            Positions in the flattened batch, int64: `states.flatten(0, 1)[index]` are the states [N, H], and
-            `index + 1` the positions of the right next tokens themselves.
-        labels (`torch.Tensor` of shape `(N,)`):
-            The right next tokens.
+    `index` [N] are positions in the flattened batch: `states.flatten(0, 1)[index]` are the states [N, H], and
+    `index + 1` the positions of the right next tokens themselves. `labels` [N] are these tokens. Both are int64, and
+    empty where no position has a target.
     """
 
     index: torch.Tensor
@@ -45,12 +42,6 @@ def next_token_targets(
             0 (or `False`) at padding.
         position_ids (`torch.Tensor` of shape `(B, T)` or `(1, T)`, *optional*):
             Positions within their sequence: where they do not rise from t to t+1, a new sequence begins at t+1.
-
-    Returns:
-        [`NextTokenTargets`]: `(index, labels)`; both are empty if no position has a target.
-
-    Raises:
-        ValueError: if a shape is another one.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation on tokens, as pure functions: rewards, advantages, the two clipped losses.
+"""Proximal policy optimization on tokens, as pure functions: rewards, advantages, the two clipped losses.
 
     r_t = -beta (log pi_old - log pi_ref)_t + [t is the last token] R        rewards of a completion's tokens
     A_t = sum_l (gamma lambda)^l delta_(t+l),  delta_t = r_t + gamma V_(t+1) - V_t        (GAE)
@@ -11,7 +11,10 @@ Source: Schulman et al. 2017 (PPO, arXiv 1707.06347), equations 7 and 11; Schulm
 equation 16; Ouyang et al. 2022 (arXiv 2203.02155), the penalty of each token in the reward. The value clip is that of
 OpenAI's `baselines`, not of the paper.
 
-Shapes: B rows, C completion tokens. `mask` is 1 at the tokens that count; what stands elsewhere changes nothing.
+Shapes: all tensors are `(B, C)`, B rows and C completion tokens, unless said otherwise. `mask` is 1 at the tokens that
+count; what stands elsewhere changes nothing. `logps` are log-probabilities of the tokens under the policy, `old_logps`
+under that of the rollout, `ref_logps` under the reference. `reduce` sums a tensor over the processes of a distributed
+run.
 """
 
 from collections.abc import Callable
@@ -27,20 +30,9 @@ def token_rewards(
     beta: float = 0.0,
 ) -> torch.Tensor:
     """
-    The reward of each token: the score of the completion at its last token, less the KL penalty (k1) of every token.
-
-    Args:
-        scores (`torch.Tensor` of shape `(B,)`):
-            Reward of each completion.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            Tokens that count; a row without any gets no reward.
-        logps, ref_logps (`torch.Tensor` of shape `(B, C)`, *optional*):
-            Log-probabilities of the tokens under the policy of the rollout and under the reference, for `beta > 0`.
-        beta (`float`, *optional*, defaults to `0.0`):
-            Coefficient of the penalty.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`: 0 outside the mask.
+    The reward of each token: the score `[B]` of the completion at its last token, less `beta` times the KL penalty
+    (k1) of every token, between the log-probabilities of the rollout and of the reference. 0 outside the mask; a row
+    without any token gets no reward.
 
     Example:
 
@@ -61,26 +53,12 @@ def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Generalised advantage estimates and the returns that the values are fitted to. A completion ends its episode: the
-    value after its last token is 0.
+    Generalized advantage estimates, and the returns (advantages plus values) that the values are fitted to; both are 0
+    outside the mask.
 
-    Tokens outside the mask are stepped over, so that the estimates of the others are those of the sequence without
-    them, wherever they stand (padding, the output of a tool).
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, C)`):
-            Reward of each token.
-        values (`torch.Tensor` of shape `(B, C)`):
-            Value of the state in which each token was chosen.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            Tokens that count.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount of a token.
-        lam (`float`, *optional*, defaults to `0.95`):
-            Lambda: 0 is the one-step error, 1 the return less the value.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: advantages and returns (advantages plus values), 0 outside the mask.
+    A completion ends its episode: the value after its last token is 0. Tokens outside the mask are stepped over, so
+    that the estimates of the others are those of the sequence without them, wherever they stand (padding, the output
+    of a tool). `lam` of 0 is the one-step error, of 1 the return less the value.
 
     Example:
 
@@ -107,20 +85,8 @@ def whiten(
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
 ) -> torch.Tensor:
     """
-    Unit variance, and zero mean, over the tokens that count.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, C)`):
-            Values to whiten.
-        mask (`torch.Tensor` of shape `(B, C)`):
-            Tokens that count.
-        shift_mean (`bool`, *optional*, defaults to `True`):
-            Whether the mean becomes 0; otherwise it stays.
-        reduce (`Callable`, *optional*):
-            Sum of a tensor over the processes of a distributed run.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`: 0 outside the mask. Fewer than two tokens stay as they are.
+    Unit variance over the tokens that count, and zero mean unless `shift_mean` is `False`; 0 outside the mask. Fewer
+    than two tokens stay as they are.
     """
     mask = mask.bool()
     mean, variance, count = _moments(values, mask, reduce)
@@ -137,16 +103,8 @@ def explained_variance(
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
 ) -> float:
     """
-    The share of the returns' variance that the values explain: 1 for a perfect critic, 0 for a constant one.
-
-    Args:
-        values, returns, mask (`torch.Tensor` of shape `(B, C)`):
-            Values, returns and the tokens that count.
-        reduce (`Callable`, *optional*):
-            Sum of a tensor over the processes of a distributed run.
-
-    Returns:
-        `float`: at most 1; NaN where the returns are all the same.
+    The share of the returns' variance that the values explain: 1 for a perfect critic, 0 for a constant one; NaN where
+    the returns are all the same.
     """
     mask = mask.bool()
     variance = _moments(returns, mask, reduce)[1]
@@ -170,20 +128,9 @@ def clipped_policy_loss(
     clip_high: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The clipped surrogate of each token, to be minimised.
+    The clipped surrogate of each token, to be minimized, and whether the clip takes its gradient away.
 
-    Args:
-        logps (`torch.Tensor` of shape `(B, C)`):
-            Log-probabilities of the tokens under the policy, with gradient.
-        old_logps (`torch.Tensor` of shape `(B, C)`):
-            The same under the policy of the rollout.
-        advantages (`torch.Tensor` of shape `(B, C)`):
-            Advantages.
-        clip_low, clip_high (`float`, *optional*, default to `0.2` and the value of `clip_low`):
-            The ratio counts in `[1 - clip_low, 1 + clip_high]`.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: loss of each token, and whether the clip takes its gradient away.
+    The ratio counts in `[1 - clip_low, 1 + clip_high]`; `clip_high` is `clip_low` if `None`.
     """
     ratio = (logps - old_logps).exp()
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
@@ -195,20 +142,8 @@ def clipped_value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float = 0.2
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Half the squared error of each value, the larger one of the value and of the value kept near that of the rollout.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, C)`):
-            Values, with gradient.
-        old_values (`torch.Tensor` of shape `(B, C)`):
-            Values at the rollout.
-        returns (`torch.Tensor` of shape `(B, C)`):
-            What they are fitted to.
-        clip (`float`, *optional*, defaults to `0.2`):
-            Farthest that a value moves; `inf` is the plain squared error.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: loss of each token, and whether the clip takes its gradient away.
+    Half the squared error of each value, the larger one of the value and of the value kept within `clip` of that of
+    the rollout (`inf`: the plain squared error); and whether the clip takes its gradient away.
     """
     near = values.clamp(old_values - clip, old_values + clip)
     plain, clipped = (values - returns).square(), (near - returns).square()
@@ -223,15 +158,6 @@ def reference_kl(logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tensor:
     gradient of `KL(pi_ref || pi)`.
 
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
-
-    Args:
-        logps (`torch.Tensor` of shape `(B, C)`):
-            Log-probabilities of the tokens under the policy, with gradient.
-        ref_logps (`torch.Tensor` of shape `(B, C)`):
-            The same under the reference.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`.
     """
     log_ratio = ref_logps - logps
     return log_ratio.exp() - 1 - log_ratio

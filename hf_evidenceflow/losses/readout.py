@@ -8,7 +8,7 @@ Plain, each layer would keep several [N, V] tensors for the backward pass. Here 
 its logits live for the time of the chunk and are computed again in the backward pass. Values and gradients are the
 plain ones', up to the order of the sums.
 
-Shapes: N valid positions, C positions of a chunk, H hidden size, V vocabulary.
+Shapes: as in `tokens.py`, C positions of a chunk.
 """
 
 from collections.abc import Callable
@@ -32,22 +32,14 @@ def cross_entropy(
 
     Args:
         states (`torch.Tensor` of shape `(N, H)`):
-            States of one layer at the valid positions, before the final norm, in the dtype that `readout` takes.
+            Before the final norm, in the dtype that `readout` takes.
         labels (`torch.Tensor` of shape `(N,)`):
             The right next tokens, int64, each in [0, V).
         readout (`Callable[[torch.Tensor], torch.Tensor]`):
-            `[C, H] -> [C, V]`: final norm, head and whatever the model does to its logits. Runs a second time in the
-            backward pass, so it must be deterministic. Gradients reach its parameters.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum over tokens is divided by; `None`: N.
+            `[C, H] -> [C, V]`: final norm, head and whatever the model does to its logits; the logits are raised to at
+            least fp32. Runs a second time in the backward pass, so it must be deterministic.
         chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens a chunk. About three fp32 tensors of shape (C, V) exist at a time.
-
-    Returns:
-        `torch.Tensor` of shape `()`; logits are raised to at least fp32 before the softmax.
-
-    Raises:
-        ValueError: if the shapes are not `(N, H)` and `(N,)`, or `chunk_size` is below 1.
+            Tokens per chunk. About three fp32 tensors of shape (C, V) exist at a time.
 
     Example:
 
@@ -77,22 +69,8 @@ def lens_kl(
     """
     `KL(p_L || p_i)` from the final layer's distribution p_L to a layer's own p_i, averaged over tokens, in nats.
 
-    p_L is detached: no gradient asks the last layer to come nearer to the others. The parameters of `readout` get
-    gradients through p_i only.
-
-    Args:
-        states (`torch.Tensor` of shape `(N, H)`):
-            States of one layer at the valid positions, before the final norm.
-        final_states (`torch.Tensor` of shape `(N, H)`):
-            The last layer's states there, before the final norm as well; detached here.
-        readout, normalizer, chunk_size:
-            As in [`cross_entropy`].
-
-    Returns:
-        `torch.Tensor` of shape `()`; logits are raised to at least fp32 before the softmax.
-
-    Raises:
-        ValueError: if the shapes differ or are not `(N, H)`, or `chunk_size` is below 1.
+    Both states are taken before the final norm. p_L is detached: no gradient asks the last layer to come nearer to the
+    others. The parameters of `readout` get gradients through p_i only. The rest is as in [`cross_entropy`].
     """
     check_states_and_targets(states, final_states)
 

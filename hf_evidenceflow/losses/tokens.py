@@ -1,8 +1,10 @@
 """What all objectives share: the shape of their inputs, their dtype and the mean over tokens.
 
-An objective gets the flat states of the N valid positions of a micro-batch ([`next_token_targets`]) and returns the
-sum over the tokens divided by `normalizer`. That is the count N by default; with gradient accumulation it is the count
-of the whole batch (`num_items_in_batch`), and then the micro-batches' values and gradients add up to the full batch's.
+An objective takes the flat states of the N valid positions of a micro-batch ([`next_token_targets`]), in any float
+dtype, computes in at least fp32, and returns a scalar: the sum over the tokens divided by `normalizer`. That is the
+count N by default (0 without any token, not NaN). With gradient accumulation it is the count of the whole batch
+(`num_items_in_batch`), and then the micro-batches' values and gradients add up to the full batch's. Other shapes are a
+`ValueError`.
 
 Shapes: B rows, T positions, N valid positions of all rows, H hidden size, V vocabulary.
 """
@@ -11,18 +13,7 @@ import torch
 
 
 def mean_over_tokens(per_token: torch.Tensor, normalizer: float | torch.Tensor | None = None) -> torch.Tensor:
-    """
-    The sum over the tokens divided by `normalizer`.
-
-    Args:
-        per_token (`torch.Tensor` of shape `(N,)`):
-            One value for each token.
-        normalizer (`float` or `torch.Tensor` of shape `()`, *optional*, defaults to `None`):
-            What the sum is divided by. `None`: N; without any token the result is then 0, not NaN.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
-    """
+    """The sum of one value per token `[N]` divided by `normalizer`; `None`: N."""
     return divide_by_tokens(per_token.sum(), per_token.shape[0], normalizer)
 
 

@@ -2,19 +2,17 @@
 
 import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-from ..losses import LAYER_WEIGHTS
+from ..losses import LAYER_WEIGHTS, OBJECTIVES, Objective
+from ..losses.objectives import find_objective
 
 
-# Objectives on states alone, with a target or without, and those that read a layer out as a distribution
-STATE_OBJECTIVES = ("mse", "normalized_mse", "cosine", "zero", "shuffled")
-READOUT_OBJECTIVES = ("cross_entropy", "lens_kl", "deep_supervision")
-OBJECTIVES = (*STATE_OBJECTIVES, *READOUT_OBJECTIVES, "nitp")
 TARGETS = ("input_embedding", "output_embedding")
 WEIGHT_SCHEDULES = ("constant", "linear", "cosine")
 
-# An eighth of the tokens a layer: what keeps cross-entropy on all layers below 1.6 times the time of plain training
+# An eighth of the tokens per layer: what keeps cross-entropy on all layers below 1.6 times the time of plain training
 _READOUT_TOKEN_FRACTION = 0.125
 
 
@@ -24,10 +22,11 @@ class EvidenceFlowConfig:
     What is added to the loss: `weight * sum_i layer_weight_i * objective(F_i)` over the supervised layers.
 
     Args:
-        objective (`str`, *optional*, defaults to `"mse"`):
+        objective (`str` or `Callable`, *optional*, defaults to `"mse"`):
             `"mse"` (the published Loss_p), `"normalized_mse"`, `"cosine"`, `"cross_entropy"` (shared final norm and
             head), `"lens_kl"` (to the final layer's distribution), `"deep_supervision"` (cross-entropy through a norm
-            and head of its own per layer), `"nitp"`, or a control: `"zero"`, `"shuffled"`.
+            and head of its own per layer), `"nitp"`, or a control: `"zero"`, `"shuffled"`. Or a name of yours, see
+            [`~hf_evidenceflow.losses.register_objective`], or a function `objective(batch, layer)`.
         weight (`float`, *optional*, defaults to `1.0`):
             Factor of the sum over layers. At 0 nothing is attached.
         weight_warmup_steps (`float`, *optional*, defaults to `0`):
@@ -68,7 +67,7 @@ class EvidenceFlowConfig:
         ValueError: if a value is out of its range, or an option does not go with the objective.
     """
 
-    objective: str = "mse"
+    objective: str | Callable = "mse"
     weight: float = 1.0
     weight_warmup_steps: float = 0
     weight_schedule: str = "constant"
@@ -86,7 +85,8 @@ class EvidenceFlowConfig:
     seed: int = 0
 
     def __post_init__(self):
-        self._check_choice("objective", OBJECTIVES)
+        if not callable(self.objective):
+            self._check_choice("objective", tuple(OBJECTIVES))
         self._check_choice("weight_schedule", WEIGHT_SCHEDULES)
         self._check_choice("layer_weights", LAYER_WEIGHTS)
         self._check_range("weight", self.weight >= 0 and math.isfinite(self.weight), "a finite number from 0")
@@ -97,10 +97,10 @@ class EvidenceFlowConfig:
             self._check_range("token_fraction", 0 < self.token_fraction <= 1, "in (0, 1]")
         if self.target is not None:
             self._check_choice("target", TARGETS)
-            self._check_goes_with("target", ("mse", "normalized_mse", "cosine", "shuffled"))
+            self._check_goes_with("target", [name for name, traits in OBJECTIVES.items() if traits.target])
         if self.target_mask:
-            self._check_goes_with("target_mask", STATE_OBJECTIVES)
-        if self.detach_target is False and self.objective in ("cosine", "nitp"):
+            self._check_goes_with("target_mask", [name for name, traits in OBJECTIVES.items() if traits.masked])
+        if self.detach_target is False and not self.traits.live_target:
             raise ValueError(
                 f"`detach_target=False` with `objective={self.objective!r}`: with a live target the distance also "
                 "falls when all rows turn the same way. Leave it out."
@@ -124,36 +124,32 @@ class EvidenceFlowConfig:
             raise ValueError(f"`{name}` must be {words}, got {getattr(self, name)!r}.")
 
     def _check_goes_with(self, name, objectives):
-        if self.objective not in objectives:
+        if not callable(self.objective) and self.objective not in objectives:
             raise ValueError(
                 f"`{name}={getattr(self, name)!r}` goes with {', '.join(map(repr, objectives))} only, got the "
                 f"objective {self.objective!r}."
             )
 
     @property
-    def resolved_target(self) -> str:
+    def traits(self) -> Objective:
+        """The objective and what is known of it."""
+        return find_objective(self.objective)
+
+    @property
+    def resolved_target(self) -> str | None:
         """The target, with its default for the objective."""
-        return self.target or ("output_embedding" if self.objective == "cosine" else "input_embedding")
+        return self.target or self.traits.target
 
     @property
     def resolved_token_fraction(self) -> float:
         """The share of tokens, with its default for the objective."""
         if self.token_fraction is not None:
             return self.token_fraction
-        return _READOUT_TOKEN_FRACTION if self.objective in READOUT_OBJECTIVES else 1.0
+        return _READOUT_TOKEN_FRACTION if self.traits.reads_out else 1.0
 
     def weight_at(self, step: int, total_steps: int | None) -> float:
         """
-        The weight in an optimizer step.
-
-        Args:
-            step (`int`):
-                Steps done before, from 0.
-            total_steps (`int` or `None`):
-                Steps of the whole run.
-
-        Returns:
-            `float`.
+        The weight in the optimizer step that follows `step` others, of `total_steps` in the run.
 
         Raises:
             ValueError: if `total_steps` is `None` and the schedule depends on it.
@@ -178,16 +174,7 @@ class EvidenceFlowConfig:
 
 def resolve_config(config: EvidenceFlowConfig | None, overrides: dict) -> EvidenceFlowConfig:
     """
-    The config with some fields replaced.
-
-    Args:
-        config ([`EvidenceFlowConfig`], *optional*):
-            Config to start from; `None`: the defaults.
-        overrides (`dict`):
-            Fields by name.
-
-    Returns:
-        [`EvidenceFlowConfig`].
+    The config, or the defaults, with some fields replaced.
 
     Raises:
         TypeError: if a name is no field, with the nearest one that is.

@@ -1,15 +1,12 @@
 """Layer-wise supervision of any causal LM: a term from the states after the decoder layers is added to its loss.
 
-No model code changes: a forward-pre-hook on the outermost module keeps the labels, hooks on the decoder layers keep
-their outputs, and a forward hook on the outermost module adds the term to the output's `loss`. It acts only in
-training mode with gradients, so evaluation and inference stay as they are. The outermost module, because PEFT calls
-the inner one's `forward` directly; decoder layers and not their sub-modules, because gradient checkpointing runs the
-latter twice.
+Hooks on the outermost module keep the labels and add the term to the output's `loss`, hooks on the decoder layers keep
+their outputs; all act only in training mode with gradients. The outermost module, because PEFT calls the inner one's
+`forward` directly; decoder layers and not their sub-modules, because gradient checkpointing runs the latter twice.
 
 Source: the EvidenceFlow loss, `Loss_p = sum_i mean((F_i - T)^2)`, and its neighbours in `hf_evidenceflow.losses`.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +15,10 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from transformers import Trainer
 
 from ..losses import next_token_targets
 from ..models.decoder import decoder_parts, layer_output
-from .config import READOUT_OBJECTIVES, EvidenceFlowConfig, resolve_config
+from .config import EvidenceFlowConfig, resolve_config
 from .layer_terms import layer_terms, make_own_modules, supervised_layers
 from .term_log import TermLog
 
@@ -52,11 +48,11 @@ class EvidenceFlow:
 
     Attributes:
         own_modules (`nn.ModuleDict`):
-            Modules of the objective's own (`nitp`, `deep_supervision`), which are no part of the model: give
+            Modules of the objective's own (`nitp`, `deep_supervision`), which are no part of the model: give their
             [`parameters`] to the optimizer, and save their `state_dict()` where the run has to be resumed. In a
             distributed run their gradients are averaged as they come.
         log ([`TermLog`]):
-            Sums of the terms since the last [`TermLog.pop`].
+            Sums of the terms since the last `pop`.
 
     Raises:
         ValueError: if the model's layers cannot be found, or the settings do not fit it.
@@ -76,8 +72,9 @@ class EvidenceFlow:
         self._once = once
         self._batch: _Batch | None = None
         self._micro_batch = 0
+        self._ran_outside = False
         self._handles = []
-        self._readout_checked = config.objective not in READOUT_OBJECTIVES
+        self._readout_checked = not config.traits.reads_out
         config.weight_at(0, total_steps)
         num_layers = self.parts.model.config.get_text_config().num_hidden_layers
         initial = torch.Generator().manual_seed(config.seed)  # the same on all ranks
@@ -110,7 +107,7 @@ class EvidenceFlow:
         self._batch = None
 
     def _before_forward(self, module, args, kwargs):
-        if self._once and not torch.compiler.is_compiling() and not _trainer_is_running():
+        if self._once and self._batch is not None:
             self.remove()  # Ctrl-C in the middle of the last forward pass, which no hook hears of
             return
         self._batch = _Batch(kwargs) if module.training and torch.is_grad_enabled() else None
@@ -121,12 +118,9 @@ class EvidenceFlow:
             if torch.is_autocast_enabled(device):
                 self._batch.autocast_dtype = torch.get_autocast_dtype(device)
             self._batch.states.append(layer_output(output))
-        elif layer.training and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            # Not the recomputation of a checkpointed layer in the backward pass
-            raise RuntimeError(
-                "The decoder layers run outside of the model's own forward pass, so that no loss can be supervised: "
-                f"{_NO_LOSS_REASON}"
-            )
+        elif layer.training and torch.is_grad_enabled():
+            # Or a checkpointed layer runs again in the backward pass: then there was a term before
+            self._ran_outside = True
 
     @torch.compiler.disable
     def _after_forward(self, module, args, output):
@@ -142,7 +136,7 @@ class EvidenceFlow:
         if batch.inputs.get("labels") is None or loss is None or loss.dim() > 0:
             raise ValueError(
                 f"The model got {'no `labels`' if batch.inputs.get('labels') is None else 'labels but gave no loss'}, "
-                f"so there is no loss to supervise: {_NO_LOSS_REASON}"
+                f"so there is no loss to supervise, {_NO_LOSS_REASON}"
             )
         normalizer = batch.inputs.get("num_items_in_batch")
         loss = loss + self._weighted_term(batch, output, loss.detach(), normalizer)
@@ -163,17 +157,32 @@ class EvidenceFlow:
 
     @property
     def weight(self) -> float:
-        """The weight in the current optimizer step."""
+        """In the current optimizer step."""
         return self.config.weight_at(self.step, self.total_steps)
 
     def next_step(self) -> None:
-        """Tell that an optimizer step is done: the schedule and the draws of tokens go on."""
+        """Tell that an optimizer step is done, after [`check_step`]: the schedule and the draws of tokens go on."""
+        self.check_step()
         self.start_step(self.step + 1)
 
     def start_step(self, step: int) -> None:
         """Tell the number of optimizer steps done before."""
         self.step = step
         self._micro_batch = 0
+        self._ran_outside = False
+
+    def check_step(self) -> None:
+        """
+        Check, before the optimizer's step, that the loss got its term.
+
+        Raises:
+            RuntimeError: if no term was added in this step, though its weight is above 0.
+        """
+        if self.weight > 0 and self._micro_batch == 0:
+            raise RuntimeError(
+                "No layer-wise term came into the loss of this step: the model's own forward pass did not run in "
+                f"training mode with gradients, {_NO_LOSS_REASON}"
+            )
 
     def _generator(self):
         # By step and micro-batch, so that a resumed run draws what the uninterrupted one does
@@ -222,7 +231,7 @@ class EvidenceFlow:
     # Parameters of the objective's own
 
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of the objective's own, for the optimizer; mostly none."""
+        """Those of [`own_modules`]; mostly none."""
         return list(self.own_modules.parameters())
 
 
@@ -233,19 +242,15 @@ def evidence_flow(
     """
     Supervise a model's layers inside a `with` block, for training loops without a Trainer.
 
-    Args:
-        model (`nn.Module`):
-            A causal LM, before or after `accelerator.prepare`.
-        config ([`EvidenceFlowConfig`], *optional*):
-            Settings.
-        total_steps (`int`, *optional*):
-            Optimizer steps of the run; needed by schedules that depend on it.
-        **overrides:
-            Fields of the config.
+    Arguments as in [`EvidenceFlow`]; the model before or after `accelerator.prepare`, `overrides` are fields of the
+    config.
 
     Yields:
         [`EvidenceFlow`]: Its `log.pop()` gives the terms. Call `next_step()` after each optimizer step where the
         weight has a schedule. Objectives with parameters of their own: add `parameters()` to the optimizer.
+
+    Raises:
+        RuntimeError: at the end of a step or of the block, if the layers ran but no term came into a loss.
 
     Example:
 
@@ -261,21 +266,14 @@ def evidence_flow(
     flow = EvidenceFlow(model, resolve_config(config, overrides), total_steps)
     try:
         yield flow.attach()
+        if flow._ran_outside:
+            flow.check_step()
     finally:
         flow.remove()
 
 
-def _trainer_is_running():
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is Trainer._inner_training_loop.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
 _NO_LOSS_REASON = (
-    "the trainer computes its own loss (as GRPO, HRPO and DPO do from log-probabilities, and `compute_loss_func` or "
+    "as where the trainer computes its own loss (GRPO, HRPO and DPO from log-probabilities, `compute_loss_func` or "
     "label smoothing from logits). Train with `labels` in the batch and the model's own loss (Trainer, SFTTrainer), "
     "or leave the layer-wise supervision out."
 )

@@ -1,44 +1,23 @@
-"""The terms of the supervised layers of one micro-batch, from the recorded states: what an objective needs, gathered.
+"""The terms of the supervised layers of one micro-batch, from the recorded states.
 
 Shapes: B rows, T positions, H hidden size, V vocabulary, N valid positions, n of them drawn for a layer.
 """
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
 
-from ..losses import (
-    NextTokenTargets,
-    cosine,
-    cross_entropy,
-    layer_selection,
-    layer_weights,
-    lens_kl,
-    mse,
-    nitp,
-    normalized_mse,
-    released_features,
-    shuffled,
-    zero,
-)
+from ..losses import NextTokenTargets, layer_selection, layer_weights, released_features
 from ..models.decoder import DecoderParts
-from .config import READOUT_OBJECTIVES, EvidenceFlowConfig
+from .config import EvidenceFlowConfig
 
 
 def supervised_layers(config: EvidenceFlowConfig, num_layers: int) -> list[int]:
     """
-    The layers that get a term.
-
-    Args:
-        config ([`EvidenceFlowConfig`]):
-            Settings.
-        num_layers (`int`):
-            Number of layers; a looped block counts each of its loops.
-
-    Returns:
-        `list[int]`: ids in rising order.
+    The ids, in rising order, of the layers that get a term; a looped block counts each of its loops.
 
     Raises:
         ValueError: if `layers` does not fit the model, or only the last layer is left, which has the model's own loss.
@@ -51,7 +30,7 @@ def supervised_layers(config: EvidenceFlowConfig, num_layers: int) -> list[int]:
             )
         return [num_layers - 1]
     layers = layer_selection(config.layers, num_layers)
-    if config.objective in READOUT_OBJECTIVES and isinstance(config.layers, str):
+    if config.traits.reads_out and isinstance(config.layers, str):
         layers = [layer for layer in layers if layer < num_layers - 1]
         if not layers:
             raise ValueError(
@@ -65,32 +44,13 @@ def make_own_modules(
     config: EvidenceFlowConfig, parts: DecoderParts, num_layers: int, generator: torch.Generator
 ) -> nn.ModuleDict:
     """
-    The objective's own modules: the projection of `nitp`, the norms and heads of `deep_supervision`; else none.
-
-    Args:
-        config ([`EvidenceFlowConfig`]):
-            Settings.
-        parts ([`DecoderParts`]):
-            Parts of the model.
-        num_layers (`int`):
-            Number of layers.
-        generator (`torch.Generator`):
-            On CPU; source of the initial values.
-
-    Returns:
-        `nn.ModuleDict`: on the device of the head, in fp32.
+    The objective's own modules, mostly none, on the device of the head and in fp32; the `generator`, on CPU, is the
+    source of the weights of their linear layers.
     """
     vocab_size, hidden_size = parts.head.weight.shape
+    make = config.traits.make_modules
     with torch.device("meta"):  # the constructors would draw from the global generator
-        if config.objective == "nitp":
-            modules = {"projection": nn.Linear(hidden_size, hidden_size, bias=False)}
-        elif config.objective == "deep_supervision":
-            modules = {
-                str(layer): nn.Sequential(nn.RMSNorm(hidden_size), nn.Linear(hidden_size, vocab_size, bias=False))
-                for layer in supervised_layers(config, num_layers)
-            }
-        else:
-            modules = {}
+        modules = {} if make is None else make(hidden_size, vocab_size, supervised_layers(config, num_layers))
     own = nn.ModuleDict(modules).to_empty(device=parts.head.weight.device).float()
     with torch.no_grad():
         for module in own.modules():
@@ -101,16 +61,75 @@ def make_own_modules(
     return own
 
 
-@dataclasses.dataclass
-class LayerTerms:
+@dataclass
+class LayerBatch:
     """
-    The terms of one micro-batch.
+    What an objective sees of one micro-batch.
 
     Attributes:
-        total (`torch.Tensor` of shape `()`):
-            Their sum, weighted by layer.
-        by_layer (`dict[int, torch.Tensor]`):
-            Each supervised layer's term before its weight, divided by the normalizer.
+        states (`Sequence[torch.Tensor]` of shape `(B, T, H)` each):
+            States after each layer, before the final norm.
+        index, labels (`torch.Tensor` of shape `(n,)`):
+            Supervised positions in the flattened batch, and the right next tokens.
+        layers (`list[int]`):
+            Supervised layers.
+        parts ([`~hf_evidenceflow.models.decoder.DecoderParts`]):
+            Parts of the model, among them its `readout`.
+        config ([`EvidenceFlowConfig`]):
+            Settings.
+        generator (`torch.Generator`):
+            On CPU, for what the objective draws.
+        own_modules (`nn.ModuleDict`):
+            Modules of the objective's own.
+        normalizer (`torch.Tensor` of shape `()` or `float`, *optional*):
+            What the sum over the tokens is divided by; `None`: n.
+    """
+
+    states: Sequence[torch.Tensor]
+    index: torch.Tensor
+    labels: torch.Tensor
+    layers: list[int]
+    parts: DecoderParts
+    config: EvidenceFlowConfig
+    generator: torch.Generator
+    own_modules: nn.ModuleDict
+    normalizer: torch.Tensor | float | None = None
+
+    def raw_states_at(self, layer: int, shift: int = 0) -> torch.Tensor:
+        """The layer's states `[n, H]` at the supervised positions, or `shift` further on, before the final norm."""
+        return self.states[layer].flatten(0, 1)[self.index + shift]
+
+    def states_at(self, layer: int) -> torch.Tensor:
+        """The layer's states `[n, h]`, h of the H features; behind the final norm with `apply_final_norm`."""
+        states = self.raw_states_at(layer)
+        if self.config.apply_final_norm:
+            states = self.parts.normalize(states)
+        return states[:, self._features(layer)]
+
+    def target_at(self, layer: int) -> torch.Tensor:
+        """The embeddings `[n, h]` of the right next tokens, as the settings choose them, in the same features."""
+        return self._target[:, self._features(layer)]
+
+    def _features(self, layer: int) -> slice:
+        if not self.config.target_mask:
+            return slice(None)
+        return released_features(len(self.layers), self.layers.index(layer), self.states[layer].shape[-1])
+
+    @cached_property
+    def _target(self) -> torch.Tensor:
+        if self.config.resolved_target == "output_embedding":
+            rows = self.parts.head.weight[self.labels]
+        else:
+            # `forward`, since NEFTune's hook would add noise to the targets
+            rows = self.parts.embeddings.forward(self.labels[None])[0]
+        return rows.detach() if self.config.detach_target else rows
+
+
+@dataclass
+class LayerTerms:
+    """
+    The terms of one micro-batch: `total`, their sum weighted by layer, a scalar; and `by_layer`, each supervised
+    layer's term before its weight, divided by the normalizer.
     """
 
     total: torch.Tensor
@@ -126,98 +145,19 @@ def layer_terms(
     own_modules: nn.ModuleDict,
     normalizer: torch.Tensor | float | None = None,
 ) -> LayerTerms:
-    """
-    The objective on each supervised layer.
-
-    Args:
-        states (`Sequence[torch.Tensor]` of shape `(B, T, H)` each):
-            States after each layer, before the final norm.
-        targets ([`~hf_evidenceflow.losses.NextTokenTargets`]):
-            The N valid positions and their labels.
-        parts ([`DecoderParts`]):
-            Parts of the model.
-        config ([`EvidenceFlowConfig`]):
-            Settings; `weight` and its schedule are the caller's.
-        generator (`torch.Generator`):
-            On CPU; source of the draws of tokens.
-        own_modules (`nn.ModuleDict`):
-            From [`make_own_modules`].
-        normalizer (`torch.Tensor` of shape `()` or `float`, *optional*):
-            What sums over tokens are divided by; `None`: N.
-
-    Returns:
-        [`LayerTerms`].
-    """
+    """The objective on each supervised layer; arguments as in [`LayerBatch`], with all N valid positions."""
     layers = supervised_layers(config, len(states))
+    batch = LayerBatch(states, *targets, layers, parts, config, generator, own_modules, normalizer)
     count = len(targets.labels)
     drawn = max(1, round(config.resolved_token_fraction * count)) if count else 0
     if drawn < count and normalizer is not None:
-        normalizer = normalizer * (drawn / count)
-    rows = None
-    if config.objective not in READOUT_OBJECTIVES and config.objective not in ("zero", "nitp") and drawn == count:
-        rows = target_rows(targets.labels, parts, config)
-
+        batch.normalizer = normalizer * (drawn / count)
     terms = {}
-    for place, layer in enumerate(layers):
-        index, labels = targets
+    for layer in layers:
+        part = batch
         if drawn < count:
-            chosen = torch.randperm(count, generator=generator)[:drawn].to(index.device)
-            index, labels = index[chosen], labels[chosen]
-        features = slice(None)
-        if config.target_mask:
-            features = released_features(len(layers), place, states[layer].shape[-1])
-        terms[layer] = _term(
-            layer, states, index, labels, rows, features, parts, config, generator, own_modules, normalizer
-        )
+            chosen = torch.randperm(count, generator=generator)[:drawn].to(targets.index.device)
+            part = replace(batch, index=targets.index[chosen], labels=targets.labels[chosen])
+        terms[layer] = config.traits.term(part, layer)
     weights = layer_weights(config.layer_weights, len(layers))
     return LayerTerms(sum(weight * term for weight, term in zip(weights, terms.values())), terms)
-
-
-def target_rows(labels: torch.Tensor, parts: DecoderParts, config: EvidenceFlowConfig) -> torch.Tensor:
-    """
-    The embedding rows that states are pulled to.
-
-    Args:
-        labels (`torch.Tensor` of shape `(N,)`):
-            The right next tokens.
-        parts ([`DecoderParts`]):
-            Parts of the model.
-        config ([`EvidenceFlowConfig`]):
-            Its `target` and `detach_target`.
-
-    Returns:
-        `torch.Tensor` of shape `(N, H)`.
-    """
-    if config.resolved_target == "output_embedding":
-        rows = parts.head.weight[labels]
-    else:
-        # `forward`, since NEFTune's hook would add noise to the targets
-        rows = parts.embeddings.forward(labels[None])[0]
-    return rows.detach() if config.detach_target else rows
-
-
-def _term(layer, states, index, labels, rows, features, parts, config, generator, own_modules, normalizer):
-    """The objective on the selected positions of one layer."""
-    selected = states[layer].flatten(0, 1)[index]  # [n, H]
-    objective = config.objective
-    if objective == "cross_entropy":
-        return cross_entropy(selected, labels, parts.readout, normalizer, config.chunk_size)
-    if objective == "deep_supervision":
-        own_head = own_modules[str(layer)]
-        return cross_entropy(selected.float(), labels, own_head, normalizer, config.chunk_size)
-    if objective == "lens_kl":
-        final = states[-1].flatten(0, 1)[index]
-        return lens_kl(selected, final, parts.readout, normalizer, config.chunk_size)
-    if config.apply_final_norm:
-        selected = parts.normalize(selected)
-    if objective == "nitp":
-        shallow = states[config.shallow_layer].flatten(0, 1)[index + 1]
-        return nitp(own_modules["projection"](selected.float()), shallow.float(), normalizer)
-    if objective == "zero":
-        return zero(selected[:, features], normalizer)
-    if rows is None:
-        rows = target_rows(labels, parts, config)
-    if objective == "shuffled":
-        return shuffled(selected[:, features], rows[:, features], generator, normalizer)
-    function = {"mse": mse, "normalized_mse": normalized_mse, "cosine": cosine}[objective]
-    return function(selected[:, features], rows[:, features], normalizer)

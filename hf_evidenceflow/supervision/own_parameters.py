@@ -1,4 +1,4 @@
-"""Parameters of an objective's own in a Trainer's optimizer: trained with the model, saved beside it, never in it."""
+"""Parameters of an objective's own in a Trainer's optimizer: trained with the model, saved next to it, never in it."""
 
 import os
 from pathlib import Path
@@ -20,13 +20,7 @@ class OwnParameters:
     Puts modules into the first group of a prepared optimizer, whose learning rate and schedule they share.
 
     The optimizer's own `state_dict()` keeps leaving them out, so that a checkpoint can be resumed with and without
-    them; values and optimizer states go into a file beside it.
-
-    Args:
-        modules (`nn.ModuleDict`):
-            The objective's own modules.
-        optimizer (`torch.optim.Optimizer`):
-            As the Trainer hands it to callbacks.
+    them; values and optimizer states go into a file next to it.
 
     Raises:
         ValueError: if the optimizer is DeepSpeed's, which takes no parameters later.
@@ -77,13 +71,7 @@ class OwnParameters:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     def load(self, folder: str | os.PathLike) -> None:
-        """
-        Read what [`save`] has written.
-
-        Raises:
-            FileNotFoundError: if the folder has no such file.
-            ValueError: if it holds other parameters.
-        """
+        """Read what [`save`] has written; other parameters are a `ValueError`."""
         path = Path(folder) / FILE_NAME
         if not path.exists():
             raise FileNotFoundError(

@@ -24,19 +24,8 @@ class TermLog:
 
     def add(self, terms: LayerTerms, model_loss: torch.Tensor, count: int, normalizer, weight: float) -> None:
         """
-        Add one micro-batch.
-
-        Args:
-            terms ([`LayerTerms`]):
-                Its terms.
-            model_loss (`torch.Tensor` of shape `()`):
-                The model's own loss, without them.
-            count (`int`):
-                Valid tokens N.
-            normalizer (`torch.Tensor` of shape `()` or `float`, *optional*):
-                What loss and terms were divided by; `None`: N.
-            weight (`float`):
-                Weight of the terms' sum.
+        Add a micro-batch of `count` valid tokens: its terms, the model's own loss without them, what both were divided
+        by (`None`: `count`), and the weight of the terms' sum.
         """
         tokens = count if normalizer is None else normalizer
         values = {f"layer_{layer}": term for layer, term in terms.by_layer.items()}

@@ -157,6 +157,87 @@ def test_hooks_left_by_ctrl_c_in_the_forward_pass_go_before_they_act(tmp_path):
     assert not hooks(model)
 
 
+@pytest.mark.parametrize("place", ["before the model", "in the model"])
+def test_on_a_trainer_of_its_own_no_hook_outlasts_ctrl_c(tmp_path, place):
+    class Interrupted(Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if place == "before the model":
+                raise KeyboardInterrupt
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    model = tiny_causal_lm("llama")
+    if place == "in the model":
+        model.model.norm.register_forward_hook(Explode(KeyboardInterrupt))
+    trainer = make_trainer(tmp_path, model=model, trainer_class=Interrupted)
+    before = hooks(model)
+    EvidenceFlowCallback().add_to(trainer)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert hooks(model) == before
+
+
+def test_adding_it_to_a_trainer_trains_as_handing_it_over(tmp_path):
+    handed = make_trainer(tmp_path, EvidenceFlowCallback(), gradient_accumulation_steps=2)
+    added = make_trainer(tmp_path, gradient_accumulation_steps=2)
+    EvidenceFlowCallback().add_to(added)
+    for trainer in (handed, added):
+        trainer.train()
+    assert_equal(weights(added), weights(handed))
+    assert added.state.log_history[0]["evidence_flow/loss"] == handed.state.log_history[0]["evidence_flow/loss"]
+
+
+def test_undoing_it_leaves_the_trainer_as_before(plain, tmp_path):
+    trainer = make_trainer(tmp_path)
+    before, callbacks = trainer.training_step, list(trainer.callback_handler.callbacks)
+    callback = EvidenceFlowCallback().add_to(trainer)
+    assert trainer.training_step != before
+    callback.undo()
+    callback.undo()
+    assert trainer.training_step == before and "training_step" not in vars(trainer)
+    assert trainer.callback_handler.callbacks == callbacks
+    trainer.train()
+    assert_equal(weights(trainer), weights(plain))
+
+
+def test_another_wrapper_of_the_step_survives_the_undoing(tmp_path):
+    trainer, calls = make_trainer(tmp_path), []
+    callback = EvidenceFlowCallback().add_to(trainer)
+    wrapped = trainer.training_step
+    trainer.training_step = lambda *args: calls.append(1) or wrapped(*args)
+    callback.undo()
+    trainer.train()
+    assert len(calls) == 4 and not hooks(trainer.model)
+    assert not any("evidence_flow/loss" in row for row in trainer.state.log_history)
+
+
+class DecoderTrainer(Trainer):
+    """Computes a loss of its own from the decoder's states."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model.model(inputs["input_ids"]).last_hidden_state.square().mean()
+
+
+class EvaluatingTrainer(Trainer):
+    """Takes the model's loss in evaluation mode."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model.eval()(**inputs).loss
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("trainer_class", [DecoderTrainer, EvaluatingTrainer])
+def test_a_trainer_whose_loss_gets_no_term_is_stopped_before_its_first_step(tmp_path, trainer_class, added):
+    callback = EvidenceFlowCallback()
+    trainer = make_trainer(tmp_path, None if added else callback, trainer_class=trainer_class)
+    if added:
+        callback.add_to(trainer)
+    before = weights(trainer)
+    with pytest.raises(RuntimeError, match=r"No layer-wise term.*own loss.*leave the layer-wise supervision out"):
+        trainer.train()
+    assert not hooks(trainer.model)
+    assert_equal(weights(trainer), before)
+
+
 def test_evaluation_during_training_is_pure_cross_entropy(tmp_path):
     losses = []
     for weight in (0.0, 1e-30):

@@ -8,7 +8,7 @@ from tiny_families import CONFIGS, tiny_causal_lm, token_ids
 from torch import nn
 
 from hf_evidenceflow import EvidenceFlowConfig, decoder_parts, evidence_flow, record_layer_states
-from hf_evidenceflow.supervision.config import OBJECTIVES
+from hf_evidenceflow.losses import OBJECTIVES, mse, register_objective
 
 
 STATE = ("mse", "normalized_mse", "cosine", "zero", "shuffled")
@@ -330,8 +330,56 @@ def test_a_batch_without_labels_is_an_error():
 
 def test_a_trainer_that_calls_the_decoder_itself_is_an_error():
     model, inputs = tiny_causal_lm("llama").train(), batch()
-    with evidence_flow(model), pytest.raises(RuntimeError, match="outside of the model's own forward pass"):
+    with pytest.raises(RuntimeError, match=r"own forward pass did not run.*Train with `labels`"), evidence_flow(model):
         model.model(inputs["input_ids"])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_step_without_a_term_is_an_error():
+    model, inputs = tiny_causal_lm("llama").train(), batch()
+    with pytest.raises(RuntimeError, match="No layer-wise term"), evidence_flow(model) as flow:
+        model(**inputs)
+        flow.next_step()
+        model.eval()(**inputs)
+        flow.next_step()
+
+
+def test_a_step_at_weight_zero_needs_no_term():
+    with evidence_flow(tiny_causal_lm("llama"), weight_schedule="linear", total_steps=4) as flow:
+        flow.start_step(4)
+        flow.next_step()
+
+
+def test_an_objective_can_be_a_function():
+    model, inputs = tiny_causal_lm("llama"), batch()
+
+    def own(batch, layer):
+        return mse(batch.states_at(layer), batch.target_at(layer), batch.normalizer)
+
+    settings = {"target_mask": True, "apply_final_norm": True, "token_fraction": 0.5, "layers": [0, 2]}
+    expected, expected_gradients, _ = run(model, inputs, objective="mse", **settings)
+    loss, actual, _ = run(model, inputs, objective=own, **settings)
+    assert torch.equal(loss, expected)
+    assert all(torch.equal(actual[name], expected_gradients[name]) for name in actual)
+
+
+def test_a_registered_objective_has_modules_of_its_own():
+    def make_modules(hidden_size, vocab_size, layers):
+        return {str(layer): nn.Linear(hidden_size, hidden_size, bias=False) for layer in layers}
+
+    @register_objective("projected", make_modules=make_modules)
+    def projected(batch, layer):
+        states = batch.own_modules[str(layer)](batch.states_at(layer))
+        return mse(states, batch.target_at(layer), batch.normalizer)
+
+    try:
+        _, _, flow = run(tiny_causal_lm("llama"), batch(), objective="projected")
+        with pytest.raises(ValueError, match="There is an objective 'projected' already"):
+            register_objective("projected")(projected)
+    finally:
+        OBJECTIVES.pop("projected")
+    assert len(flow.parameters()) == 3
+    assert all(parameter.grad.abs().max() > 0 for parameter in flow.parameters())
 
 
 def test_a_batch_without_a_single_target_costs_nothing():

@@ -4,8 +4,7 @@ from dataclasses import field, fields, make_dataclass
 from typing import get_type_hints
 
 from hf_evidenceflow.recipes.command_line.option_help import option_helps
-
-from .config import EvidenceFlowConfig
+from hf_evidenceflow.supervision.config import EvidenceFlowConfig
 
 
 PREFIX = "evidence_"
