@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from hf_evidenceflow.data import load_split
 from hf_evidenceflow.tasks import GRADERS, MARKER, grade
-from hf_evidenceflow.tasks.golds import gold_text
+from hf_evidenceflow.tasks.grading import gold_text
 
 
 SPLITS = ("test", "train")

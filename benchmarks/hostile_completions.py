@@ -33,9 +33,17 @@ from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.evaluation.accuracy import summarise_completions
 from hf_evidenceflow.evaluation.completion_log import CompletionLog
 from hf_evidenceflow.report.samples import print_samples
-from hf_evidenceflow.tasks import completion_text, gsm8k_reward, math_reward, multiple_choice_reward, open_qa_reward
-from hf_evidenceflow.tasks.gsm8k_reward import GRADERS, extract_answer, grade
-from hf_evidenceflow.tasks.math_reward import extract_math_answer
+from hf_evidenceflow.tasks import (
+    GRADERS,
+    completion_text,
+    extract_answer,
+    extract_math_answer,
+    grade,
+    gsm8k_reward,
+    math_reward,
+    multiple_choice_reward,
+    open_qa_reward,
+)
 from hf_evidenceflow.tasks.verifier import verifier
 
 

@@ -49,8 +49,7 @@ from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
-from hf_evidenceflow.tasks.gsm8k import load_gsm8k
-from hf_evidenceflow.tasks.gsm8k_reward import GRADERS, extract_answer, gold_rule, grade
+from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
 
 
 # These change what is reported, not what is generated.

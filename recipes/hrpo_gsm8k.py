@@ -36,26 +36,7 @@ from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
-from hf_evidenceflow.tasks import (
-    gsm8k_reward,
-    load_arc_challenge,
-    load_gsm8k,
-    load_math,
-    load_mmlu_stem,
-    load_open_qa,
-    math_reward,
-    multiple_choice_reward,
-    open_qa_reward,
-)
-
-
-TASKS = {
-    "gsm8k": (load_gsm8k, gsm8k_reward, "openai/gsm8k"),
-    "math": (load_math, math_reward, "EleutherAI/hendrycks_math"),
-    "mmlu_stem": (load_mmlu_stem, multiple_choice_reward, "cais/mmlu"),
-    "arc_challenge": (load_arc_challenge, multiple_choice_reward, "allenai/ai2_arc"),
-    "open_qa": (load_open_qa, open_qa_reward, None),
-}
+from hf_evidenceflow.tasks import TASKS
 
 
 @dataclass
@@ -65,9 +46,10 @@ class ScriptArguments:
 
     Args:
         task (`str`, *optional*, defaults to `"gsm8k"`):
-            `gsm8k`, `math`, `mmlu_stem`, `arc_challenge` or `open_qa`: the data set's format and the reward.
+            One of [`~hf_evidenceflow.tasks.TASKS`]: `gsm8k`, `math`, `mmlu_stem`, `arc_challenge` or `open_qa`.
         dataset_name_or_path (`str`, *optional*):
-            Hub name, jsonl or parquet file, or folder. If not given, the task's data set on the Hub.
+            Hub name, jsonl or parquet file, or folder. If not given, the task's data set on the Hub, which `open_qa`
+            has not.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split to train on.
         max_samples (`int`, *optional*):
@@ -101,6 +83,17 @@ class ScriptArguments:
     thinking_answer_start: str | None = None
     plot: bool = True
     shown_samples: int = 4
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        if self.dataset is None:
+            raise ValueError(f"`task={self.task}` has no data set of its own. Give `dataset_name_or_path`.")
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set that was given, or else that of the task."""
+        return self.dataset_name_or_path or TASKS[self.task].dataset
 
     def thinking_fields(self) -> dict:
         """Fields of the model's config that were given."""
@@ -141,12 +134,12 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
         training=training_args,
         model=model_args,
     ) as run:
-        load, reward, name = TASKS[script_args.task]
+        task = TASKS[script_args.task]
         tokenizer = load_tokenizer(
             model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
         )
-        dataset = load(
-            script_args.dataset_name_or_path or name,
+        dataset = task.load(
+            script_args.dataset,
             split=script_args.dataset_split,
             conversational=tokenizer.chat_template is not None,
             max_samples=script_args.max_samples,
@@ -160,14 +153,14 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
         }
         trainer = HRPOTrainer(
             model_args.model_name_or_path,
-            reward,
+            task.reward,
             args=training_args,
             train_dataset=dataset,
             processing_class=tokenizer,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-        trainer.model_card_dataset = script_args.dataset_name_or_path or name
+        trainer.model_card_dataset = script_args.dataset
 
         trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_model()

@@ -1,21 +1,82 @@
-"""The published tasks: loading, prompts, grading, rewards; and word problems that need no download."""
+"""
+The tasks: one file each, which loads the problems, asks them, and grades the answers. `TASKS` names those that recipes
+take by `--task`; the generators of word problems and graph problems need no download.
 
-from .golds import check_golds
-from .graph_reachability import generate_graph_problems, make_careless, split_graph_problems
-from .gsm8k import GSM8K_SYSTEM_PROMPT, load_gsm8k, prepare_gsm8k
-from .gsm8k_reward import GRADERS, extract_answer, grade, gsm8k_reward, is_parsable
-from .math import MATH_SUBJECTS, MATH_SYSTEM_PROMPT, load_math
-from .math_reward import extract_math_answer, grade_math, math_reward
-from .multiple_choice import MMLU_STEM_SUBJECTS, MULTIPLE_CHOICE_SYSTEM_PROMPT, load_arc_challenge, load_mmlu_stem
-from .multiple_choice_reward import extract_choice, multiple_choice_reward
+All loaders take the same arguments:
+
+- `name_or_path` (`str`): name on the Hub, or a local file or folder, see [`~hf_evidenceflow.data.load_split`].
+- `split` (`str`): name of the split.
+- `conversational` (`bool`): whether prompts are chat messages, see [`build_prompt`].
+- `max_samples` (`int`, *optional*): number of rows to keep; `None` keeps all.
+- `seed` (`int`, *optional*): shuffles the rows before the first `max_samples` are kept; `None` keeps their order.
+- `system_prompt` (`str`, *optional*): instruction before the question; `None` for the question alone.
+
+They raise what `load_split` raises, and a `ValueError` for a row without an answer to grade by.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .grading import Reward, check_golds
+from .graph_reachability import build_graph_tokenizer, generate_graph_problems, make_careless, split_graph_problems
+from .gsm8k import (
+    GRADERS,
+    GSM8K_SYSTEM_PROMPT,
+    extract_answer,
+    grade,
+    gsm8k_reward,
+    is_parsable,
+    load_gsm8k,
+    prepare_gsm8k,
+)
+from .math import MATH_SUBJECTS, MATH_SYSTEM_PROMPT, extract_math_answer, grade_math, load_math, math_reward
+from .multiple_choice import (
+    MMLU_STEM_SUBJECTS,
+    MULTIPLE_CHOICE_SYSTEM_PROMPT,
+    extract_choice,
+    load_arc_challenge,
+    load_mmlu_stem,
+    multiple_choice_reward,
+)
 from .numbers import last_number, parse_number
-from .open_qa import OPEN_QA_SYSTEM_PROMPT, load_open_qa
-from .open_qa_reward import extract_open_answer, normalize_answer, open_qa_reward
+from .open_qa import OPEN_QA_SYSTEM_PROMPT, extract_open_answer, load_open_qa, normalize_answer, open_qa_reward
 from .prompts import build_prompt, build_system_prompt, filter_long_prompts
 from .text import MARKER, after_only_marker, completion_text
-from .word_problem_tokenizer import build_graph_tokenizer, build_word_problem_tokenizer
-from .word_problems import TEMPLATES, WordProblemTemplate, generate_word_problems, make_sloppy, split_word_problems
+from .word_problems import (
+    TEMPLATES,
+    WordProblemTemplate,
+    build_word_problem_tokenizer,
+    generate_word_problems,
+    make_sloppy,
+    split_word_problems,
+)
 
+
+class Task(NamedTuple):
+    """
+    A task to train on.
+
+    Args:
+        load (`Callable`):
+            Gives a `datasets.Dataset` with at least the columns `prompt` and `answer`.
+        reward ([`Reward`]):
+            Grades completions by the column `answer`.
+        dataset (`str`, *optional*):
+            The published data set on the Hub; `None` if there is none that everyone takes.
+    """
+
+    load: Callable
+    reward: Reward
+    dataset: str | None
+
+
+TASKS = {
+    "gsm8k": Task(load_gsm8k, gsm8k_reward, "openai/gsm8k"),
+    "math": Task(load_math, math_reward, "EleutherAI/hendrycks_math"),
+    "mmlu_stem": Task(load_mmlu_stem, multiple_choice_reward, "cais/mmlu"),
+    "arc_challenge": Task(load_arc_challenge, multiple_choice_reward, "allenai/ai2_arc"),
+    "open_qa": Task(load_open_qa, open_qa_reward, None),
+}
 
 __all__ = [
     "GRADERS",
@@ -26,7 +87,10 @@ __all__ = [
     "MMLU_STEM_SUBJECTS",
     "MULTIPLE_CHOICE_SYSTEM_PROMPT",
     "OPEN_QA_SYSTEM_PROMPT",
+    "TASKS",
     "TEMPLATES",
+    "Reward",
+    "Task",
     "WordProblemTemplate",
     "after_only_marker",
     "build_graph_tokenizer",

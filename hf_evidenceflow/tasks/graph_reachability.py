@@ -9,8 +9,11 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
-from .distinct_problems import distinct_problems
+from .generated import distinct_problems, hold_out, spoil, word_level_tokenizer
 from .text import MARKER
+
+
+_PIECE = r"[0-9]+|##|[^0-9]"  # a node is one token, its name being no quantity
 
 
 def generate_graph_problems(
@@ -31,11 +34,11 @@ def generate_graph_problems(
         nodes (`int`, *optional*, defaults to `6`):
             Nodes of each of the two graphs, above `depth`.
         extra_edges (`int`, *optional*, defaults to `2`):
-            Edges of each graph besides those of its tree, at most; one drawn twice counts once.
+            Most edges of each graph on top of those of its tree; one drawn twice counts once.
         depth (`int`, *optional*, defaults to `3`):
             Edges on the shortest path from a root to its candidate.
         names (`int`, *optional*, defaults to `20`):
-            Numbers to name the nodes with, from 0; at least two for each node.
+            Numbers to name the nodes with, from 0; at least two per node.
 
     Returns:
         `list[dict]`: rows with the texts `question`, unlike in all rows, and `answer`.
@@ -46,11 +49,9 @@ def generate_graph_problems(
     Example:
 
     ```python
-    >>> from hf_evidenceflow.data import generate_graph_problems
+    >>> from hf_evidenceflow.tasks import generate_graph_problems
 
     >>> problem = generate_graph_problems(1, nodes=4, depth=2)[0]
-    >>> problem["answer"].splitlines()[-1].startswith("#### ")
-    True
     ```
     """
     for name, value, least in (("n", n, 0), ("depth", depth, 1), ("nodes", nodes, depth + 1)):
@@ -67,31 +68,10 @@ def generate_graph_problems(
 
 def split_graph_problems(train: int, test: int, seed: int = 0, **settings) -> dict[str, list[dict]]:
     """
-    Problems for training and for testing; no question is in both.
-
-    Args:
-        train (`int`):
-            Number of problems for training.
-        test (`int`):
-            Number of problems for testing. They do not depend on how many there are for training.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the problems.
-        **settings:
-            Further arguments of [`generate_graph_problems`].
-
-    Returns:
-        `dict[str, list[dict]]`: rows under `"train"` and `"test"`.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import split_graph_problems
-
-    >>> splits = split_graph_problems(train=100, test=20, depth=2)
-    ```
+    Problems under `"train"` and `"test"`; no question is in both, and the test problems do not depend on how many
+    there are for training. `settings` are further arguments of [`generate_graph_problems`].
     """
-    problems = generate_graph_problems(train + test, seed, **settings)
-    return {"train": problems[test:], "test": problems[:test]}
+    return hold_out(generate_graph_problems(train + test, seed, **settings), test)
 
 
 def make_careless(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> list[dict]:
@@ -115,35 +95,20 @@ def make_careless(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -
 
     Raises:
         `ValueError`: if `share` is no probability.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import make_careless
-
-    >>> make_careless([{"question": "1>2;3>4?1:2,4", "answer": "1>2\\n#### 2"}], share=1.0)
-    [{'question': '1>2;3>4?1:2,4', 'answer': '1>2\\n#### 2'}]
-    ```
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"`share` must be in [0, 1], got {share}.")
-    rng = random.Random(seed)
-    return [
-        {**problem, "answer": _walk(problem, rng)} if rng.random() < share else dict(problem) for problem in problems
-    ]
+    return spoil(problems, share, seed, _walk)
+
+
+def build_graph_tokenizer(names: int = 20):
+    """
+    A tokenizer for the problems of [`generate_graph_problems`] with so many `names`: each node is one token, and the
+    marker `####` is the token `##` twice. See [`build_word_problem_tokenizer`].
+    """
+    return word_level_tokenizer([*map(str, range(names)), "##", *">;?:,", "Ġ", "Ċ"], _PIECE)
 
 
 def read_graph_question(question: str) -> tuple[list[tuple[int, int]], int, tuple[int, int]]:
-    """
-    Edges, root and candidates of a question of [`generate_graph_problems`].
-
-    Args:
-        question (`str`):
-            The question.
-
-    Returns:
-        `tuple`: list of edges, the root, and the two candidates in the order of the text.
-    """
+    """Edges, root, and the two candidates in the order of the text, of a question of [`generate_graph_problems`]."""
     edges, _, asked = question.partition("?")
     root, _, candidates = asked.partition(":")
     first, second = map(int, candidates.split(","))
@@ -151,18 +116,7 @@ def read_graph_question(question: str) -> tuple[list[tuple[int, int]], int, tupl
 
 
 def shortest_path(edges: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]] | None:
-    """
-    Edges of a shortest path, by breadth-first search.
-
-    Args:
-        edges (`Sequence[tuple[int, int]]`):
-            Directed edges.
-        start, end (`int`):
-            Nodes.
-
-    Returns:
-        `list[tuple[int, int]]` or `None`: `None` if there is no path.
-    """
+    """Edges of a shortest path from `start` to `end` by breadth-first search; `None` if there is no path."""
     came_from, queue = {start: None}, deque([start])
     while queue and end not in came_from:
         node = queue.popleft()

@@ -15,14 +15,8 @@ _MAX_LENGTH = 300  # longer ones overflow a float
 
 def legacy_number(answer: str) -> float | None:
     """
-    The last run of digits of an answer, with an optional minus before it and an optional decimal point or slash in it.
-
-    Args:
-        answer (`str`):
-            What stands after the answer marker.
-
-    Returns:
-        `float | None`: the number as the public code reads it; `None` if it reads none.
+    The last run of digits of an answer, with an optional minus before it and an optional decimal point or slash in it;
+    `None` if there is none.
 
     Example:
 

@@ -22,12 +22,7 @@ _EXPLOSIVE = re.compile(
 
 
 def require_math_verify() -> None:
-    """
-    Checks that math-verify is installed.
-
-    Raises:
-        `ImportError`: if it is not.
-    """
+    """Raises an `ImportError` if math-verify is not installed."""
     if importlib.util.find_spec("math_verify") is None:
         raise ImportError(
             "Grading with math-verify needs the optional package math-verify, which is not installed. Install it with "
@@ -37,15 +32,9 @@ def require_math_verify() -> None:
 
 def readable_expression(text: str) -> str | None:
     """
-    An expression that is safe to give to math-verify.
-
-    Args:
-        text (`str`):
-            Expression in LaTeX or plain writing. U+2212 is a minus sign.
-
-    Returns:
-        `str | None`: the expression; `None` if it is empty, longer than 300 characters, deeper than 10 brackets, has
-        unbalanced braces, or holds a power of a power, an exponent or a factorial too large to compute.
+    An expression in LaTeX or plain writing that is safe to give to math-verify (U+2212 becomes a minus sign); `None`
+    if it is empty, longer than 300 characters, deeper than 10 brackets, has unbalanced braces, or holds a power of a
+    power, an exponent or a factorial too large to compute.
 
     Example:
 
@@ -74,25 +63,14 @@ def equal_expressions(gold: str, answer: str) -> bool | None:
     ([`~hf_evidenceflow.tasks.verifier.Verifier`]).
 
     Args:
-        gold (`str`):
-            Text with the gold expression.
-        answer (`str`):
-            Text with the answer's expression, checked by [`readable_expression`].
+        gold, answer (`str`):
+            Texts with an expression, the answer's checked by [`readable_expression`].
 
     Returns:
         `bool | None`: `False` too for what math-verify cannot read; `None` if it went over the limits.
 
     Raises:
         `ImportError`: if math-verify is not installed.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks.math_verification import equal_expressions
-
-    >>> equal_expressions("$\\frac{1}{2}$", "0.5")
-    True
-    ```
     """
     require_math_verify()
     return equal(gold, answer)

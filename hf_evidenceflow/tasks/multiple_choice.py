@@ -1,9 +1,12 @@
-"""MMLU-STEM and ARC-Challenge: multiple choice with a letter as the answer."""
+"""MMLU-STEM and ARC-Challenge: multiple choice with a letter as the answer, A to E."""
 
+import re
 import reprlib
 
 from ..data.loading import load_split
-from .prompts import build_prompt, build_system_prompt
+from .grading import GoldRule, Reward, gold_text
+from .prompts import ask, build_system_prompt
+from .text import LEAD, completion_text, final_answer, unwrap
 
 
 # Physics, chemistry, biology, computer science, mathematics and engineering by the categories of MMLU's authors
@@ -30,6 +33,14 @@ MMLU_STEM_SUBJECTS = (
 MULTIPLE_CHOICE_SYSTEM_PROMPT = build_system_prompt("the letter of the right option")
 LETTERS = "ABCDE"
 
+_MAX_LENGTH = 1000  # characters after the marker
+
+_ALONE = re.compile(rf"{LEAD}([A-Ea-e])[\W_]*")
+_LABEL = re.compile(rf"{LEAD}([A-E])(?:[.):]\s|\)?\s+[-\u2013\u2014]+\s(?!\W*[A-E]\W*$)|,?\s+(?:because|since)\b)")
+# A letter, but not the article of a heading: "A closer look"
+_LETTER_FIRST = re.compile(rf"{LEAD}[A-Ea-e](?![\w'])(?!\s+(?!(?:and|or|not|because|since)\b)\w)")
+_SECOND_CHOICE = re.compile(r"\b[A-E][.):]|(?:\b(?:and|or|not)|[/,&])\W?[A-E]\b")
+
 
 def load_mmlu_stem(
     name_or_path: str = "cais/mmlu",
@@ -45,47 +56,18 @@ def load_mmlu_stem(
     right one).
 
     Args:
-        name_or_path (`str`, *optional*, defaults to `"cais/mmlu"`):
-            Name on the Hub, or a local file or folder; see [`load_split`].
-        split (`str`, *optional*, defaults to `"test"`):
-            Name of the split.
-        conversational (`bool`, *optional*, defaults to `True`):
-            Whether prompts are chat messages; see [`build_prompt`].
-        max_samples (`int`, *optional*):
-            Number of rows to keep. `None` keeps all.
-        seed (`int`, *optional*):
-            Shuffles the rows before the first `max_samples` are kept. `None` keeps their order, which is by subject.
-        system_prompt (`str`, *optional*, defaults to `MULTIPLE_CHOICE_SYSTEM_PROMPT`):
-            Instruction before the question; `None` for the question alone.
         subjects (`tuple[str, ...]`, *optional*, defaults to `MMLU_STEM_SUBJECTS`):
             Configurations to join, for example `("auxiliary_train",)` with `split="train"`.
+
+    The other arguments are those of all loaders, see [`hf_evidenceflow.tasks`].
 
     Returns:
         `datasets.Dataset`: with the columns `prompt`, `answer` (a letter), `question` and `solution` (the text of the
         right option).
-
-    Raises:
-        `FileNotFoundError`, `ValueError`: as [`load_split`], and a `ValueError` for a row without a right option among
-        two to five.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import load_mmlu_stem
-
-    >>> dataset = load_mmlu_stem(subjects=("college_physics",))
-    ```
     """
-    from datasets import Dataset
-
-    dataset = load_split(
-        name_or_path, split, subjects, ("question", "choices", "answer"), max_samples, seed, ("question",)
-    )
-
-    def prepare(index: int, row: dict) -> dict:
-        return _multiple_choice(index, row["question"], row["choices"], row["answer"], conversational, system_prompt)
-
-    return Dataset.from_list([prepare(index, row) for index, row in enumerate(dataset)])
+    columns = ("question", "choices", "answer")
+    dataset = load_split(name_or_path, split, subjects, columns, max_samples, seed, texts=("question",))
+    return ask(dataset, _read_mmlu_row, system_prompt, conversational)
 
 
 def load_arc_challenge(
@@ -98,56 +80,25 @@ def load_arc_challenge(
 ):
     """
     Loads ARC-Challenge, or any set of its format: `question`, `choices` (`text` and `label` lists) and `answerKey` (a
-    label).
-
-    Args:
-        name_or_path (`str`, *optional*, defaults to `"allenai/ai2_arc"`):
-            Name on the Hub, or a local file or folder; see [`load_split`].
-        split (`str`, *optional*, defaults to `"train"`):
-            Name of the split.
-        conversational (`bool`, *optional*, defaults to `True`):
-            Whether prompts are chat messages; see [`build_prompt`].
-        max_samples (`int`, *optional*):
-            Number of rows to keep. `None` keeps all.
-        seed (`int`, *optional*):
-            Shuffles the rows before the first `max_samples` are kept. `None` keeps their order.
-        system_prompt (`str`, *optional*, defaults to `MULTIPLE_CHOICE_SYSTEM_PROMPT`):
-            Instruction before the question; `None` for the question alone.
-
-    Returns:
-        `datasets.Dataset`: with the columns `prompt`, `answer` (a letter, also where ARC labels by numbers),
-        `question` and `solution` (the text of the right option).
-
-    Raises:
-        `FileNotFoundError`, `ValueError`: as [`load_split`], and a `ValueError` for a row without a right option among
-        two to five.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import load_arc_challenge
-
-    >>> dataset = load_arc_challenge(split="validation")
-    ```
+    label). Arguments as in [`hf_evidenceflow.tasks`], columns as of [`load_mmlu_stem`], also where ARC labels by
+    numbers.
     """
-    from datasets import Dataset
-
-    dataset = load_split(
-        name_or_path, split, ("ARC-Challenge",), ("question", "choices", "answerKey"), max_samples, seed, ("question",)
-    )
-
-    def prepare(index: int, row: dict) -> dict:
-        choices = row["choices"] if isinstance(row["choices"], dict) else {}
-        labels, key = choices.get("label") or [], row["answerKey"]
-        right = labels.index(key) if key in labels else None
-        return _multiple_choice(index, row["question"], choices.get("text"), right, conversational, system_prompt)
-
-    return Dataset.from_list([prepare(index, row) for index, row in enumerate(dataset)])
+    columns = ("question", "choices", "answerKey")
+    dataset = load_split(name_or_path, split, ("ARC-Challenge",), columns, max_samples, seed, texts=("question",))
+    return ask(dataset, _read_arc_row, system_prompt, conversational)
 
 
-def _multiple_choice(
-    index: int, question: str, options: list[str], right: int | None, conversational: bool, system_prompt: str | None
-) -> dict:
+def _read_mmlu_row(index: int, row: dict) -> dict:
+    return _read_options(index, row["question"], row["choices"], row["answer"])
+
+
+def _read_arc_row(index: int, row: dict) -> dict:
+    choices = row["choices"] if isinstance(row["choices"], dict) else {}
+    labels, key = choices.get("label") or [], row["answerKey"]
+    return _read_options(index, row["question"], choices.get("text"), labels.index(key) if key in labels else None)
+
+
+def _read_options(index: int, question: str, options: list[str], right: int | None) -> dict:
     options = options if isinstance(options, list) else []
     written = all(isinstance(option, str) for option in options)
     is_index = isinstance(right, int) and 0 <= right < len(options)
@@ -157,5 +108,53 @@ def _multiple_choice(
             f"{reprlib.repr(options)}, and the index of the right one is {right!r}. Correct or remove the row."
         )
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
-    prompt = build_prompt(f"{question.strip()}\n{listed}", system_prompt, conversational)
-    return {"prompt": prompt, "answer": LETTERS[right], "question": question, "solution": options[right]}
+    asked = f"{question.strip()}\n{listed}"
+    return {"asked": asked, "answer": LETTERS[right], "question": question, "solution": options[right]}
+
+
+def extract_choice(text: str | list[dict]) -> str | None:
+    """
+    The letter after the only marker `####` of a completion, a text or TRL's chat messages.
+
+    The letter stands alone (`B`, `(b)`, `The answer is B.`), as the label of its option (`B. A red cell`, `B) 42`) or
+    before a reason (`B - because`), and in a box, `\\text{}` or bold type too. Two letters (`B or C`), two boxes, and
+    a letter that begins a sentence (`A red cell`), are no choice.
+
+    Returns:
+        `str | None`: a letter from A to E; `None` if there is not exactly one marker, or not exactly one choice after
+        it.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.tasks import extract_choice
+
+    >>> extract_choice("Only cells divide. #### (B)"), extract_choice("#### B or C")
+    ('B', None)
+    ```
+    """
+    answer = final_answer(completion_text(text), lambda line: _LETTER_FIRST.match(unwrap(line)) is not None)
+    return None if answer is None else _choice(answer)
+
+
+def _choice(answer: str) -> str | None:
+    if len(answer) > _MAX_LENGTH:
+        return None
+    answer = unwrap(answer)
+    alone = _ALONE.fullmatch(answer)
+    if alone:
+        return alone[1].upper()
+    label = _LABEL.match(answer)
+    return label[1] if label and not _SECOND_CHOICE.search(answer, label.end()) else None
+
+
+def _read_gold(gold) -> str | None:
+    return _choice(gold_text(gold) or "")
+
+
+multiple_choice_reward = Reward(
+    "multiple_choice_reward",
+    GoldRule(_read_gold, "a letter from A to E (the loaders turn the index of an option into its letter)"),
+    extract_choice,
+)
+"""[`Reward`] for the right letter after exactly one marker `####`."""

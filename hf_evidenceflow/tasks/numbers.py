@@ -1,7 +1,7 @@
 """
 Reads a number out of an answer's text: exactly, without `eval`, in time linear in the text's length.
 
-The grammar, after [`~hf_evidenceflow.tasks.number_writing.plain_writing`]:
+The grammar, after [`plain_writing`]:
 
     number   = [sign] [currency] (mixed | value ["/" value])
     mixed    = digits " " digits "/" digits          proper: `2 1/2`, also `2\\frac{1}{2}` and `2½`
@@ -11,10 +11,11 @@ The grammar, after [`~hf_evidenceflow.tasks.number_writing.plain_writing`]:
 """
 
 import re
+import unicodedata
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 
-from .number_writing import plain_writing
+from .text import ASCII_OF
 
 
 MAX_NUMBER_LENGTH = 100  # characters; bounds the cost of exact arithmetic, and of Python's conversion of digits
@@ -35,6 +36,45 @@ _FORMULA = re.compile(r"\\(?:[dtc]?frac|sqrt|pi|div|pm|mp|binom|infty)(?![a-zA-Z
 _WELL_FORMED = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?")
 _ANY_DIGIT = re.compile(r"\d")  # of any script
 
+_FRACTIONS = {
+    character: unicodedata.normalize("NFKC", character).replace("\u2044", "/") for character in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+}
+_CHARACTERS = (
+    ASCII_OF
+    | str.maketrans(_FRACTIONS)
+    | str.maketrans("\u2212\u2010\u2011\u2012\u2013\ufe63\u2044\u2215\u00d7", "------//*")
+)
+_DECIMALS = r"([+-]?[0-9][0-9,.]*)"
+_GROUP = re.compile(r"(?<=[0-9])(?:[\u00a0\u2007\u2009\u202f]|\\[,;: ])(?=[0-9]{3}(?![0-9]))")
+_TIMES = re.compile(r"\\(?:times|cdot)(?![a-zA-Z])")
+_LATEX_COMMA = re.compile(r"\{,\}|,?\\!")
+_BEFORE_FRACTION = re.compile(rf"(?<=[0-9])(?=[{''.join(_FRACTIONS)}])")
+_LATEX_FRACTION = re.compile(
+    rf"([0-9]?)\s?\\[dtc]?frac\s?(?:\{{\s?{_DECIMALS}\s?\}}\s?\{{\s?{_DECIMALS}\s?\}}|([0-9])\s?([0-9])(?![0-9]))"
+)
+
+
+def plain_writing(text: str) -> str:
+    """
+    A text with its numbers in one writing: ASCII digits, commas between thousands, fractions as `1/2`. What is no
+    number in one of the known writings is left as it is.
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow.tasks.numbers import plain_writing
+
+    >>> plain_writing("\u22122\\\\frac{1}{2} of 70\\u00a0000"), plain_writing("5½")
+    ('-2 1/2 of 70,000', '5 1/2')
+    ```
+    """
+    if not text.isascii():
+        text = _BEFORE_FRACTION.sub(" ", text.translate(ASCII_OF)).translate(_CHARACTERS)
+    if "\\" in text or "{,}" in text:
+        text = _TIMES.sub("*", _LATEX_COMMA.sub(",", text))
+        text = _LATEX_FRACTION.sub(_plain_fraction, text)
+    return _GROUP.sub(",", text)
+
 
 def parse_number(text: str) -> Fraction | None:
     """
@@ -47,17 +87,13 @@ def parse_number(text: str) -> Fraction | None:
     groups that are no thousands (`1,2`), a formula (`x - 5`, `\\sqrt{5}`, `\\frac{x}{2}`), a division by zero, and a
     number of more than 100 characters or an exponent above 100.
 
-    Args:
-        text (`str`):
-            Text of the answer. Anything but a string has no number.
-
     Returns:
-        `Fraction | None`: the exact number; `None` if there is none, or not exactly one.
+        `Fraction | None`: the exact number; `None` if there is none, or not exactly one, or `text` is no string.
 
     Example:
 
     ```python
-    >>> from hf_evidenceflow.rewards import parse_number
+    >>> from hf_evidenceflow.tasks import parse_number
 
     >>> parse_number("$70,000 in total."), parse_number("1/2"), parse_number("18 or 20")
     (Fraction(70000, 1), Fraction(1, 2), None)
@@ -81,19 +117,13 @@ def parse_number(text: str) -> Fraction | None:
 
 def last_number(text: str) -> Fraction | None:
     """
-    The last number of a text, whatever stands before it; in `3 - 5` that is 5.
-
-    Args:
-        text (`str`):
-            Text to read, for example a whole completion. Anything but a string has no number.
-
-    Returns:
-        `Fraction | None`: the exact number; `None` if there is none, or if the last one cannot be read (`1/0`, `1,2`).
+    The last number of a text, for instance a whole completion, whatever stands before it; in `3 - 5` that is 5.
+    `None` if there is none, if the last one cannot be read (`1/0`, `1,2`), or for anything but a string.
 
     Example:
 
     ```python
-    >>> from hf_evidenceflow.rewards import last_number
+    >>> from hf_evidenceflow.tasks import last_number
 
     >>> last_number("3 boxes of 4 make 12 pens.")
     Fraction(12, 1)
@@ -111,24 +141,8 @@ def last_number(text: str) -> Fraction | None:
 
 def format_number(number: Fraction) -> str:
     """
-    A number in plain writing, the same for equal numbers: `70000`, `-0.5`, and `1/3` where the decimals do not end.
-
-    Args:
-        number (`Fraction`):
-            Number to write.
-
-    Returns:
-        `str`: the number without commas, exponent or trailing zeros.
-
-    Example:
-
-    ```python
-    >>> from fractions import Fraction
-    >>> from hf_evidenceflow.tasks.numbers import format_number
-
-    >>> format_number(Fraction(1, 2)), format_number(Fraction(1, 3))
-    ('0.5', '1/3')
-    ```
+    A number in plain writing, the same for equal numbers: `70000`, `-0.5`, and `1/3` where the decimals do not end; no
+    commas, exponent or trailing zeros.
     """
     context = Context(prec=10 * MAX_NUMBER_LENGTH, traps=[Inexact])
     try:
@@ -196,3 +210,9 @@ def _sign(before: str) -> int | None:
     if is_operator:
         return None
     return -1 if head[-1] == "-" else 1
+
+
+def _plain_fraction(found: re.Match) -> str:
+    digit, numerator, divisor, short_numerator, short_divisor = found.groups()
+    fraction = f"{numerator or short_numerator}/{divisor or short_divisor}"
+    return f"{digit} {fraction}" if digit else fraction

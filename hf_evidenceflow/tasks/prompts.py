@@ -1,27 +1,14 @@
 """Prompts: what the model is asked, in a chat or as plain text."""
 
+from collections.abc import Callable
+
 from .text import MARKER
 
 
 def build_system_prompt(answer_format: str) -> str:
     """
-    System prompt that asks for the reasoning, then the marker `####`, then the final answer alone.
-
-    Args:
-        answer_format (`str`):
-            What the final answer is, such as `"a number"`.
-
-    Returns:
-        `str`: the system prompt.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import build_system_prompt
-
-    >>> "####" in build_system_prompt("a number")
-    True
-    ```
+    System prompt that asks for the reasoning, then the marker `####`, then the final answer alone, which is
+    `answer_format`, such as `"a number"`.
     """
     return (
         "You answer the user's question. First reason step by step. Then end with one line that holds the marker "
@@ -49,7 +36,7 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
     Example:
 
     ```python
-    >>> from hf_evidenceflow.data import build_prompt
+    >>> from hf_evidenceflow.tasks import build_prompt
 
     >>> build_prompt("How much is 2 + 3?", "Give a number.", conversational=False)
     'Give a number.\\n\\nHow much is 2 + 3?\\n'
@@ -60,6 +47,31 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         return [*system, {"role": "user", "content": question}]
     return f"{question}\n" if system_prompt is None else f"{system_prompt}\n\n{question}\n"
+
+
+def ask(dataset, read_row: Callable[[int, dict], dict], system_prompt: str | None, conversational: bool):
+    """
+    The rows of a task as the trainers take them.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Rows in the format of the published set.
+        read_row (`Callable[[int, dict], dict]`):
+            Takes the number of a row, for errors, and the row to `answer`, `question` and what else is to be kept.
+            `asked`, if it is there, is the question with all that is shown with it.
+        system_prompt, conversational:
+            As in [`build_prompt`].
+
+    Returns:
+        `datasets.Dataset`: with the columns `prompt`, `answer`, `question` and what else `read_row` gives.
+    """
+    from datasets import Dataset
+
+    rows = [read_row(index, row) for index, row in enumerate(dataset)]
+    asked = [row.pop("asked", row["question"]) for row in rows]
+    return Dataset.from_list(
+        [{"prompt": build_prompt(text, system_prompt, conversational), **row} for text, row in zip(asked, rows)]
+    )
 
 
 def render_prompt(
@@ -100,26 +112,16 @@ def filter_long_prompts(dataset, tokenizer, max_prompt_length: int, chat_templat
     Args:
         dataset (`datasets.Dataset`):
             Data set with a column `prompt`: texts or chat messages.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model. Chat messages are rendered by its chat template, with the generation prompt.
         max_prompt_length (`int`):
-            Largest number of tokens of a prompt that is kept.
-        chat_template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template, the same as those of the trainer.
+            Most tokens of a prompt that is kept, as [`render_prompt`] counts them.
+        tokenizer, chat_template_kwargs:
+            As in [`render_prompt`].
 
     Returns:
         `tuple[datasets.Dataset, int]`: the data set without the long prompts, and the number of prompts dropped.
 
     Raises:
         `ValueError`: if the limit is below 1, or if no prompt is left.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import filter_long_prompts
-
-    >>> dataset, dropped = filter_long_prompts(dataset, tokenizer, max_prompt_length=1024)
-    ```
     """
     if max_prompt_length < 1:
         raise ValueError(f"`max_prompt_length` must be at least 1 token, got {max_prompt_length}.")

@@ -50,17 +50,8 @@ class Verifier:
 
     def equal(self, gold: str, answer: str) -> bool | None:
         """
-        Whether math-verify takes an answer for equal to the gold.
-
-        Args:
-            gold, answer (`str`):
-                Texts with an expression.
-
-        Returns:
-            `bool | None`: `False` also for what cannot be read; `None` if the comparison went over the limits.
-
-        Raises:
-            `RuntimeError`: if the worker does not start.
+        Whether math-verify takes an answer for equal to the gold; `False` also for what cannot be read, `None` if the
+        comparison went over the limits. A `RuntimeError` if the worker does not start.
         """
         if os.name != "posix":
             return _compare_here(gold, answer)

@@ -1,16 +1,20 @@
 """Makes word problems in GSM8K's format that a tiny model can learn to solve, without any download."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .distinct_problems import distinct_problems
+from .generated import distinct_problems, hold_out, spoil, word_level_tokenizer
 from .text import MARKER
 
 
 NAMES = ("Ann", "Ben", "Eva", "Leo", "Mia", "Sam", "Tom", "Zoe")
 OBJECTS = ("apples", "books", "cards", "coins", "pens", "shells", "stamps", "toys")
 OPERATIONS = {"add": "+", "subtract": "-", "multiply": "*"}
+
+# A word takes the space before it; a digit does not, so that each digit is one token wherever it stands
+_PIECE = r" ?[A-Za-z]+|##|[^A-Za-z]"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class WordProblemTemplate:
     Example:
 
     ```python
-    >>> from hf_evidenceflow.data import WordProblemTemplate, generate_word_problems
+    >>> from hf_evidenceflow.tasks import WordProblemTemplate, generate_word_problems
 
     >>> bus = WordProblemTemplate("{n} people ride a bus.", "{n} get on.", "{n} get off.", "How many people ride now?")
     >>> problems = generate_word_problems(8, templates=[bus])
@@ -98,7 +102,7 @@ def generate_word_problems(
     """
     Different word problems with their solutions, in the format of GSM8K.
 
-    A solution has one line for each step, then the marker and the result: `3+4=7`, `7-2=5`, `#### 5`. No number is
+    A solution has one line per step, then the marker and the result: `3+4=7`, `7-2=5`, `#### 5`. No number is
     ever below 0.
 
     Args:
@@ -124,11 +128,9 @@ def generate_word_problems(
     Example:
 
     ```python
-    >>> from hf_evidenceflow.data import generate_word_problems
+    >>> from hf_evidenceflow.tasks import generate_word_problems
 
     >>> problems = generate_word_problems(2, seed=0)
-    >>> problems[0]["answer"].splitlines()[-1].startswith("#### ")
-    True
     ```
     """
     _check(n, templates, operations, max_number, steps)
@@ -142,34 +144,10 @@ def generate_word_problems(
 
 def split_word_problems(train: int, test: int, seed: int = 0, **settings) -> dict[str, list[dict]]:
     """
-    Problems for training and for testing; no question is in both.
-
-    Args:
-        train (`int`):
-            Number of problems for training.
-        test (`int`):
-            Number of problems for testing. They do not depend on how many there are for training.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the problems.
-        **settings:
-            Further arguments of [`generate_word_problems`].
-
-    Returns:
-        `dict[str, list[dict]]`: rows under `"train"` and `"test"`.
-
-    Raises:
-        `ValueError`: as [`generate_word_problems`].
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import split_word_problems
-
-    >>> splits = split_word_problems(train=100, test=20, max_number=9)
-    ```
+    Problems under `"train"` and `"test"`; no question is in both, and the test problems do not depend on how many
+    there are for training. `settings` are further arguments of [`generate_word_problems`].
     """
-    problems = generate_word_problems(train + test, seed, **settings)
-    return {"train": problems[test:], "test": problems[:test]}
+    return hold_out(generate_word_problems(train + test, seed, **settings), test)
 
 
 def make_sloppy(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> list[dict]:
@@ -192,23 +170,31 @@ def make_sloppy(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> 
 
     Raises:
         `ValueError`: if `share` is no probability, or a solution has a single step.
+    """
+    return spoil(problems, share, seed, _leave_out_last_step)
+
+
+def build_word_problem_tokenizer(templates: Sequence[WordProblemTemplate] = TEMPLATES):
+    """
+    A tokenizer for the problems of [`generate_word_problems`] from these templates, with numbers of any size.
+
+    Every token decodes to its own text, spaces included, so that decoding gives back the text that was encoded. The
+    marker `####` is the token `##` twice. Words that no problem has become the unknown token.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerFast`]: as of [`~hf_evidenceflow.tasks.generated.word_level_tokenizer`].
 
     Example:
 
     ```python
-    >>> from hf_evidenceflow.data import make_sloppy
+    >>> from hf_evidenceflow.tasks import build_word_problem_tokenizer
 
-    >>> make_sloppy([{"question": "?", "answer": "3+4=7\\n7-2=5\\n#### 5"}], share=1.0)
-    [{'question': '?', 'answer': '3+4=7\\n#### 7'}]
+    >>> tokenizer = build_word_problem_tokenizer()
+    >>> tokenizer.convert_ids_to_tokens(tokenizer("12#### 5")["input_ids"])
+    ['1', '2', '##', '##', 'Ġ', '5']
     ```
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"`share` must be in [0, 1], got {share}.")
-    rng = random.Random(seed)
-    return [
-        {**problem, "answer": _leave_out_last_step(problem["answer"])} if rng.random() < share else dict(problem)
-        for problem in problems
-    ]
+    return word_level_tokenizer(_pieces(templates), _PIECE)
 
 
 def _check(n: int, templates: Sequence, operations: Sequence[str], max_number: int, steps: int) -> None:
@@ -247,7 +233,8 @@ def _apply(operation: str, total: int, number: int) -> int:
     return {"add": total + number, "subtract": total - number, "multiply": total * number}[operation]
 
 
-def _leave_out_last_step(solution: str) -> str:
+def _leave_out_last_step(problem: dict, _: random.Random) -> str:
+    solution = problem["answer"]
     lines = solution.split("\n")[:-2]
     if not lines:
         raise ValueError(
@@ -255,3 +242,17 @@ def _leave_out_last_step(solution: str) -> str:
             "`steps=2` or more."
         )
     return "\n".join([*lines, f"{MARKER} {lines[-1].rpartition('=')[2]}"])
+
+
+def _pieces(templates: Sequence[WordProblemTemplate]) -> list[str]:
+    """All pieces of the problems in the byte-level alphabet, in a fixed order."""
+    sentences = [
+        sentence
+        for template in templates
+        for sentence in (template.opening, template.add, template.subtract, template.multiply, template.question)
+    ]
+    text = " ".join([*sentences, *NAMES, *OBJECTS]).replace("{name}", "").replace("{objects}", "").replace("{n}", "")
+    words = sorted(set(re.findall("[A-Za-z]+", text)))
+    symbols = sorted(set(re.findall("[^A-Za-z ]", text)) | {"=", "\n", " ", *OPERATIONS.values()})
+    pieces = [*"0123456789", "##", *symbols, *words, *(" " + word for word in words)]
+    return [piece.replace(" ", "Ġ").replace("\n", "Ċ") for piece in pieces]

@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..data.token_ids import check_prompt_tokens
-from ..tasks.golds import check_golds
+from ..tasks.grading import check_golds
 from ..tasks.prompts import prompt_length
 
 

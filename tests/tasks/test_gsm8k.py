@@ -1,3 +1,5 @@
+"""GSM8K: loading, and what each of its graders reads."""
+
 import random
 import sys
 import threading
@@ -8,12 +10,29 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from task_rows import GSM8K
 
-from hf_evidenceflow.tasks.gsm8k_reward import GRADERS, extract_answer, grade, gsm8k_reward, is_parsable
+from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, grade, gsm8k_reward, is_parsable, load_gsm8k
 from hf_evidenceflow.tasks.hrpo_legacy import legacy_number
 
 
 SOLUTION = "Half of 140,000 is 140000/2 = <<140000/2=70000>>70,000.\n#### 70,000"
+
+
+def test_gsm8k_keeps_question_and_whole_solution(write_jsonl):
+    row = load_gsm8k(str(write_jsonl("train.jsonl", [GSM8K])))[0]
+    assert (row["question"], row["solution"]) == (GSM8K["question"], GSM8K["answer"])
+
+
+@pytest.mark.parametrize("answer", ["no marker", "####", "#### 5 or 6", "#### 1/0"])
+def test_gsm8k_row_without_a_number_to_grade_by_is_an_error(write_jsonl, answer):
+    path = write_jsonl("train.jsonl", [GSM8K, {"question": "a", "answer": answer}])
+    with pytest.raises(ValueError, match="Row 1 has no answer to grade by"):
+        load_gsm8k(str(path))
+
+
+def test_gsm8k_answer_may_be_the_number_alone(write_jsonl):
+    assert load_gsm8k(str(write_jsonl("train.jsonl", [{"question": "a", "answer": 5}])))[0]["answer"] == "5"
 
 
 @pytest.mark.parametrize(

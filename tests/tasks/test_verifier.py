@@ -8,10 +8,12 @@ import threading
 import time
 from pathlib import Path
 
+import math_verify
 import pytest
+from math_verify.errors import TimeoutException
 
 from hf_evidenceflow.tasks import verifier as verifier_module
-from hf_evidenceflow.tasks.math_reward import math_reward
+from hf_evidenceflow.tasks.math import math_reward
 from hf_evidenceflow.tasks.verifier import Verifier
 
 
@@ -137,6 +139,19 @@ def test_worker_that_does_not_start_is_an_error_that_names_the_reason(monkeypatc
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
     with pytest.raises(RuntimeError, match="did not start: ModuleNotFoundError: .*math_verify"):
         Verifier().equal(*HALF)
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(TimeoutException, None), (RecursionError, False), (ValueError, False)]
+)
+def test_systems_without_fork_compare_in_this_process(monkeypatch, error, verdict):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hf_evidenceflow.tasks.verifier.os.name", "nt")
+    assert Verifier().equal("5", "5.0") is True
+    monkeypatch.setattr(math_verify, "verify", fail)
+    assert Verifier().equal("5", "5.0") is verdict
 
 
 # The module is loaded without the package, which takes seconds to import

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_evidenceflow.evaluation.completions import generate_completions
-from hf_evidenceflow.tasks.gsm8k_reward import grade
+from hf_evidenceflow.tasks.gsm8k import grade
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.evaluation.statistics import mean_interval
 from hf_evidenceflow.recipes.course.instruction_tuning.policy_kl import sampled_kl
-from hf_evidenceflow.tasks.gsm8k_reward import grade
+from hf_evidenceflow.tasks.gsm8k import grade
 
 
 def evaluate_policy(

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_evidenceflow.tasks.text import MARKER
-from hf_evidenceflow.tasks.word_problem_tokenizer import build_word_problem_tokenizer
-from hf_evidenceflow.tasks.word_problems import TEMPLATES, WordProblemTemplate
+from hf_evidenceflow.tasks.word_problems import TEMPLATES, WordProblemTemplate, build_word_problem_tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,11 @@
+"""Rows in the formats of the published data sets."""
+
+GSM8K = {"question": "How much?", "answer": "2*35,000=<<2*35000=70000>>70,000\n#### 70,000"}
+
+MATH = {"problem": "Find $x$.", "solution": "So $x=\\boxed{\\frac{1}{2}}$.", "level": "Level 1", "type": "Algebra"}
+
+MMLU = {"question": "Which?", "subject": "astronomy", "choices": ["Sun", "Moon", "Mars"], "answer": 2}
+
+ARC = {"id": "1", "question": "Which?", "choices": {"text": ["Sun", "Moon"], "label": ["1", "2"]}, "answerKey": "2"}
+
+QA = {"question": "Where?", "contexts": ["One.", "Two.", "Three.", "Four."], "golden_answers": ["Paris", "Lutetia"]}
