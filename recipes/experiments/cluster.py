@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.files import read_text
 from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions, RunProcess, launch_command, stop_processes
 from hf_evidenceflow.recipes.experiments.runs import RunFiles
-from hf_evidenceflow.report.run_record import atomic_write_text
 
 
 POLL_SECONDS = 0.5
