@@ -165,6 +165,7 @@ class Results:
 
 def markdown(data: dict) -> str:
     """The tables of a results file."""
+    from hf_evidenceflow.report.tables import markdown_table
 
     counts: dict[tuple, Counter] = {}
     for result in data["cases"].values():
@@ -181,6 +182,8 @@ def markdown(data: dict) -> str:
             counts.setdefault(row, Counter()).update(["stops", *kinds])
     total = sum(counts.values(), Counter())
     columns = ("stops", "lost", "different", "broken", "alive", "signal")
+    rows = [(*row, *(counts[row][column] for column in columns)) for row in sorted(counts)]
+    rows.append(("all", "", "", "", *(total[column] for column in columns)))
     lines = [
         "# Stopped and resumed",
         "",
@@ -193,17 +196,14 @@ def markdown(data: dict) -> str:
         "name is not whole. Alive: a process outlived the job. Signal: after SIGTERM, the checkpoint, status or exit "
         "code is not as it should be.",
         "",
-        "| run | phase | signal | processes | " + " | ".join(columns) + " |",
-        "| --- | --- | --- | --- |" + " ---: |" * len(columns),
+        markdown_table(("run", "phase", "signal", "processes", *columns), rows, align="llllr"),
     ]
-    for row in sorted(counts):
-        lines.append(f"| {' | '.join(row)} | " + " | ".join(str(counts[row][column]) for column in columns) + " |")
-    lines.append("| all | | | | " + " | ".join(str(total[column]) for column in columns) + " |")
     if data["scenarios"]:
-        lines += ["", "| scenario | what must hold | holds |", "| --- | --- | --- |"]
-        for name, result in sorted(data["scenarios"].items()):
-            holds = "; ".join(text for _, text in result["problems"]) or "yes"
-            lines.append(f"| {name} | {result['claim']} | {holds} |")
+        held = [
+            (name, result["claim"], "; ".join(text for _, text in result["problems"]) or "yes")
+            for name, result in sorted(data["scenarios"].items())
+        ]
+        lines += ["", markdown_table(("scenario", "what must hold", "holds"), held, align="l")]
     return "\n".join(lines) + "\n"
 
 

@@ -44,6 +44,7 @@ from corruption_mutations import format_of, legal_form, make_canary
 
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.report.run_record import git_revision, package_versions
+from hf_evidenceflow.report.tables import markdown_table
 
 
 OUTCOMES = ("clear", "same", "legal", "raw", "silent", "hang", "code")
@@ -214,6 +215,10 @@ def report(results: list[tuple[Case, dict]], args, started: float) -> str:
     total = sum(counts.values(), Counter())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items() if version)
     done = sum(total.values())
+    rows = [
+        (kind, sum(found.values()), *(found[outcome] for outcome in OUTCOMES))
+        for kind, found in [*counts.items(), ("all", total)]
+    ]
     lines = [
         "# Damaged files",
         "",
@@ -223,12 +228,8 @@ def report(results: list[tuple[Case, dict]], args, started: float) -> str:
         "What the outcomes mean stands at the top of the script. The bar: at most 2 % raw, and none silent, hanging "
         "or running code.",
         "",
-        f"| kind | cases | {' | '.join(OUTCOMES)} |",
-        f"| --- | ---: |{' ---: |' * len(OUTCOMES)}",
+        markdown_table(("kind", "cases", *OUTCOMES), rows),
     ]
-    for kind, found in [*counts.items(), ("all", total)]:
-        row = [str(sum(found.values())), *(str(found[outcome]) for outcome in OUTCOMES)]
-        lines.append(f"| {kind} | {' | '.join(row)} |")
     if done:
         lines += ["", f"Raw: {100 * total['raw'] / done:.1f} %."]
     forms = Counter(found["form"] for _, found in results if found["outcome"] == "legal")

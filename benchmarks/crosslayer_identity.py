@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from hf_evidenceflow import CrossLayerLlamaForCausalLM, extra_parameters
 from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
+from hf_evidenceflow.report.tables import markdown_table
 
 
 SATURATED_LOGIT = 20.0
@@ -157,17 +158,14 @@ def measure(args, model, ids, plain_logits, plain_loss, unbiased_norms):
     }
 
 
-def markdown_lines(title, rows):
-    """A Markdown table: a line for each variant and kind of parameter."""
-    yield f"\n{title}\n"
-    yield "| " + " | ".join(COLUMNS) + " |"
-    yield "|" + " --- |" * len(COLUMNS)
+def table_rows(rows):
+    """A row for each variant and kind of parameter."""
     for variant, row in rows.items():
         kinds = [name for name in row["gradient_norms"] if "." not in name]
         for kind in kinds:
             ratio = row["gradient_relative_to_no_identity"][kind]
             moved = max(value for name, value in row["moved_at_most"].items() if name.endswith(f".{kind}"))
-            cells = (
+            yield (
                 variant,
                 row["way"],
                 f"{row['largest_logit_difference']:.2e}",
@@ -182,7 +180,6 @@ def markdown_lines(title, rows):
                 f"{row['loss_before']:.5f}",
                 f"{row['loss_after']:.5f}",
             )
-            yield "| " + " | ".join(cells) + " |"
 
 
 def main(argv=None):
@@ -219,7 +216,8 @@ def main(argv=None):
             results[start][name] = measure(args, model, ids, plain_logits, plain_loss, unbiased_norms)
     for start in ("identity", "saturated"):
         if results[start]:
-            print(*markdown_lines(start, results[start]), sep="\n", flush=True)
+            table = markdown_table(COLUMNS, table_rows(results[start]), align="l")
+            print(f"\n{start}\n\n{table}", flush=True)
     if args.output:
         atomic_write_json(args.output, results)
     return results

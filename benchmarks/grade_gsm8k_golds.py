@@ -13,6 +13,7 @@ import argparse
 from importlib.util import find_spec
 
 from hf_evidenceflow.data import load_split
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.tasks import GRADERS, MARKER, grade
 from hf_evidenceflow.tasks.grading import gold_text
 
@@ -41,10 +42,7 @@ def main() -> None:
         split: count(list(load_split(args.dataset, split, ("main",), ("question", "answer"))["answer"]), graders)
         for split in SPLITS
     }
-    print("| split |", " | ".join(counts[SPLITS[0]]), "|")
-    print("| --- |" + " ---: |" * len(counts[SPLITS[0]]))
-    for split, row in counts.items():
-        print(f"| {split} |", " | ".join(map(str, row.values())), "|")
+    print(markdown_table(["split", *counts[SPLITS[0]]], [[split, *row.values()] for split, row in counts.items()]))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.evaluation.accuracy import summarise_completions
 from hf_evidenceflow.evaluation.completion_log import CompletionLog
 from hf_evidenceflow.report.samples import print_samples
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.tasks import (
     GRADERS,
     completion_text,
@@ -204,7 +205,7 @@ def report(results: list[dict], args, seconds: float) -> str:
         "wall-clock time": f"{seconds / 60:.1f} min",
     }
     rows = {name.replace("|", "/"): value for name, value in rows.items()}
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = markdown_table(["", ""], rows.items())
     errors = "\n".join(f"- {error!a}" for error in tally.errors[:20])
     return f"""# Hostile completions through the graders
 
@@ -213,8 +214,6 @@ def report(results: list[dict], args, seconds: float) -> str:
 Seed {args.seed}, {args.processes} processes of {THREADS} threads. CPU times are those of the grading thread, on a
 machine that did other things too. Pieces of a completion have up to {LONG:,} characters.
 
-| | |
-| --- | ---: |
 {table}
 {errors}"""
 

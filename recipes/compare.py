@@ -33,6 +33,7 @@ from hf_evidenceflow.recipes.experiments.runner import ExperimentRunner
 from hf_evidenceflow.recipes.experiments.runs import is_number
 from hf_evidenceflow.recipes.experiments.summary import SAMPLES_NAME
 from hf_evidenceflow.report.curves import plot_training_curves
+from hf_evidenceflow.report.tables import markdown_table
 
 
 MEANS = {
@@ -107,42 +108,49 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     """The comparison as Markdown tables."""
     seeds, baseline = ", ".join(map(str, comparison["seeds"])), comparison["baseline"]
     lines = [f"# {comparison['name']}", "", f"Means over the finished ones of the seeds {seeds}.", ""]
-    header = list(MEANS)
-    lines += ["| arm | seeds | " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) + 1)]
-    for arm, entry in comparison["arms"].items():
-        cells = [f"{entry['means'][title]:.4g}" if title in entry["means"] else "" for title in header]
-        lines.append(f"| {arm} | {len(entry['seeds'])} | " + " | ".join(cells) + " |")
+    means = [
+        (arm, len(entry["seeds"]), *(_or_empty(entry["means"].get(title), ".4g") for title in MEANS))
+        for arm, entry in comparison["arms"].items()
+    ]
+    contrasts = [
+        (row.arm, row.basis, len(row.seeds), *_difference(row.difference, row.low, row.high), *_p_values(row))
+        for row in comparison["contrasts"]
+    ]
+    problems = [
+        (row["arm"], row["seed"], *_difference(row["difference"], row["low"], row["high"]))
+        for row in comparison["problems"]
+    ]
+    interval = ("difference", "95 % interval")
     lines += [
+        markdown_table(("arm", "seeds", *MEANS), means),
         "",
         "`off` is the same weights without thinking, `soft` with soft thinking, which no arm was trained for.",
         "",
         f"Differences of the sampled accuracy to {baseline} at equal steps, tokens and wall-clock, and of each arm to "
         "itself without thinking: paired t interval over the seeds, p corrected over the arms (Holm).",
         "",
-        "| arm | basis | seeds | difference | 95 % interval | p | p (Holm) |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in comparison["contrasts"]:
-        lines.append(
-            f"| {row.arm} | {row.basis} | {len(row.seeds)} | {row.difference:+.4f} | "
-            f"[{row.low:+.4f}, {row.high:+.4f}] | {_p(row.p_value)} | {_p(row.p_holm)} |"
-        )
-    lines += [
+        markdown_table(("arm", "basis", "seeds", *interval, "p", "p (Holm)"), contrasts, align="llr"),
         "",
         f"Sampled accuracy minus that of {baseline} inside one seed: paired bootstrap over the problems.",
         "",
-        "| arm | seed | difference | 95 % interval |",
-        "| --- | ---: | ---: | ---: |",
+        markdown_table(("arm", "seed", *interval), problems),
+        "",
+        "![curves](learning_curves.png)",
+        "",
     ]
-    for row in comparison["problems"]:
-        lines.append(
-            f"| {row['arm']} | {row['seed']} | {row['difference']:+.4f} | [{row['low']:+.4f}, {row['high']:+.4f}] |"
-        )
-    return "\n".join([*lines, "", "![curves](learning_curves.png)", ""])
+    return "\n".join(lines)
 
 
-def _p(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _difference(difference: float, low: float, high: float) -> tuple[str, str]:
+    return f"{difference:+.4f}", f"[{low:+.4f}, {high:+.4f}]"
+
+
+def _p_values(row) -> list[str]:
+    return [_or_empty(p, ".3f") for p in (row.p_value, row.p_holm)]
+
+
+def _or_empty(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
 def write_comparison(grid: Grid, rows: list[dict], output_dir: str) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_diff
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_checkpoint
 from hf_evidenceflow.recipes import run_experiment
+from hf_evidenceflow.recipes.experiments.extra_parameter_report import write_parameter_report
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
-from hf_evidenceflow.report.extra_parameter_report import write_parameter_report
+from hf_evidenceflow.report.tables import markdown_table
 
 
 GRID = "recipes/configs/run_experiment/crosslayer.yaml"
@@ -68,11 +69,7 @@ def ranking(losses: Mapping[str, Mapping[int, float]]) -> str:
     base = losses.get("base")
     if not base:
         raise ValueError("No run of `base` is finished: there is nothing to compare with.")
-    lines = [
-        "| variant | seeds | loss | difference to base, 95 % | published difference (one run) |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    ours, theirs = [], []
+    cells, ours, theirs = [], [], []
     for variant, by_seed in sorted(losses.items(), key=lambda item: mean_t_interval(list(item[1].values())).value):
         seeds = sorted(by_seed.keys() & base.keys())
         difference = "" if variant == "base" or not seeds else "one seed"
@@ -86,14 +83,16 @@ def ranking(losses: Mapping[str, Mapping[int, float]]) -> str:
         if variant in PUBLISHED:
             ours.append(mean)
             theirs.append(PUBLISHED[variant])
-        lines.append(f"| `{variant}` | {len(by_seed)} | {mean:.4f} | {difference} | {published} |")
+        cells.append((f"`{variant}`", len(by_seed), f"{mean:.4f}", difference, published))
+    columns = ("variant", "seeds", "loss", "difference to base, 95 %", "published difference (one run)")
+    text = markdown_table(columns, cells) + "\n"
     if len(ours) > 2:
         correlation = spearmanr(ours, theirs)
-        lines.append(
+        text += (
             f"\nRank correlation with the published losses (Spearman, {len(ours)} variants): "
-            f"{correlation.statistic:.2f}, p = {correlation.pvalue:.2f}."
+            f"{correlation.statistic:.2f}, p = {correlation.pvalue:.2f}.\n"
         )
-    return "\n".join(lines) + "\n"
+    return text
 
 
 def write_parameters(rows: Sequence[Mapping[str, Any]], output_dir: Path, seed: int) -> None:

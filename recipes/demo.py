@@ -34,6 +34,7 @@ from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.evaluation.statistics import mean_interval, pass_at_k, proportion_interval
 from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.samples import print_samples
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import (
@@ -206,14 +207,14 @@ def show(results: dict, seconds: float, args: DemoArguments) -> str:
     """The table in the terminal; returns it in Markdown with the sentence on what it shows."""
     columns = list(next(iter(results.values())))
     table = Table(title="Word problems, right answers (95 % interval)")
-    markdown = ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    rows = []
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
     for name, scores in results.items():
         cells = [f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores.values()]
         table.add_row(name, *cells)
-        markdown.append(f"| {name} | " + " | ".join(cells) + " |")
+        rows.append([name, *cells])
     before, grpo, hrpo = (scores["pass@1"].value for scores in results.values())
     sentence = (
         f"With {args.rl_steps} steps of {args.samples_per_step} samples, pass@1 went from {before:.2f} to {grpo:.2f} "
@@ -224,7 +225,7 @@ def show(results: dict, seconds: float, args: DemoArguments) -> str:
     )
     Console().print(table)
     print(sentence)
-    return "\n".join([*markdown, "", sentence, "", "![reward](reward_curves.png)", ""])
+    return "\n".join([markdown_table(["", *columns], rows), "", sentence, "", "![reward](reward_curves.png)", ""])
 
 
 def draw_curves(logs: dict, path: Path) -> str:

@@ -55,6 +55,7 @@ from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.router_statistics import RouterStatistics, expert_modules
 from hf_evidenceflow.probe.top_predictions import prediction_table, top_predictions
 from hf_evidenceflow.report.run_record import run_record
+from hf_evidenceflow.report.tables import markdown_table
 
 
 CONTEXT_LENGTHS = (128, 256, 512, 1024, 2048)
@@ -400,10 +401,8 @@ def report(name: str, tables: dict[str, list], notes: list[str]) -> str:
             for row in rows:
                 table.add_row(*map(Text, row))  # brackets in a token are no markup
             console.print(table)
-            lines = [
-                "| " + " | ".join(map(markdown, cells)) + " |" for cells in (columns, ["---"] * len(columns), *rows)
-            ]
-            parts.append("\n".join([f"### {markdown(title)}", "", *lines]))
+            cells = [list(map(markdown, row)) for row in rows]
+            parts.append(f"### {markdown(title)}\n\n{markdown_table(columns, cells, align='l')}")
     return "\n\n".join(parts) + "\n"
 
 

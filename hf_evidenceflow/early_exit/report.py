@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report.figures import COLOURS, new_figure, save_figure
+from ..report.tables import markdown_table
 
 
 def exit_tables(
@@ -65,8 +66,7 @@ def print_tables(tables: Sequence[tuple[str, list[str], list[list[str]]]]) -> st
         for row in rows:
             table.add_row(*row)
         Console().print(table)
-        lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---:"] * len(columns), *rows)]
-        markdown.append("\n".join([f"## {title}", "", *lines]))
+        markdown.append(f"## {title}\n\n{markdown_table(columns, rows, align='r')}")
     return "\n\n".join(markdown)
 
 

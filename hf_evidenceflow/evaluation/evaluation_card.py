@@ -13,6 +13,7 @@ import yaml
 from ..atomic_write import atomic_write_text
 from ..files import read_text
 from ..report.model_card import Sample
+from ..report.tables import markdown_table
 from ..run_folder.manifest import has_manifest
 
 
@@ -139,17 +140,16 @@ def _with_section(text: str, evaluation: Evaluation) -> str:
 
 def _section(evaluation: Evaluation) -> str:
     settings = ", ".join(f"`{name}` {value}" for name, value in evaluation.settings.items() if value is not None)
+    rows = [
+        (decoding, f"`{grader}`", name, f"{each['value']:.4f}", f"{each['low']:.4f} to {each['high']:.4f}")
+        for decoding, grader, name, each in evaluation.measures
+    ]
     lines = [
         f"## {evaluation.task}",
         "",
         f"{evaluation.problems:,} problems of `{evaluation.dataset_name}`, split `{evaluation.split}`. {settings}.",
         "",
-        "| decoding | grader | measure | value | 95 % interval |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {decoding} | `{grader}` | {name} | {each['value']:.4f} | {each['low']:.4f} to {each['high']:.4f} |"
-        for decoding, grader, name, each in evaluation.measures
+        markdown_table(("decoding", "grader", "measure", "value", "95 % interval"), rows, align="l"),
     ]
     for sample in evaluation.samples:
         text = sample.text.replace("<!--", "<! --")  # a completion cannot end the section

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_evidenceflow.recipes.experiments.paired import SeedDifference, correct_family, paired_over_seeds
+from hf_evidenceflow.report.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,13 @@ def correct_verdicts(verdicts: Sequence[Verdict]) -> None:
 
 def findings_table(verdicts: Sequence[Verdict]) -> str:
     """Corrected verdicts as a Markdown table."""
-    columns = ("published finding", "reading", "said to be lower", "said to be higher", "difference, 95 %")
-    lines = [f"| {' | '.join(columns)} | p (Holm) | verdict |", "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
+    columns = ("published finding", "reading", "said to be lower", "said to be higher", "difference, 95 %", "p (Holm)")
+    rows = []
     for each in verdicts:
         cells, found = ["", "", "", ""], each.contrast
         if found is not None:
             cells = [f"{arm} {mean:.4g}" for arm, mean in zip(each.arms, each.means)]
             cells.append(f"{found.difference:+.3g} [{found.low:+.3g}, {found.high:+.3g}]")
             cells.append("" if found.p_holm is None else f"{found.p_holm:.3f}")
-        reading = each.reading.replace("_", " ")
-        lines.append(f"| {each.finding} | {reading} | {' | '.join(cells)} | {each.verdict} |")
-    return "\n".join(lines) + "\n"
+        rows.append((each.finding, each.reading.replace("_", " "), *cells, each.verdict))
+    return markdown_table((*columns, "verdict"), rows, align="llrrrrl") + "\n"

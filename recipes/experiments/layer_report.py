@@ -11,6 +11,7 @@ from typing import Any
 from hf_evidenceflow.evaluation.statistics import mean_t_interval
 from hf_evidenceflow.recipes.experiments.plots import look
 from hf_evidenceflow.report.figures import new_figure, save_figure
+from hf_evidenceflow.report.tables import markdown_table
 
 
 # Column of `layers.jsonl` -> title of its panel, and label of its y axis
@@ -46,7 +47,7 @@ def layer_table(rows: Sequence[Mapping[str, Any]], group: str) -> str:
     header = ["arm", "seeds", *(f"exit after layer {layer + 1}" for layer in exits[:-1]), "full depth"]
     header += ["half depth / full", "norm of the last layer", "effective rank of the last layer"]
     half = round((last + 1) / 2) - 1
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = {(row["seed"], row["layer"]): row for row in rows if row["arm"] == arm}
         seeds = sorted({seed for seed, _ in own})
@@ -63,7 +64,7 @@ def layer_table(rows: Sequence[Mapping[str, Any]], group: str) -> str:
         )
         cells += [over_seeds(lambda s, name=name, own=own: own[s, last][name], 1) for name in list(PANELS)[1:3]]
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(header, lines)
 
 
 def plot_layers(rows: Sequence[Mapping[str, Any]], group: str, path: Path) -> Path:

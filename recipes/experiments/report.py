@@ -22,6 +22,7 @@ from hf_evidenceflow.recipes.experiments.summary import (
     Summary,
     summarise,
 )
+from hf_evidenceflow.report.tables import markdown_table
 
 
 _REPORT_STYLE = """
@@ -69,8 +70,7 @@ def report_markdown(summary: Summary) -> str:
     """The tables and notes of a report as Markdown."""
     lines = [f"# {summary.name}", "", _headline(summary), ""]
     for title, header, rows in _tables(summary):
-        lines += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
+        lines += [f"## {title}", "", markdown_table(header, rows, align="l"), ""]
     lines += ["## Missing", "", *(f"- {each}" for each in summary.missing or ["nothing"]), ""]
     lines += ["## How to read it", "", *(f"- {note}" for note in _notes(summary)), ""]
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from hf_evidenceflow.recipes.course.shared.recipe import markdown_table
+from hf_evidenceflow.report.tables import markdown_table
 
 
 def compression_tables(

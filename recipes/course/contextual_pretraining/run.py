@@ -66,8 +66,9 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.wordpiece import (
 )
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.corpus import generate_corpus
-from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
+from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

@@ -10,8 +10,8 @@ from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import CacheResul
 from hf_evidenceflow.recipes.course.fast_inference.paged_generation import PagedTrace
 from hf_evidenceflow.recipes.course.fast_inference.speculation import SpeculationResult
 from hf_evidenceflow.recipes.course.fast_inference.speculative_sampling import expected_tokens_per_pass
-from hf_evidenceflow.recipes.course.shared.recipe import markdown_table
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.tables import markdown_table
 
 
 def speculation_table(results: Mapping[str, SpeculationResult], prompts: int) -> str:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_evidenceflow.recipes.course.shared.recipe import markdown_table
 from hf_evidenceflow.report.curves import curve
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.tables import markdown_table
 
 
 def alignment_table(results: Mapping[str, Mapping]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_evidenceflow.evaluation.statistics import mean_t_interval
-from hf_evidenceflow.recipes.course.shared.recipe import markdown_table
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.tables import markdown_table
 
 
 def summarise(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, dict]:

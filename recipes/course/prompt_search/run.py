@@ -51,8 +51,9 @@ from hf_evidenceflow.recipes.course.prompt_search.search_plots import plot_searc
 from hf_evidenceflow.recipes.course.prompt_search.tasks import TASKS, Question, encode_questions, split_by_group
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
-from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
+from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

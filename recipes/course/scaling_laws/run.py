@@ -61,7 +61,8 @@ from hf_evidenceflow.recipes.course.scaling_laws.measured_runs import (
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import PRESETS
 from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import plot_scaling
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
-from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
+from hf_evidenceflow.recipes.course.shared.recipe import course_run
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

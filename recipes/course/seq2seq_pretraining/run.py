@@ -57,8 +57,9 @@ from hf_evidenceflow.recipes.course.seq2seq_pretraining.sentinel_tokenizer impor
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.span_collator import SpanCorruptionCollator
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.span_corruption import raw_length
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
-from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table
+from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

@@ -38,7 +38,7 @@ class CourseRun:
 
         Args:
             tables (`Sequence[str]`):
-                Tables in Markdown, see [`markdown_table`].
+                Tables of [`~hf_evidenceflow.report.tables.markdown_table`].
             note (`str`):
                 What the numbers are: sizes, seeds, limits. The time of the run is added.
             metrics (`Mapping[str, Any]`):
@@ -85,23 +85,6 @@ def course_run(name: str, args: CourseArguments) -> Iterator[CourseRun]:
     set_seed(args.seed)
     with training_run(args.output_dir, overwrite=args.overwrite, script=args) as run:
         yield CourseRun(name, run.folder, run.record)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    A table in Markdown: the first column to the left, the others to the right.
-
-    Args:
-        columns (`Sequence[str]`):
-            Headings.
-        rows (`Sequence[Sequence[str]]`):
-            Cells.
-
-    Returns:
-        `str`: the table.
-    """
-    alignment = ["---"] + ["---:"] * (len(columns) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, alignment, *rows))
 
 
 def require_course_package(name: str, purpose: str) -> ModuleType:

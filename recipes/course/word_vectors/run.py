@@ -38,7 +38,7 @@ import torch
 
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.corpus import COUNTRIES, analogies
-from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table, require_course_package
+from hf_evidenceflow.recipes.course.shared.recipe import course_run, require_course_package
 from hf_evidenceflow.recipes.course.word_vectors.analogies import (
     neighbour_rows,
     read_questions,
@@ -49,6 +49,7 @@ from hf_evidenceflow.recipes.course.word_vectors.glove import glove_vectors, tra
 from hf_evidenceflow.recipes.course.word_vectors.huffman import huffman_probabilities, huffman_summary
 from hf_evidenceflow.recipes.course.word_vectors.skip_gram import noise_distribution, text_words, train_skip_gram
 from hf_evidenceflow.recipes.course.word_vectors.vectors_plot import plot_word_vectors
+from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 

@@ -7,7 +7,8 @@ import pytest
 from hf_evidenceflow.recipes.course.shared import recipe as recipe_module
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.corpus import analogies, generate_corpus
-from hf_evidenceflow.recipes.course.shared.recipe import course_run, markdown_table, require_course_package
+from hf_evidenceflow.recipes.course.shared.recipe import course_run, require_course_package
+from hf_evidenceflow.report.tables import markdown_table
 
 
 def test_the_same_seed_tells_the_same_stories():

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..atomic_write import atomic_write_text
-from ..models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig
-from ..models.crosslayer.extra_parameters import extra_parameters
-from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.atomic_write import atomic_write_text
+from hf_evidenceflow.models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig
+from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,12 @@ def _attentions(model):
 
 def parameter_table(rows: Sequence[ParameterRow]) -> str:
     """The rows as a Markdown table: layer, parameter, mean, deviation, range, and the mean of a fresh model."""
-    lines = [
-        "| layer | parameter | values | mean | std | min | max | init (mean) |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    cells = []
     for row in rows:
-        numbers = [f"{value:.3f}" for value in row.summary.values()]
-        start = f"{sum(row.initial) / len(row.initial):.3f}"
-        lines.append(f"| {row.layer} | `{row.name}` | {len(row.values)} | {' | '.join(numbers)} | {start} |")
-    return "\n".join(lines)
+        numbers = [*row.summary.values(), sum(row.initial) / len(row.initial)]
+        cells.append((row.layer, f"`{row.name}`", len(row.values), *(f"{number:.3f}" for number in numbers)))
+    columns = ("layer", "parameter", "values", "mean", "std", "min", "max", "init (mean)")
+    return markdown_table(columns, cells, align="rlr")
 
 
 def plot_parameters(rows: Sequence[ParameterRow], path: str | os.PathLike, title: str | None = None) -> Path:

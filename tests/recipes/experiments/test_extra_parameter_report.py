@@ -9,7 +9,11 @@ from tiny_families import tiny_causal_lm
 from tiny_models import TINY
 
 from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM, extra_parameters
-from hf_evidenceflow.report.extra_parameter_report import parameter_rows, parameter_table, write_parameter_report
+from hf_evidenceflow.recipes.experiments.extra_parameter_report import (
+    parameter_rows,
+    parameter_table,
+    write_parameter_report,
+)
 
 
 def trained(variant):
