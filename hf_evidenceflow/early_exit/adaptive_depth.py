@@ -23,12 +23,6 @@ class AdaptiveDepth:
     """
     Decides which tokens leave after which layer, and runs the layers for the others.
 
-    Args:
-        profile ([`LayerProfile`]):
-            The model.
-        config ([`EarlyExitConfig`]):
-            When a token leaves.
-
     Attributes:
         exit_depths (`list[int]`):
             Depths at which a token may leave.
@@ -47,13 +41,8 @@ class AdaptiveDepth:
 
     def start(self, decided: torch.Tensor | None, cache: Cache | None = None) -> None:
         """
-        Begin a forward pass.
-
-        Args:
-            decided (`torch.Tensor` of shape `(B, T)` or `None`):
-                Depths that are fixed beforehand, int64; 0 where the criterion decides. `None`: all at full depth.
-            cache ([`~transformers.Cache`], *optional*):
-                Cache that the pass writes to.
+        Begin a forward pass that writes to the cache. `decided` `[B, T]`, int64, are depths that are fixed beforehand;
+        0 where the criterion decides. `None`: all at full depth.
         """
         self._any_exited = self._all_exited = False
         self._decided = decided

@@ -20,33 +20,15 @@ class _KeysWritten(Exception):
 
 def writes_can_stand_alone(cache: Cache, config: Any) -> bool:
     """
-    Whether a layer may be stopped after its cache update: each layer has keys and values of its own and nothing else.
-
-    Args:
-        cache ([`~transformers.Cache`]):
-            Cache after the prefill.
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the decoder.
-
-    Returns:
-        `bool`: `False` for caches with recurrent states or indexers, and where layers share keys and values.
+    Whether a layer may be stopped after its cache update: each layer has keys and values of its own and nothing else,
+    so no recurrent states, indexers or shared keys and values. `cache` is that after the prefill.
     """
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
     return plain and not getattr(config, "num_kv_shared_layers", 0)
 
 
 def write_keys_and_values(forward: Callable[[torch.Tensor], Any], states: torch.Tensor, cache: Cache) -> None:
-    """
-    Run a layer up to its cache update.
-
-    Args:
-        forward (`Callable[[torch.Tensor], Any]`):
-            The layer as a function of the states.
-        states (`torch.Tensor` of shape `(B, T, H)`):
-            States that the keys and values are computed from.
-        cache ([`~transformers.Cache`]):
-            Cache that the layer writes to.
-    """
+    """Run a layer, as a function of the states `[B, T, H]`, up to its update of the cache."""
     update = cache.update
 
     def update_and_stop(*args, **kwargs):

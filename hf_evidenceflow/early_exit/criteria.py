@@ -24,18 +24,8 @@ def confidence(
     states: torch.Tensor, readout: Callable[[torch.Tensor], torch.Tensor], chunk_size: int = 256
 ) -> torch.Tensor:
     """
-    The largest next-token probability under a layer's own readout.
-
-    Args:
-        states (`torch.Tensor` of shape `(N, H)`):
-            States after the layer.
-        readout (`Callable[[torch.Tensor], torch.Tensor]`):
-            `[C, H] -> [C, V]`: final norm and head.
-        chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens that are read out at a time, C.
-
-    Returns:
-        `torch.Tensor` of shape `(N,)`, in at least fp32.
+    The largest next-token probability `[N]` of states `[N, H]` under a layer's own readout `[C, H] -> [C, V]` (final
+    norm and head), of `chunk_size` tokens C at a time, in at least fp32.
     """
     chunks = []
     for chunk in states.split(chunk_size):
@@ -45,16 +35,7 @@ def confidence(
 
 
 def relative_change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """
-    How far a layer moved the states: `|h_i - h_{i-1}| / |h_{i-1}|`.
-
-    Args:
-        before, after (`torch.Tensor` of shape `(N, H)`):
-            States before and after the layer.
-
-    Returns:
-        `torch.Tensor` of shape `(N,)`, in at least fp32.
-    """
+    """How far a layer moved the states `[N, H]`: `|h_i - h_{i-1}| / |h_{i-1}|`, `[N]`, in at least fp32."""
     before, after = at_least_float32(before), at_least_float32(after)
     return (after - before).norm(dim=-1) / before.norm(dim=-1)
 
@@ -78,12 +59,6 @@ class EarlyExitConfig:
 
     Raises:
         ValueError: if a value is out of its range.
-
-    Example:
-
-    ```python
-    >>> EarlyExitConfig(criterion="confidence", threshold=0.9, layers="every:4")
-    ```
     """
 
     criterion: str = "confidence"
@@ -105,14 +80,7 @@ class EarlyExitConfig:
 
     def exit_depths(self, num_layers: int) -> list[int]:
         """
-        The depths (numbers of layers run) at which a token may leave.
-
-        Args:
-            num_layers (`int`):
-                Number of layers L.
-
-        Returns:
-            `list[int]`: in rising order.
+        The depths (numbers of layers run), in rising order, at which a token may leave.
 
         Raises:
             ValueError: if a layer does not exist, or `min_layer` leaves none.

@@ -37,12 +37,7 @@ class EarlyExits:
 
     @property
     def average_depth(self) -> float:
-        """
-        Mean number of layers over the generated tokens of all rows, the first ones included.
-
-        Raises:
-            RuntimeError: before the first `generate` call.
-        """
+        """Mean number of layers over the generated tokens of all rows, the first ones included."""
         generated = self.depths[self.depths > 0]
         if not len(generated):
             raise RuntimeError("No token was generated yet: call `generate` inside the `with` block first.")
@@ -60,13 +55,7 @@ def early_exit(model: nn.Module, config: EarlyExitConfig | None = None, **settin
     are as ever. Greedy search and sampling, with a [`~transformers.DynamicCache`] or `use_cache=False` (which
     recomputes all positions each time and saves nothing).
 
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A causal LM. It is as before behind the block, also after an exception.
-        config ([`EarlyExitConfig`], *optional*):
-            When a token leaves.
-        **settings:
-            Fields of [`EarlyExitConfig`], in place of `config`.
+    Pass an [`EarlyExitConfig`] or its fields. The model is as before behind the block, also after an exception.
 
     Yields:
         [`EarlyExits`]: the exits of the last `generate` call.
@@ -188,15 +177,7 @@ def _checked_settings(model, args, kwargs):
 
 
 class SimulatedExits(NamedTuple):
-    """
-    What [`simulate_early_exit`] found.
-
-    Attributes:
-        logits (`torch.Tensor` of shape `(B, T, V)`):
-            Logits of each position at its exit.
-        depths (`torch.Tensor` of shape `(B, T)`):
-            Layers that were run for each position, int64.
-    """
+    """The logits `[B, T, V]` of each position at its exit, and the number of layers run for it, int64 `[B, T]`."""
 
     logits: torch.Tensor
     depths: torch.Tensor
@@ -216,19 +197,12 @@ def simulate_early_exit(
     All layers are computed and the states of tokens that left are held: for measuring, not for speed.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A causal LM.
         input_ids (`torch.Tensor` of shape `(B, T)`):
             Prompts with their continuations.
-        config ([`EarlyExitConfig`]):
-            When a token leaves.
         attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
             0 at padding, where the depth is L.
         prompt_length (`int`, *optional*, defaults to `1`):
             Number of leading positions that run at full depth, padding included.
-
-    Returns:
-        [`SimulatedExits`].
 
     Raises:
         ValueError: if a setting is out of range or the model cannot be read out early.

@@ -30,12 +30,10 @@ class LayerProfile:
     What one short forward pass told about a model. Made by [`profile_layers`].
 
     Attributes:
-        parts ([`DecoderParts`]):
-            Parts of the model.
         num_layers (`int`):
             Number of layer calls in a forward pass, L.
         extra_outputs (`int` or `None`):
-            What a layer returns beside its states: `None` if a bare tensor, else the further entries of its tuple.
+            What a layer returns next to its states: `None` if a bare tensor, else the further entries of its tuple.
         takes_active_tokens (`bool`):
             Whether its forward has `active_tokens`, which tells it the tokens that need an output.
     """
@@ -61,13 +59,6 @@ class LayerProfile:
 def profile_layers(model: nn.Module) -> LayerProfile:
     """
     Find the layers of a causal LM, count their calls and check that states can be read out, in one short forward pass.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A causal LM.
-
-    Returns:
-        [`LayerProfile`].
 
     Raises:
         ValueError: if the layers cannot be found, or if the model's logits are not its final norm and head on the
@@ -102,19 +93,11 @@ def replaced_layer_calls(
     begin: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[None]:
     """
-    Hand each call of a decoder layer to `run` inside the `with` block.
+    Hand each call of a decoder layer to `run` inside the `with` block; a `RuntimeError` if that is so already.
 
-    Args:
-        parts ([`DecoderParts`]):
-            Parts of the model.
-        run (`Callable`):
-            `run(depth, forward, states)` gives what the layer returns: `depth` is the number of the call in this
-            forward pass from 1, `forward` the layer's own forward as a function of the states (and further keywords).
-        begin (`Callable[[dict], None]`, *optional*):
-            Gets the keyword arguments of the causal LM before each of its forward passes.
-
-    Raises:
-        RuntimeError: if the layers are replaced already.
+    `run(depth, forward, states)` gives what the layer returns: `depth` is the number of the call in this forward pass
+    from 1, `forward` the layer's own forward as a function of the states (and further keywords). `begin` gets the
+    keyword arguments of the causal LM before each of its forward passes.
     """
     if parts.model in _IN_USE:
         raise RuntimeError(

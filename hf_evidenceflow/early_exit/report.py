@@ -14,19 +14,11 @@ def exit_tables(
     exits: Sequence[Mapping], thresholds: Sequence[Mapping], full_speed: float
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """
-    The cells of the two tables.
+    Title, columns and cells of the two tables, with the tokens per second at full depth.
 
-    Args:
-        exits (`Sequence[Mapping]`):
-            Rows with the fields of [`ExitQuality`], `accept_rate`, `speed` and `self_speculation_speed` (the fields of
-            [`Speed`]; `None` where there is none).
-        thresholds (`Sequence[Mapping]`):
-            Rows with the fields of [`ExitQuality`], `threshold`, `generated_depth` and `speed`.
-        full_speed (`float`):
-            Tokens per second at full depth.
-
-    Returns:
-        `list[tuple]`: title, columns and rows of each table.
+    All rows have the fields of [`ExitQuality`] and `speed`, the fields of [`Speed`]; those of `exits` also
+    `accept_rate` and `self_speculation_speed` (`None` where there is none), those of `thresholds` also `threshold` and
+    `generated_depth`.
     """
     head = ["perplexity", "accuracy", "agreement", "tokens/s", "ratio"]
 
@@ -71,18 +63,7 @@ def print_tables(tables: Sequence[tuple[str, list[str], list[list[str]]]]) -> st
 
 
 def draw_exits(exits: Sequence[Mapping], thresholds: Sequence[Mapping], path: str | os.PathLike) -> None:
-    """
-    Draw agreement and speed over the (average) number of layers.
-
-    Args:
-        exits, thresholds (`Sequence[Mapping]`):
-            As in [`exit_tables`].
-        path (`str` or `os.PathLike`):
-            PNG to write.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-    """
+    """Draw agreement and speed of the rows of [`exit_tables`] over the (average) number of layers, as a PNG."""
     figure = new_figure((9.6, 3.6))
     quality, speed = figure.subplots(1, 2)
     ratios = [[row["speed"]["ratio"] for row in rows] for rows in (exits, thresholds)]

@@ -23,13 +23,8 @@ class Speed:
     """
     Speed of one candidate of [`in_turn`].
 
-    Attributes:
-        tokens_per_second (`float`):
-            Median over the rounds.
-        ratio (`float`):
-            Median over the rounds of its tokens per second divided by the first candidate's in the same round.
-        ratio_min, ratio_max (`float`):
-            Range of that ratio over the rounds.
+    `tokens_per_second` is the median over the rounds; `ratio` the median of it divided by the first candidate's in the
+    same round, and `ratio_min` and `ratio_max` its range.
     """
 
     tokens_per_second: float
@@ -42,18 +37,8 @@ def in_turn(candidates: Mapping[str, Callable[[], int]], rounds: int) -> dict[st
     """
     Time candidates in turn, round after round, each beginning with another one.
 
-    Args:
-        candidates (`Mapping[str, Callable[[], int]]`):
-            What to run by name; each returns the number of tokens that it made. The first is what the others are
-            compared with. Each runs once before, untimed.
-        rounds (`int`):
-            Number of rounds.
-
-    Returns:
-        `dict[str, Speed]`: in the order of the candidates.
-
-    Raises:
-        ValueError: if there is no candidate or `rounds` is below 1.
+    A candidate returns the number of tokens that it made, and runs once before, untimed. The first is what the others
+    are compared with.
     """
     if not candidates or rounds < 1:
         raise ValueError(f"Needed are a candidate and a round, got {len(candidates)} and rounds={rounds}.")
@@ -78,15 +63,8 @@ def in_turn(candidates: Mapping[str, Callable[[], int]], rounds: int) -> dict[st
 
 class GreedyDecoding:
     """
-    Greedy decoding of a few prompts, one at a time, in the ways that are compared.
-
-    Args:
-        model (`PreTrainedModel`):
-            A causal LM.
-        prompts (`Sequence[torch.Tensor]`):
-            Token ids [1, P] of each prompt.
-        max_new_tokens (`int`):
-            Tokens for each prompt at most; less where the end-of-text token comes.
+    Greedy decoding of a few prompts `[1, P]`, one at a time, in the ways that are compared: at most `max_new_tokens`
+    each, less where the end-of-text token comes.
     """
 
     def __init__(self, model: nn.Module, prompts: Sequence[torch.Tensor], max_new_tokens: int):

@@ -25,18 +25,10 @@ class ExitQuality:
     """
     What a model is worth that leaves early.
 
-    Attributes:
-        depth (`float`):
-            Layers that are run; with a criterion the mean over the tokens.
-        perplexity (`float`):
-            Of the right next tokens.
-        accuracy (`float`):
-            Share of tokens whose most probable next token is the right one.
-        agreement (`float`):
-            Share of tokens whose most probable next token is the full model's: what greedy self-speculation can
-            expect to accept of a draft's first token.
-        tokens (`int`):
-            Tokens that were measured.
+    `depth` is the number of layers that are run (with a criterion the mean over the tokens), `perplexity` that of the
+    right next tokens, `accuracy` the share of tokens whose most probable next token is the right one, `agreement` the
+    share where it is the full model's: what greedy self-speculation can expect to accept of a draft's first token.
+    `tokens` were measured.
     """
 
     depth: float
@@ -132,23 +124,8 @@ def threshold_sweep(
     prompt_length: int = 1,
 ) -> list[ExitQuality]:
     """
-    Measure exit by a criterion, as [`simulate_early_exit`] computes it, on given text.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A causal LM; put it in eval mode.
-        batches (`Iterable[Mapping[str, torch.Tensor]]`):
-            As in [`exit_sweep`]; run through once for each config, so pass a list.
-        configs (`Sequence[EarlyExitConfig]`):
-            Settings to measure.
-        prompt_length (`int`, *optional*, defaults to `1`):
-            Number of leading positions that run at full depth; they are measured along.
-
-    Returns:
-        `list[ExitQuality]`: one for each config.
-
-    Raises:
-        ValueError: as in [`exit_sweep`] and [`simulate_early_exit`].
+    Measure exit by each config's criterion, as [`simulate_early_exit`] computes it, on the batches of [`exit_sweep`].
+    The first `prompt_length` positions run at full depth and are measured along.
     """
     base = profile_layers(model).parts.model
     sums = [_Sums() for _ in configs]

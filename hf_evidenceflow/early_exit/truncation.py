@@ -15,14 +15,8 @@ def exit_at(model: nn.Module, depth: int) -> Iterator[None]:
 
     The layers above are not run and get no entries in the KV cache: do not go on with such a cache at another depth.
 
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A causal LM.
-        depth (`int`):
-            Number of layers that are run, from 1 to L. At L the model is itself.
-
     Raises:
-        ValueError: if there is no such depth, or the model cannot be read out early.
+        ValueError: if the depth is not from 1 to L, where the model is itself, or it cannot be read out early.
         RuntimeError: if the model exits early already.
 
     Example:

@@ -67,13 +67,6 @@ def released_features(num_layers: int, layer: int, hidden_size: int) -> slice:
 
     The blocks of all layers are disjoint, cover H and differ in size by at most 1. Slice states and targets with it
     before the objective, whose mean then goes over the released features alone.
-
-    Example:
-
-    ```python
-    >>> features = released_features(6, 2, 64)
-    >>> mse(states[:, features], targets[:, features])
-    ```
     """
     if not 0 <= layer < num_layers:
         raise ValueError(f"`layer` must be from 0 to {num_layers - 1}, got {layer}.")

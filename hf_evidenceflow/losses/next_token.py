@@ -1,8 +1,6 @@
 """Which positions have a right next token: the alignment that all objectives share.
 
 Labels come as transformers' causal LMs take them, not shifted: the state at position t belongs to the label at t+1.
-
-Shapes: B rows, T positions, N valid positions of all rows.
 """
 
 from typing import NamedTuple

@@ -25,19 +25,11 @@ class Objective:
     """
     An objective and what the settings have to know of it.
 
-    Attributes:
-        term (`Callable`):
-            `objective(batch, layer)`, the sum over the batch's tokens divided by `batch.normalizer`.
-        target (`str`, *optional*, defaults to `"input_embedding"`):
-            Embedding that is the target unless the settings say otherwise; `None`: it has no target to choose.
-        live_target (`bool`, *optional*, defaults to `True`):
-            Whether gradients may reach the target.
-        masked (`bool`, *optional*, defaults to `True`):
-            Whether it can be restricted to a block of features.
-        reads_out (`bool`, *optional*, defaults to `False`):
-            Whether it needs the states as logits: by default on an eighth of the tokens and not on the last layer.
-        make_modules (`Callable`, *optional*):
-            `make_modules(hidden_size, vocab_size, layers)` gives modules of its own by name.
+    `term(batch, layer)` is the sum over the batch's tokens divided by `batch.normalizer`. `target`: the embedding that
+    is pulled to unless the settings say otherwise; `None` where there is none to choose. `live_target`: gradients may
+    reach it. `masked`: it can be restricted to a block of features. `reads_out`: it needs the states as logits, by
+    default on an eighth of the tokens and not on the last layer. `make_modules(hidden_size, vocab_size, layers)` gives
+    modules of its own by name.
     """
 
     term: Term
@@ -53,16 +45,8 @@ OBJECTIVES: dict[str, Objective] = {}
 
 def register_objective(name: str, **traits) -> Callable[[Term], Term]:
     """
-    Give an objective a name for the settings and the command line.
-
-    Args:
-        name (`str`):
-            A name that is not taken.
-        **traits:
-            Fields of [`Objective`].
-
-    Raises:
-        ValueError: if the name is taken.
+    Give an objective a name, one that is not taken, for the settings and the command line. `traits` are fields of
+    [`Objective`].
 
     Example:
 

@@ -59,13 +59,6 @@ def generalized_advantages(
     A completion ends its episode: the value after its last token is 0. Tokens outside the mask are stepped over, so
     that the estimates of the others are those of the sequence without them, wherever they stand (padding, the output
     of a tool). `lam` of 0 is the one-step error, of 1 the return less the value.
-
-    Example:
-
-    ```python
-    >>> generalized_advantages(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2), torch.ones(1, 2), lam=0.5)[0]
-    tensor([[0.5000, 1.0000]])
-    ```
     """
     mask = mask.bool()
     advantages = torch.zeros_like(values)

@@ -4,11 +4,8 @@
 with a head per layer: Deeply-Supervised Nets, Lee et al. 2015, arXiv 1409.5185). `lens_kl` pulls the logit lens of a
 layer to the model's own final distribution: `KL(p_L || p_i)`.
 
-Plain, each layer would keep several [N, V] tensors for the backward pass. Here each chunk of tokens is checkpointed:
-its logits live for the time of the chunk and are computed again in the backward pass. Values and gradients are the
-plain ones', up to the order of the sums.
-
-Shapes: as in `tokens.py`, C positions of a chunk.
+Each chunk of C tokens is checkpointed, so that its [C, V] logits live for the time of the chunk and are computed again
+in the backward pass. Values and gradients are the plain ones', up to the order of the sums.
 """
 
 from collections.abc import Callable

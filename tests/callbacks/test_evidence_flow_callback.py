@@ -157,6 +157,17 @@ def test_hooks_left_by_ctrl_c_in_the_forward_pass_go_before_they_act(tmp_path):
     assert not hooks(model)
 
 
+@pytest.mark.parametrize("event", ["on_step_begin", "on_substep_end"])
+def test_on_a_trainer_of_its_own_no_hook_outlasts_ctrl_c_before_the_step(tmp_path, event):
+    bomb = Bomb(event, KeyboardInterrupt)
+    setattr(bomb, event, bomb._raise)
+    trainer = make_trainer(tmp_path, callbacks=[bomb], gradient_accumulation_steps=2)
+    EvidenceFlowCallback().add_to(trainer)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not hooks(trainer.model)
+
+
 @pytest.mark.parametrize("place", ["before the model", "in the model"])
 def test_on_a_trainer_of_its_own_no_hook_outlasts_ctrl_c(tmp_path, place):
     class Interrupted(Trainer):
