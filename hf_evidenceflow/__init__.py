@@ -71,12 +71,12 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
         TinySeekModel as TinySeekModel,
     )
     from .probe.probe import EvidenceProbe as EvidenceProbe, ProbeResult as ProbeResult
+    from .recipes.command_line.evidence_arguments import EvidenceFlowArguments as EvidenceFlowArguments
     from .registration import register_models as register_models
     from .rollouts.engine import RolloutEngine as RolloutEngine
     from .run_folder.atomic_checkpoint import AtomicCheckpointMixin as AtomicCheckpointMixin
     from .run_folder.resumable_trainer import ResumableTrainerMixin as ResumableTrainerMixin
     from .run_folder.training_run import training_run as training_run
-    from .supervision.arguments import EvidenceFlowArguments as EvidenceFlowArguments
     from .supervision.config import EvidenceFlowConfig as EvidenceFlowConfig
     from .supervision.evidence_flow import EvidenceFlow as EvidenceFlow, evidence_flow as evidence_flow
     from .trainers.hrpo_config import HRPOConfig as HRPOConfig
