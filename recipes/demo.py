@@ -65,7 +65,7 @@ class DemoArguments:
         rl_steps (`int`, *optional*, defaults to `60`):
             Steps of GRPO and of HRPO.
         samples_per_step (`int`, *optional*, defaults to `64`):
-            Completions a step, in groups of 8; 256 climbs more smoothly and takes three times as long.
+            Completions per step, in groups of 8; 256 climbs more smoothly and takes three times as long.
         test_problems (`int`, *optional*, defaults to `200`):
             Problems of the evaluation, with 8 samples each.
         overwrite (`bool`, *optional*, defaults to `True`):
@@ -187,7 +187,7 @@ def reinforce(args: DemoArguments, name: str, checkpoint: str, dataset, tokenize
 
 
 def evaluate(model, tokenizer, dataset, seed: int) -> dict:
-    """Greedy accuracy and pass@1, pass@8 from 8 samples a problem, each with its 95 % interval."""
+    """Greedy accuracy and pass@1, pass@8 from 8 samples per problem, each with its 95 % interval."""
     settings = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 400, "seed": seed}
     greedy, right = [], [0] * len(dataset)
     for batch in generate_completions(model, tokenizer, dataset["prompt"], **settings):

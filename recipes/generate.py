@@ -6,7 +6,7 @@ python recipes/generate.py --model_name_or_path outputs/llama --prompts "Once up
     --max_new_tokens 100 --temperature 0.8 --top_k 40 --top_p 0.95 --num_samples 2
 ```
 
-`--prompt_file prompts.txt` reads one prompt a line. Everything is stock `generate`, with these settings alone: the
+`--prompt_file prompts.txt` reads one prompt per line. Everything is stock `generate`, with these settings alone: the
 model's generation_config.json gives the end-of-sequence tokens only. The same seed gives the same text on CPU.
 `--config settings.yaml` takes the arguments from a file. With `--output_file` the continuations are written as JSON
 lines too: `prompt`, `sample`, `text`, and `finished`, which says whether the model ended the text itself.
@@ -38,7 +38,7 @@ class GenerateArguments:
         prompts (`list[str]`, *optional*):
             Texts to continue. Without any the model begins by itself, from its BOS token.
         prompt_file (`str`, *optional*):
-            File with a prompt a line, UTF-8; empty lines are left out.
+            File with one prompt per line, UTF-8; empty lines are left out.
         max_new_tokens (`int`, *optional*, defaults to `100`):
             Tokens of a continuation at most.
         temperature (`float`, *optional*, defaults to `1.0`):

@@ -24,20 +24,18 @@ def load_split(
     Args:
         name_or_path (`str`):
             A local file (`.jsonl`, `.json`, `.parquet`, `.csv`, also with `.gz` behind it), a local folder that holds
-            `{split}.jsonl` or the like (also `{split}-00000-of-00001.parquet`, in a folder for each configuration, in
-            the folder itself or in its `data`), or else the name of a data set on the Hub.
+            `{split}.jsonl` or the like (also `{split}-00000-of-00001.parquet`, in a folder per configuration, in the
+            folder itself or in its `data`), or else the name of a data set on the Hub.
         split (`str`):
-            Name of the split. A file is taken as it is, but not if its name says that it is another split.
+            Name of the split. A file is taken as it is, unless its name says that it is another split.
         configs (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Configurations to join, for a data set that has them. A local file or folder without them is taken whole.
-        columns (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Columns that must be there.
+            Configurations to join. A local file or folder without them is taken whole.
+        columns, texts (`tuple[str, ...]`, *optional*, default to `()`):
+            Columns that must be there, and those of them that must hold text.
         max_samples (`int`, *optional*):
             Number of rows to keep. `None` keeps all.
         seed (`int`, *optional*):
             Shuffles the rows before the first `max_samples` are kept. `None` keeps their order.
-        texts (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Those of `columns` that must hold text.
 
     Returns:
         `datasets.Dataset`: the rows.
@@ -46,14 +44,6 @@ def load_split(
         `FileNotFoundError`: if there is no such file, folder or data set, or if the folder does not have the split.
         `ValueError`: if a file cannot be read (for JSON the message names the line), has no rows, lacks a column or a
             value, or is another split, or if `max_samples` is below 1.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import load_split
-
-    >>> dataset = load_split("path/to/gsm8k", split="train", columns=("question", "answer"))
-    ```
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"`max_samples` must be at least 1, or None for all rows, got {max_samples}.")
@@ -66,32 +56,34 @@ def load_split(
     else:
         dataset = _load_from_hub(name_or_path, split, configs)
 
+    _check_columns(dataset, name_or_path, columns, texts)
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed)
+    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+
+
+def _check_columns(dataset, name: str, columns: tuple[str, ...], texts: tuple[str, ...]) -> None:
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
-            f"{name_or_path} lacks the columns {', '.join(missing)}: needed are {', '.join(columns)}, found are "
+            f"{name} lacks the columns {', '.join(missing)}: needed are {', '.join(columns)}, found are "
             f"{', '.join(dataset.column_names)}. Rename the columns of the data set."
         )
     for column in columns:
         empty = next((row for row, value in enumerate(dataset[column]) if value is None), None)
         if empty is not None:
-            raise ValueError(f"Row {empty} of {name_or_path} has no value for `{column}`. Correct or remove the row.")
+            raise ValueError(f"Row {empty} of {name} has no value for `{column}`. Correct or remove the row.")
         torn = next(
             (row for row, value in enumerate(dataset[column]) if isinstance(value, str) and "\0" in value), None
         )
         if torn is not None:
-            raise ValueError(
-                f"Row {torn} of {name_or_path} holds a NUL character in `{column}`. Correct or remove it."
-            )
+            raise ValueError(f"Row {torn} of {name} holds a NUL character in `{column}`. Correct or remove it.")
         wrong = next((row for row, value in enumerate(dataset[column]) if not isinstance(value, str)), None)
         if column in texts and wrong is not None:
             raise ValueError(
-                f"Row {wrong} of {name_or_path} has no text for `{column}`, but {dataset[wrong][column]!r}. Write "
+                f"Row {wrong} of {name} has no text for `{column}`, but {dataset[wrong][column]!r}. Write "
                 "it as text, or remove the row."
             )
-    if seed is not None:
-        dataset = dataset.shuffle(seed=seed)
-    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
 def data_format(path: Path) -> str | None:

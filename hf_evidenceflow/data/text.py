@@ -20,12 +20,11 @@ def load_documents(
     separator: str | None = END_OF_TEXT,
 ) -> list[str]:
     """
-    Loads the documents of one split.
+    Loads the documents of one split that are more than white space.
 
     Args:
         name_or_path (`str`):
-            A text file; a data file (`.jsonl`, `.json`, `.parquet`, `.csv`) with a text column; a folder that holds
-            `{split}.txt` or `{split}.jsonl` or the like; or else the name of a data set on the Hub.
+            A text file; or what [`load_split`] takes, with a text column; a folder may also hold `{split}.txt`.
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split. A text file is taken as it is.
         config (`str`, *optional*):
@@ -35,20 +34,9 @@ def load_documents(
         separator (`str`, *optional*, defaults to `"<|endoftext|>"`):
             Ends a document in a text file. A file without it, or `None`, is one document.
 
-    Returns:
-        `list[str]`: the documents that are more than white space.
-
     Raises:
         `FileNotFoundError`: if there is no such file, folder or data set.
         `ValueError`: if a file cannot be read, or holds no text.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data.text import load_documents
-
-    >>> documents = load_documents("TinyStories-valid.txt")
-    ```
     """
     path = Path(name_or_path).expanduser()
     inside = path / f"{split}.txt"
@@ -70,26 +58,8 @@ def load_documents(
 
 def generate_documents(train: int = 4000, validation: int = 400, seed: int = 0) -> tuple[list[str], list[str]]:
     """
-    Makes short texts in simple English, without any download: word problems with their solutions.
-
-    Args:
-        train (`int`, *optional*, defaults to `4000`):
-            Number of documents for training.
-        validation (`int`, *optional*, defaults to `400`):
-            Number of documents for validation; none of them is one for training.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the generator.
-
-    Returns:
-        `tuple[list[str], list[str]]`: the documents for training and for validation.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data.text import generate_documents
-
-    >>> train, validation = generate_documents(train=100, validation=10)
-    ```
+    Short texts in simple English for training and for validation, without any download: word problems with their
+    solutions, no text in both.
     """
     splits = split_word_problems(train=train, test=validation, seed=seed)
     return tuple([f"{row['question']}\n{row['answer']}" for row in splits[name]] for name in ("train", "test"))
@@ -105,20 +75,8 @@ def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], 
         share (`float`):
             Share of the documents, or of the characters of a single one, in (0, 1).
 
-    Returns:
-        `tuple[list[str], list[str]]`: the documents for training and for validation.
-
     Raises:
         `ValueError`: if `share` is not in (0, 1), or leaves nothing to train on.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data.text import split_documents
-
-    >>> split_documents(["a", "b", "c", "d"], share=0.25)
-    (['a', 'b', 'c'], ['d'])
-    ```
     """
     if not 0 < share < 1:
         raise ValueError(f"`validation_share` must be in (0, 1), got {share}.")

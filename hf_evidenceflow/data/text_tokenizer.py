@@ -14,28 +14,9 @@ BYTES = 256
 
 def train_text_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """
-    Trains a byte-level BPE tokenizer, as GPT-2's: every text can be encoded and is decoded to itself.
-
-    Args:
-        documents (`Iterable[str]`):
-            Text to train on.
-        vocab_size (`int`):
-            Tokens of the vocabulary, among them the 256 bytes, `<|endoftext|>` (id 0, both EOS and BOS) and `<|pad|>`
-            (id 1). A short text may give fewer.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: the tokenizer; the same text gives the same one.
-
-    Raises:
-        `ValueError`: if `vocab_size` is below 258.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
-
-    >>> tokenizer = train_text_tokenizer(["Once upon a time"], vocab_size=260)
-    ```
+    Trains a byte-level BPE tokenizer, as GPT-2's: every text can be encoded and is decoded to itself, and the same
+    text gives the same tokenizer. `vocab_size` counts the 256 bytes, `<|endoftext|>` (id 0, both EOS and BOS) and
+    `<|pad|>` (id 1), and is at least 258; a short text may give fewer.
     """
     if vocab_size < BYTES + 2:
         raise ValueError(

@@ -16,19 +16,10 @@ class TokenBlocks(Dataset):
         shards (`Sequence[np.ndarray]`):
             Token ids, each of shape `(tokens,)`; memory-mapped ones are read row by row.
         block_size (`int`):
-            Tokens a row, 2 or more.
+            Tokens per row, 2 or more.
 
     Raises:
         `ValueError`: if `block_size` is below 2, or the shards do not fill one row.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data.token_blocks import TokenBlocks
-    >>> from hf_evidenceflow.tokenization.encoding import load_encoded
-
-    >>> rows = TokenBlocks(load_encoded("outputs/tokens").shards, block_size=512)
-    ```
     """
 
     def __init__(self, shards: Sequence[np.ndarray], block_size: int):

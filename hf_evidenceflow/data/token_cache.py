@@ -20,14 +20,7 @@ logger = logging.get_logger(__name__)
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
     """
-    A name for a content: equal parts give equal names.
-
-    Args:
-        parts (`Iterable[str]` or `Iterable[bytes]`):
-            The content; where it is cut matters.
-
-    Returns:
-        `str`: 32 hexadecimal digits.
+    A name of 32 hexadecimal digits for a content: equal parts give equal names. Where the content is cut matters.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -39,18 +32,7 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 
 def cached_text_tokenizer(documents: Sequence[str], vocab_size: int, cache_dir: str | os.PathLike | None = None):
     """
-    [`train_text_tokenizer`], read from `cache_dir` where it was trained on the same text before.
-
-    Args:
-        documents (`Sequence[str]`):
-            Text to train on.
-        vocab_size (`int`):
-            Tokens of the vocabulary.
-        cache_dir (`str` or `os.PathLike`, *optional*):
-            Folder of the cache. `None` trains anew.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: the tokenizer.
+    [`train_text_tokenizer`], read from `cache_dir` where it was trained on the same text before; `None` trains anew.
     """
     if cache_dir is None:
         return train_text_tokenizer(documents, vocab_size)
@@ -88,16 +70,13 @@ def encode_documents(
         documents (`Sequence[str]`):
             The documents.
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            A fast tokenizer with an EOS token.
+            A fast tokenizer with an EOS token; any other is a `ValueError`.
         cache_dir (`str` or `os.PathLike`, *optional*):
             Folder of the cache. `None` encodes anew.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: the ids of all documents, one after another, of shape `(N,)` and type int32;
         and where each document ends, of shape `(D,)` and type int64.
-
-    Raises:
-        `ValueError`: if the tokenizer has no EOS token, or is not a fast one.
     """
     if tokenizer.eos_token_id is None or not tokenizer.is_fast:
         raise ValueError(

@@ -14,15 +14,7 @@ from .token_blocks import TokenBlocks
 
 def check_token_ids(ids: Sequence[int] | np.ndarray, model, source: str) -> None:
     """
-    Raises a `ValueError` if an id is not one of the model's tokens.
-
-    Args:
-        ids (`Sequence[int]` or `np.ndarray`):
-            Token ids.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model.
-        source (`str`):
-            Where the ids come from, for the error.
+    Raises a `ValueError` that names the `source` if an id is not one of the tokens of the model (or of an adapter's).
     """
     size = model.get_input_embeddings().num_embeddings
     if len(ids) == 0:
@@ -37,16 +29,8 @@ def check_token_ids(ids: Sequence[int] | np.ndarray, model, source: str) -> None
 
 def check_rows(rows: Any, model, name: str = "The data set") -> None:
     """
-    [`check_token_ids`] for rows of token ids.
-
-    Args:
-        rows (`torch.utils.data.Dataset` or `datasets.Dataset`):
-            [`TokenRows`], [`TokenBlocks`], a subset of these, or a data set with the column `input_ids`. Anything
-            else, such as a stream, is not read.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model.
-        name (`str`, *optional*, defaults to `"The data set"`):
-            What the rows are, for the error.
+    [`check_token_ids`] for [`TokenRows`], [`TokenBlocks`], a subset of these, or a `datasets.Dataset` with the column
+    `input_ids`; `name` says what they are, for the error. Anything else, such as a stream, is not read.
     """
     if isinstance(rows, Subset):
         rows = rows.dataset
@@ -62,18 +46,8 @@ def check_rows(rows: Any, model, name: str = "The data set") -> None:
 
 def check_prompt_tokens(prompts: Sequence[Any], tokenizer, model, chat_template_kwargs: dict | None = None) -> None:
     """
-    [`check_token_ids`] for prompts that are still text, and for the tokenizer's padding. The prompts are only encoded
-    if the tokenizer has tokens that the model has not.
-
-    Args:
-        prompts (`Sequence[str | list[dict]]`):
-            Texts or chats.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model.
-        chat_template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template.
+    [`check_token_ids`] for prompts that are still texts or chats, and for the tokenizer's padding. The prompts are
+    only encoded if the tokenizer has tokens that the model has not.
     """
     if tokenizer.pad_token_id is not None:
         check_token_ids([tokenizer.pad_token_id], model, f"The padding token {tokenizer.pad_token!r} of the tokenizer")

@@ -1,4 +1,4 @@
-"""Loads the tokenizer that was saved beside a model."""
+"""Loads the tokenizer that was saved next to a model."""
 
 import os
 
@@ -13,19 +13,8 @@ def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
     `AutoTokenizer.from_pretrained`, but a tokenizer of no family is taken as it was saved.
 
     transformers 5 gives the folder of a plain Qwen2 model a `Qwen2Tokenizer`, whatever tokenizer was saved there, and
-    so splits text otherwise than the model was trained on.
-
-    Args:
-        path_or_id (`str` or `os.PathLike`):
-            Hub name or local folder.
-        kwargs:
-            As for `AutoTokenizer.from_pretrained`.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerBase`]: the tokenizer.
-
-    Raises:
-        `OSError`, `ValueError`: if a file of it is damaged, with the folder and what to do.
+    so splits text otherwise than the model was trained on. An `OSError` or `ValueError` names the folder if a file of
+    it is damaged.
 
     Example:
 

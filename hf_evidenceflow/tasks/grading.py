@@ -22,13 +22,8 @@ COLUMN = "answer"
 @dataclass(frozen=True)
 class GoldRule:
     """
-    How a grader reads its golds.
-
-    Args:
-        read (`Callable[[Any], Any]`):
-            Takes a gold to what answers are compared with; `None` if it cannot be graded by.
-        needs (`str`):
-            What a gold must be, for the error.
+    How a grader reads its golds: `read` takes a gold to what answers are compared with, `None` if it cannot be graded
+    by; `needs` says what a gold must be, for the error.
     """
 
     read: Callable[[Any], Any]
@@ -106,7 +101,7 @@ class Reward:
         **kwargs,
     ) -> list[float]:
         """
-        Scores a batch.
+        Scores a batch: 1.0 or 0.0 per completion.
 
         Args:
             completions (`list[str]` or `list[list[dict]]`):
@@ -118,9 +113,6 @@ class Reward:
                 of completions without an answer that can be read.
             **kwargs:
                 The other columns that a trainer passes; not used.
-
-        Returns:
-            `list[float]`: 1.0 or 0.0 per completion.
 
         Raises:
             `ValueError`: if there is not one gold per completion, or if one cannot be graded by.
@@ -146,14 +138,9 @@ class Reward:
 
 def gold_text(gold: Any) -> str | None:
     """
-    The final answer of a gold: what stands after its last marker, or the whole gold if it has none.
-
-    Args:
-        gold (`str`, `int`, `float`, `Decimal`, `Fraction`, NumPy scalar, or tensor of shape `()`):
-            A final answer, or a whole solution that ends in `#### <answer>`.
-
-    Returns:
-        `str | None`: the final answer, stripped; `None` for anything else, NaN and infinity too.
+    The final answer of a gold, stripped: what stands after its last marker, or the whole gold if it has none. A gold
+    may be a text, a number (also of NumPy, or a tensor of shape `()`); anything else gives `None`, NaN and infinity
+    too.
     """
     if isinstance(gold, str):
         return gold.rpartition(MARKER)[2].strip()
@@ -171,13 +158,11 @@ def check_golds(reward_funcs: Any, *datasets: Any) -> None:
     """
     Checks before a training that this package's rewards can read each gold of the data sets.
 
-    Streams are not read: there the reward refuses the gold when it comes.
-
     Args:
         reward_funcs (`Callable`, `str` or `list`):
             Reward functions as a trainer takes them. Those of other makers are passed over.
         *datasets (`datasets.Dataset`, `datasets.IterableDataset`, `dict` or `None`):
-            Training and evaluation sets.
+            Training and evaluation sets. Streams are not read: there the reward refuses the gold when it comes.
 
     Raises:
         `ValueError`: if a data set has no column `answer`, or a gold that cannot be graded by.

@@ -20,17 +20,16 @@ def generate_graph_problems(
     n: int, seed: int = 0, nodes: int = 6, extra_edges: int = 2, depth: int = 3, names: int = 20
 ) -> list[dict]:
     """
-    Different search problems with their solutions, in the format of GSM8K.
+    Different search problems with their solutions, as rows with `question` and `answer` in the format of GSM8K.
 
     A question lists the edges of two graphs, then the root and the two candidates: `3>7;12>4;...?3:9,4`. A solution
-    has one line for each edge of a shortest path, then the marker and the node that can be reached: `3>7`, `7>9`,
-    `#### 9`.
+    has one line per edge of a shortest path, then the marker and the node that can be reached: `3>7`, `7>9`, `#### 9`.
 
     Args:
         n (`int`):
             Number of problems.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the problems; the same seed gives the same problems, and the first of a longer list.
+            The same seed gives the same problems, and the first of a longer list.
         nodes (`int`, *optional*, defaults to `6`):
             Nodes of each of the two graphs, above `depth`.
         extra_edges (`int`, *optional*, defaults to `2`):
@@ -40,19 +39,8 @@ def generate_graph_problems(
         names (`int`, *optional*, defaults to `20`):
             Numbers to name the nodes with, from 0; at least two per node.
 
-    Returns:
-        `list[dict]`: rows with the texts `question`, unlike in all rows, and `answer`.
-
     Raises:
         `ValueError`: if an argument is out of its range, or if the settings do not allow so many different problems.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import generate_graph_problems
-
-    >>> problem = generate_graph_problems(1, nodes=4, depth=2)[0]
-    ```
     """
     for name, value, least in (("n", n, 0), ("depth", depth, 1), ("nodes", nodes, depth + 1)):
         if value < least:
@@ -76,25 +64,11 @@ def split_graph_problems(train: int, test: int, seed: int = 0, **settings) -> di
 
 def make_careless(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> list[dict]:
     """
-    The same problems, but some of the solutions walk at random where they should search.
+    New rows of the same problems, but a `share` of the solutions walks at random where it should search.
 
     Such a walk follows the edges from the root as many steps as the shortest path has, or to a dead end, and then
     names one of the two candidates by chance unless it has come to one. A model warmed up on them knows format and
     edges, which is what RL needs to begin with.
-
-    Args:
-        problems (`Sequence[dict]`):
-            Rows of [`generate_graph_problems`].
-        share (`float`, *optional*, defaults to `0.6`):
-            Probability that a solution walks at random, in [0, 1].
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the choice.
-
-    Returns:
-        `list[dict]`: new rows; those given are left as they are.
-
-    Raises:
-        `ValueError`: if `share` is no probability.
     """
     return spoil(problems, share, seed, _walk)
 

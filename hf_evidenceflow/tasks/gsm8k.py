@@ -45,18 +45,8 @@ def load_gsm8k(
     system_prompt: str | None = GSM8K_SYSTEM_PROMPT,
 ):
     """
-    Loads GSM8K, or any set of its format: a `question`, and an `answer` that ends in `#### <number>`.
-
-    Arguments and errors are those of all loaders, see [`hf_evidenceflow.tasks`]; the columns are those of
-    [`prepare_gsm8k`].
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import load_gsm8k
-
-    >>> dataset = load_gsm8k("path/to/gsm8k", split="test", max_samples=100)
-    ```
+    Loads GSM8K, or any set of its format: a `question`, and an `answer` that ends in `#### <number>`. Arguments and
+    errors are those of all loaders, see [`hf_evidenceflow.tasks`]; the columns are those of [`prepare_gsm8k`].
     """
     dataset = load_split(name_or_path, split, ("main",), ("question", "answer"), max_samples, seed, ("question",))
     return prepare_gsm8k(dataset, conversational, system_prompt)
@@ -64,24 +54,9 @@ def load_gsm8k(
 
 def prepare_gsm8k(dataset, conversational: bool = True, system_prompt: str | None = GSM8K_SYSTEM_PROMPT):
     """
-    Brings rows with `question` and `answer` in GSM8K's format into the columns that the trainers take.
-
-    Returns:
-        `datasets.Dataset`: with the columns `prompt`, `answer` (the final answer), `question` and `solution` (the
-        whole answer column).
-
-    Raises:
-        `ValueError`: if a row has no number to grade by.
-
-    Example:
-
-    ```python
-    >>> from datasets import Dataset
-    >>> from hf_evidenceflow.tasks import generate_word_problems, prepare_gsm8k
-
-    >>> problems = Dataset.from_list(generate_word_problems(8, seed=0))
-    >>> dataset = prepare_gsm8k(problems, conversational=False, system_prompt=None)
-    ```
+    Brings rows with `question` and `answer` in GSM8K's format into the columns that the trainers take: `prompt`,
+    `answer` (the final answer), `question` and `solution` (the whole answer column). A row without a number to grade
+    by is a `ValueError`.
     """
     return ask(dataset, _read_row, system_prompt, conversational)
 
@@ -98,23 +73,9 @@ def _read_row(index: int, row: dict) -> dict:
 
 def extract_answer(text: str | list[dict], grader: str = "strict") -> str | None:
     """
-    The final answer of a completion (a text, or TRL's chat messages), as a grader of the table above reads it.
-
-    Returns:
-        `str | None`: the number in plain writing, the same for equal numbers (`70000`, `-0.5`, `1/3`), and for
-        `math_verify` the text after the marker. `None` if the grader finds no answer that it can read.
-
-    Raises:
-        `ValueError`: if there is no such grader.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import extract_answer
-
-    >>> extract_answer("35,000 * 2 = 70,000\\n#### $70,000")
-    '70000'
-    ```
+    The final answer of a completion (a text, or TRL's chat messages), as a grader of the table above reads it: a
+    number in plain writing, the same for equal numbers (`70000`, `-0.5`, `1/3`), and for `math_verify` the text after
+    the marker; `None` if the grader finds no answer that it can read. An unknown grader is a `ValueError`.
     """
     if grader not in GRADERS:
         raise ValueError(f"`grader` must be one of {', '.join(GRADERS)}, got {grader!r}.")
@@ -128,8 +89,7 @@ def is_parsable(completion: str | list[dict], grader: str = "strict") -> bool:
 
 def grade(completion: str | list[dict], gold: str | int | float, grader: str = "strict") -> float:
     """
-    Grades a completion against the gold answer. Whatever the completion holds, it is graded: what cannot be read
-    scores 0.
+    Grades a completion against the gold answer: 1.0 if they are equal, else 0.0, also for what cannot be read.
 
     Args:
         completion (`str` or `list[dict]`):
@@ -138,9 +98,6 @@ def grade(completion: str | list[dict], gold: str | int | float, grader: str = "
             The final answer, or the whole GSM8K solution, whose answer stands after its last marker.
         grader (`str`, *optional*, defaults to `"strict"`):
             One of `strict`, `flexible`, `hrpo_legacy`, `math_verify`; see the table of this module.
-
-    Returns:
-        `float`: 1.0 if the answer equals the gold, else 0.0.
 
     Raises:
         `ValueError`: if there is no such grader, or if the gold cannot be graded by.

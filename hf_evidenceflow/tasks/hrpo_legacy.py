@@ -16,16 +16,7 @@ _MAX_LENGTH = 300  # longer ones overflow a float
 def legacy_number(answer: str) -> float | None:
     """
     The last run of digits of an answer, with an optional minus before it and an optional decimal point or slash in it;
-    `None` if there is none.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks.hrpo_legacy import legacy_number
-
-    >>> legacy_number("70,000"), legacy_number("2,125"), legacy_number("18.5")
-    (0.0, 125.0, 18.5)
-    ```
+    `None` if there is none. `70,000` gives 0.0, `2,125` gives 125.0.
     """
     run = None
     for run in _RUN.finditer(answer):  # noqa: B007 (the last match is the answer)

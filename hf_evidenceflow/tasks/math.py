@@ -88,23 +88,8 @@ def extract_math_answer(text: str | list[dict]) -> str | None:
     """
     The expression after the only marker `####` of a completion: in a `\\boxed{}`, between dollars, or bare.
 
-    Args:
-        text (`str` or `list[dict]`):
-            Completion: plain text or TRL chat messages.
-
-    Returns:
-        `str | None`: the expression; `None` if the marker is missing or repeated, if there are digits next to the box
-        or formula (`$5$ or 6`), or if the expression is empty, of more than 300 characters, unbalanced, or too large
-        to compute.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import extract_math_answer
-
-    >>> extract_math_answer("Half of it. #### $\\\\frac{1}{2}$")
-    '\\\\frac{1}{2}'
-    ```
+    `None` if the marker is missing or repeated, if there are digits next to the box or formula (`$5$ or 6`), or if the
+    expression is empty, of more than 300 characters, unbalanced, or too large to compute.
     """
     answer = math_answer(completion_text(text))
     if answer is None or len(answer) > MAX_ANSWER_LENGTH:
@@ -123,15 +108,6 @@ def grade_math(completion: str | list[dict], gold: str | int | float) -> float:
     """
     1.0 if the expression of a completion equals the gold, else 0.0. The gold is an answer, or a whole solution with
     the answer in its last `\\boxed{}`.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import grade_math
-
-    >>> grade_math("#### 0.5", "\\\\boxed{\\\\frac{1}{2}}")
-    1.0
-    ```
     """
     return math_reward([completion], [gold])[0]
 

@@ -35,15 +35,6 @@ def readable_expression(text: str) -> str | None:
     An expression in LaTeX or plain writing that is safe to give to math-verify (U+2212 becomes a minus sign); `None`
     if it is empty, longer than 300 characters, deeper than 10 brackets, has unbalanced braces, or holds a power of a
     power, an exponent or a factorial too large to compute.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks.math_verification import readable_expression
-
-    >>> readable_expression("2\\\\sqrt{3}"), readable_expression("9^{9^{9}}")
-    ('2\\\\sqrt{3}', None)
-    ```
     """
     if len(text) > MAX_EXPRESSION_LENGTH:
         return None
@@ -59,18 +50,9 @@ def readable_expression(text: str) -> str | None:
 
 def equal_expressions(gold: str, answer: str) -> bool | None:
     """
-    Whether an answer equals the gold by math-verify's reading of both, in a process with limits of CPU time and memory
-    ([`~hf_evidenceflow.tasks.verifier.Verifier`]).
-
-    Args:
-        gold, answer (`str`):
-            Texts with an expression, the answer's checked by [`readable_expression`].
-
-    Returns:
-        `bool | None`: `False` too for what math-verify cannot read; `None` if it went over the limits.
-
-    Raises:
-        `ImportError`: if math-verify is not installed.
+    Whether an answer, checked by [`readable_expression`], equals the gold by math-verify's reading of both, in a
+    process with limits of CPU time and memory. `False` too for what math-verify cannot read; `None` if it went over
+    the limits.
     """
     require_math_verify()
     return equal(gold, answer)

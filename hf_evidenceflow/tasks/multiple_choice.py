@@ -114,24 +114,12 @@ def _read_options(index: int, question: str, options: list[str], right: int | No
 
 def extract_choice(text: str | list[dict]) -> str | None:
     """
-    The letter after the only marker `####` of a completion, a text or TRL's chat messages.
+    The letter from A to E after the only marker `####` of a completion, a text or TRL's chat messages; `None` if there
+    is not exactly one marker, or not exactly one choice after it.
 
     The letter stands alone (`B`, `(b)`, `The answer is B.`), as the label of its option (`B. A red cell`, `B) 42`) or
     before a reason (`B - because`), and in a box, `\\text{}` or bold type too. Two letters (`B or C`), two boxes, and
     a letter that begins a sentence (`A red cell`), are no choice.
-
-    Returns:
-        `str | None`: a letter from A to E; `None` if there is not exactly one marker, or not exactly one choice after
-        it.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import extract_choice
-
-    >>> extract_choice("Only cells divide. #### (B)"), extract_choice("#### B or C")
-    ('B', None)
-    ```
     """
     answer = final_answer(completion_text(text), lambda line: _LETTER_FIRST.match(unwrap(line)) is not None)
     return None if answer is None else _choice(answer)

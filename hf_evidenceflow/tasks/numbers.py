@@ -58,15 +58,6 @@ def plain_writing(text: str) -> str:
     """
     A text with its numbers in one writing: ASCII digits, commas between thousands, fractions as `1/2`. What is no
     number in one of the known writings is left as it is.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks.numbers import plain_writing
-
-    >>> plain_writing("\u22122\\\\frac{1}{2} of 70\\u00a0000"), plain_writing("5½")
-    ('-2 1/2 of 70,000', '5 1/2')
-    ```
     """
     if not text.isascii():
         text = _BEFORE_FRACTION.sub(" ", text.translate(ASCII_OF)).translate(_CHARACTERS)
@@ -117,17 +108,8 @@ def parse_number(text: str) -> Fraction | None:
 
 def last_number(text: str) -> Fraction | None:
     """
-    The last number of a text, for instance a whole completion, whatever stands before it; in `3 - 5` that is 5.
-    `None` if there is none, if the last one cannot be read (`1/0`, `1,2`), or for anything but a string.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import last_number
-
-    >>> last_number("3 boxes of 4 make 12 pens.")
-    Fraction(12, 1)
-    ```
+    The last number of a text, for instance a whole completion, whatever stands before it; in `3 - 5` that is 5. `None`
+    if there is none, if the last one cannot be read (`1/0`, `1,2`), or for anything but a string.
     """
     found = before = None
     text = plain_writing(text) if isinstance(text, str) else ""

@@ -84,15 +84,6 @@ def normalize_answer(text: str) -> str:
     """
     Lower case, without punctuation, articles and extra white space; as the evaluation script of
     [SQuAD](https://huggingface.co/papers/1606.05250).
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import normalize_answer
-
-    >>> normalize_answer("The  Eiffel Tower.")
-    'eiffel tower'
-    ```
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 

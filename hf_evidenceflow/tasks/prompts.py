@@ -19,19 +19,12 @@ def build_system_prompt(answer_format: str) -> str:
 
 def build_prompt(question: str, system_prompt: str | None = None, conversational: bool = True) -> str | list[dict]:
     """
-    The prompt of one question in one of the two formats that TRL takes.
+    The prompt of one question in one of the two formats that TRL takes: chat messages of the roles `system` (if there
+    is a `system_prompt`) and `user`, or one text that ends in a line break, where the completion begins.
 
     Args:
-        question (`str`):
-            Text of the question.
-        system_prompt (`str`, *optional*):
-            Instruction that comes before the question.
         conversational (`bool`, *optional*, defaults to `True`):
             Whether to build chat messages. `False` is for tokenizers without a chat template.
-
-    Returns:
-        `list[dict]` or `str`: messages of the roles `system` and `user`; or one text that ends in a line break, where
-        the completion begins.
 
     Example:
 
@@ -51,19 +44,14 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
 
 def ask(dataset, read_row: Callable[[int, dict], dict], system_prompt: str | None, conversational: bool):
     """
-    The rows of a task as the trainers take them.
+    The rows of a task as the trainers take them: `prompt`, `answer`, `question` and what else `read_row` keeps.
 
     Args:
         dataset (`datasets.Dataset`):
             Rows in the format of the published set.
         read_row (`Callable[[int, dict], dict]`):
-            Takes the number of a row, for errors, and the row to `answer`, `question` and what else is to be kept.
-            `asked`, if it is there, is the question with all that is shown with it.
-        system_prompt, conversational:
-            As in [`build_prompt`].
-
-    Returns:
-        `datasets.Dataset`: with the columns `prompt`, `answer`, `question` and what else `read_row` gives.
+            Takes the number of a row, for errors, and the row to the columns to keep. `asked`, if it is there, is the
+            question with all that is shown with it, and is not kept.
     """
     from datasets import Dataset
 
@@ -81,10 +69,6 @@ def render_prompt(
     A prompt as the model sees it, in training and in evaluation: chat messages rendered with the generation prompt.
 
     Args:
-        prompt (`str` or `list[dict]`):
-            Text or chat messages.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
         chat_template_kwargs (`dict`, *optional*):
             Further arguments of the chat template, such as `{"enable_thinking": False}`.
 
@@ -106,16 +90,8 @@ def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dic
 
 def filter_long_prompts(dataset, tokenizer, max_prompt_length: int, chat_template_kwargs: dict | None = None):
     """
-    Drops the prompts of more tokens than a limit. No prompt is ever cut: a question without its end has another
-    answer.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Data set with a column `prompt`: texts or chat messages.
-        max_prompt_length (`int`):
-            Most tokens of a prompt that is kept, as [`render_prompt`] counts them.
-        tokenizer, chat_template_kwargs:
-            As in [`render_prompt`].
+    Drops the prompts of more than `max_prompt_length` tokens, as [`render_prompt`] counts them. No prompt is ever cut:
+    a question without its end has another answer.
 
     Returns:
         `tuple[datasets.Dataset, int]`: the data set without the long prompts, and the number of prompts dropped.

@@ -30,21 +30,9 @@ ASCII_OF = {0xFF01 + place: chr(0x21 + place) for place in range(94)}  # full-wi
 
 def completion_text(completion: str | list[dict]) -> str:
     """
-    The text of a completion as TRL hands it to a reward function; empty for anything else.
-
-    Args:
-        completion (`str` or `list[dict]`):
-            Plain text, or chat messages whose content is a text or a list of text parts. Of several messages the
-            assistant's are joined by line breaks.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import completion_text
-
-    >>> completion_text([{"role": "assistant", "content": "2 + 3 = 5 #### 5"}])
-    '2 + 3 = 5 #### 5'
-    ```
+    The text of a completion as TRL hands it to a reward function: plain text, or chat messages whose content is a text
+    or a list of text parts. Of several messages the assistant's are joined by line breaks. Anything else gives an
+    empty text.
     """
     if isinstance(completion, str):
         return completion
@@ -78,16 +66,8 @@ def without_thinking(text: str) -> str:
 
 def final_answer(text: str, is_answer: Callable[[str], bool]) -> str | None:
     """
-    What stands after the only marker `####` that an answer follows.
-
-    Args:
-        text (`str`):
-            Text of a completion.
-        is_answer (`Callable[[str], bool]`):
-            Whether an answer, readable or not, begins with a line. Asked only if there are several markers.
-
-    Returns:
-        `str | None`: the answer's text, stripped, possibly empty; `None` if there is no such marker, or several.
+    What stands after the only marker `####` that an answer follows, stripped, possibly empty; `None` if there is no
+    such marker, or several. `is_answer` says whether an answer, readable or not, begins with a line.
 
     Example:
 

@@ -23,16 +23,10 @@ class WordProblemTemplate:
     Sentences of one kind of problem. `{name}` and `{objects}` are the same in all of them; `{n}` is a number.
 
     Args:
-        opening (`str`):
-            States the number to begin with.
-        add (`str`):
-            States that `{n}` come in.
-        subtract (`str`):
-            States that `{n}` go out.
-        question (`str`):
-            Asks for the number at the end.
-        multiply (`str`, *optional*):
-            States that there are `{n}` times as many.
+        opening, question (`str`):
+            State the number to begin with, and ask for the one at the end.
+        add, subtract, multiply (`str`):
+            State that `{n}` come in, that `{n}` go out, and (*optional*) that there are `{n}` times as many.
 
     Example:
 
@@ -100,16 +94,16 @@ def generate_word_problems(
     steps: int = 2,
 ) -> list[dict]:
     """
-    Different word problems with their solutions, in the format of GSM8K.
+    Different word problems with their solutions, as rows with `question` and `answer` in the format of GSM8K.
 
-    A solution has one line per step, then the marker and the result: `3+4=7`, `7-2=5`, `#### 5`. No number is
-    ever below 0.
+    A solution has one line per step, then the marker and the result: `3+4=7`, `7-2=5`, `#### 5`. No number is ever
+    below 0.
 
     Args:
         n (`int`):
             Number of problems.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the problems; the same seed gives the same problems, and the first of a longer list.
+            The same seed gives the same problems, and the first of a longer list.
         templates (`Sequence[WordProblemTemplate]`, *optional*, defaults to `TEMPLATES`):
             Kinds of problems to mix.
         operations (`Sequence[str]`, *optional*, defaults to `("add", "subtract")`):
@@ -119,19 +113,8 @@ def generate_word_problems(
         steps (`int`, *optional*, defaults to `2`):
             Number of operations in a problem.
 
-    Returns:
-        `list[dict]`: rows with the texts `question`, unlike in all rows, and `answer`.
-
     Raises:
         `ValueError`: if an argument is out of its range, or if the settings do not allow so many different problems.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import generate_word_problems
-
-    >>> problems = generate_word_problems(2, seed=0)
-    ```
     """
     _check(n, templates, operations, max_number, steps)
     rng = random.Random(seed)
@@ -152,24 +135,11 @@ def split_word_problems(train: int, test: int, seed: int = 0, **settings) -> dic
 
 def make_sloppy(problems: Sequence[dict], share: float = 0.6, seed: int = 0) -> list[dict]:
     """
-    The same problems, but some of the solutions leave out the last step and so end in a wrong number.
+    New rows of the same problems, but a `share` of the solutions leaves out the last step and so ends in a wrong
+    number.
 
     A model warmed up on them knows the format and is right in part of its samples only, which is what RL needs to
-    begin with.
-
-    Args:
-        problems (`Sequence[dict]`):
-            Rows of [`generate_word_problems`] with two steps or more.
-        share (`float`, *optional*, defaults to `0.6`):
-            Probability that a solution leaves out its last step, in [0, 1].
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the choice.
-
-    Returns:
-        `list[dict]`: new rows; those given are left as they are.
-
-    Raises:
-        `ValueError`: if `share` is no probability, or a solution has a single step.
+    begin with. A `ValueError` if `share` is not in [0, 1], or a solution has a single step.
     """
     return spoil(problems, share, seed, _leave_out_last_step)
 
@@ -179,20 +149,8 @@ def build_word_problem_tokenizer(templates: Sequence[WordProblemTemplate] = TEMP
     A tokenizer for the problems of [`generate_word_problems`] from these templates, with numbers of any size.
 
     Every token decodes to its own text, spaces included, so that decoding gives back the text that was encoded. The
-    marker `####` is the token `##` twice. Words that no problem has become the unknown token.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: as of [`~hf_evidenceflow.tasks.generated.word_level_tokenizer`].
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tasks import build_word_problem_tokenizer
-
-    >>> tokenizer = build_word_problem_tokenizer()
-    >>> tokenizer.convert_ids_to_tokens(tokenizer("12#### 5")["input_ids"])
-    ['1', '2', '##', '##', 'Ġ', '5']
-    ```
+    marker `####` is the token `##` twice. Words that no problem has become the unknown token. See
+    [`~hf_evidenceflow.tasks.generated.word_level_tokenizer`].
     """
     return word_level_tokenizer(_pieces(templates), _PIECE)
 

@@ -64,16 +64,8 @@ def merges_follow_ids(ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]]
     Whether "always join the pair whose union has the lowest id", which is tiktoken's rule, does what the merges do.
 
     It does if their products have rising ids, and each product, taken alone, comes by this rule to the two parts that
-    its merge joins: a word is then nothing but such pieces side by side.
-
-    Args:
-        ranks (`dict[bytes, int]`):
-            Ids of all tokens but the special ones.
-        merges (`list[tuple[bytes, bytes]]`):
-            Merges in their order.
-
-    Returns:
-        `bool`.
+    its merge joins: a word is then nothing but such pieces side by side. `ranks` are the ids of all tokens but the
+    special ones.
     """
     products = [ranks.get(left + right) for left, right in merges]
     if None in products or products != sorted(set(products)) or len(products) + 256 != len(ranks):
@@ -103,11 +95,7 @@ class ByteLevelCodec:
         use_tiktoken (`bool`, *optional*):
             Whether tiktoken encodes. If `None`, where it is installed and gives the tokenizer's ids.
 
-    Attributes:
-        uses_tiktoken (`bool`):
-            Whether it does.
-        separators (`list[str]`):
-            The special tokens.
+    Attributes: `uses_tiktoken`, whether it does; `separators`, the special tokens.
 
     Raises:
         `ValueError`: if the tokenizer is not byte-level or lacks some bytes, or tiktoken is asked for and its rule for
@@ -173,15 +161,7 @@ class ByteLevelCodec:
         return tiktoken.Encoding("codec", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
     def encode(self, data: bytes) -> np.ndarray:
-        """
-        Token ids of a text.
-
-        Args:
-            data (`bytes`): text, valid UTF-8 or not.
-
-        Returns:
-            `np.ndarray` of shape `(N,)`, uint16 or uint32.
-        """
+        """Token ids of a text, valid UTF-8 or not, of shape `(N,)` and type uint16 or uint32."""
         try:
             text, plain = data.decode("utf-8"), True
         except UnicodeDecodeError:

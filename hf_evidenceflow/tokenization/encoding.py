@@ -1,7 +1,7 @@
 """Encodes text files larger than memory into memory-mapped shards of token ids.
 
-A shard is a piece of a file that begins at a special token or behind a line. It counts as done once the JSON beside it
-stands, which is written last, so that an interrupted run goes on without a gap or a repeat.
+A shard is a piece of a file that begins at a special token or behind a line. It counts as done once the JSON next to
+it stands, which is written last, so that an interrupted run goes on without a gap or a repeat.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class EncodedCorpus:
 
     Args:
         shards (`list[np.ndarray]`): memory-mapped ids, each of shape `(tokens,)`, in the order of the text.
-        index (`dict`): what `index.json` holds: tokens, bytes, settings, and one entry for each shard.
+        index (`dict`): what `index.json` holds: tokens, bytes, settings, and one entry per shard.
     """
 
     shards: list[np.ndarray]
@@ -110,7 +110,7 @@ def encode_files(
 ) -> EncodedCorpus:
     """
     Encode text files into shards; what an interrupted call finished is not encoded again. Each shard is decoded and
-    compared with its text before it counts. Memory holds one piece of a file for each process.
+    compared with its text before it counts. Memory holds one piece of a file per process.
 
     Args:
         paths (`Sequence[str | os.PathLike]`):
@@ -126,22 +126,12 @@ def encode_files(
         progress (`bool`, *optional*, defaults to `False`):
             Whether a bar shows the bytes that are done.
 
-    Returns:
-        [`EncodedCorpus`]: the shards.
-
     Raises:
         `ValueError`: if the files hold no text, the tokenizer is not byte-level, or the folder holds shards of other
-            files or settings.
+        files
+            or settings.
         `FileNotFoundError`: if a file does not exist.
         `RuntimeError`: if a text does not come back from its ids.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tokenization.encoding import encode_files
-
-    >>> corpus = encode_files(["train.txt"], "outputs/tokenizer", "outputs/tokens", processes=8)
-    ```
     """
     codec = tokenizer if isinstance(tokenizer, ByteLevelCodec) else ByteLevelCodec(tokenizer)
     spans = all_pieces(paths, codec.separators, piece_bytes)
@@ -206,11 +196,7 @@ def _encode_all(codec, todo, processes):
 
 def load_encoded(folder: str | os.PathLike) -> EncodedCorpus:
     """
-    Open what [`encode_files`] wrote; the checksum of each shard is computed again (about 1.5 s for a GB).
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Its `output_dir`.
+    Open what [`encode_files`] wrote into a folder; the checksum of each shard is computed again (about 1.5 s per GB).
 
     Raises:
         `FileNotFoundError`: if there is no finished corpus, or a shard is gone.

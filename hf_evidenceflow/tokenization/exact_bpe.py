@@ -25,18 +25,7 @@ def train_merges(
     word_counts: Mapping[bytes, int], num_merges: int, progress: bool = False
 ) -> list[tuple[bytes, bytes]]:
     """
-    Learn merges from counted pre-tokens.
-
-    Args:
-        word_counts (`Mapping[bytes, int]`):
-            Occurrences by pre-token.
-        num_merges (`int`):
-            Merges to learn; fewer if every pre-token has become one token.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether a bar counts the merges.
-
-    Returns:
-        `list[tuple[bytes, bytes]]`: the merges, in order.
+    Learn up to `num_merges` merges, in order, from the occurrences of pre-tokens; fewer if each has become one token.
 
     Example:
 

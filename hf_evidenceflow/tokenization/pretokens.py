@@ -23,15 +23,8 @@ _WINDOW = 1 << 16
 
 def pieces(path: str | os.PathLike, separators: Sequence[str], size: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
     """
-    Cut a file into pieces of about `size` bytes that begin at a special token, so that no pre-token is cut.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            File.
-        separators (`Sequence[str]`):
-            Special tokens that stand between documents. With none of them in reach a piece ends behind a line.
-        size (`int`, *optional*, defaults to 16 MiB):
-            Bytes of a piece, about.
+    Cut a file into pieces of about `size` bytes that begin at a special token, so that no pre-token is cut. With none
+    of these `separators` in reach a piece ends behind a line.
 
     Yields:
         `tuple[int, int]`: first byte of a piece, and the one behind its last.
@@ -106,22 +99,15 @@ def count_pretokens(
     progress: bool = False,
 ) -> Counter:
     """
-    Count the pre-tokens of files. Memory holds the counts and one piece of a file for each process.
+    Count the pre-tokens of files, as bytes. Memory holds the counts and one piece of a file per process.
 
     Args:
         paths (`Sequence[str | os.PathLike]`):
             Text files.
         special_tokens (`Sequence[str]`, *optional*):
             Texts that are tokens of their own.
-        processes (`int`, *optional*, defaults to `1`):
-            Processes that read at the same time.
-        piece_bytes (`int`, *optional*, defaults to 16 MiB):
-            Bytes of a piece, about.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether a bar shows the bytes that are done.
-
-    Returns:
-        `Counter`: number of occurrences by pre-token, as bytes.
+        processes, piece_bytes, progress:
+            As in [`~hf_evidenceflow.tokenization.encoding.encode_files`].
 
     Raises:
         `ValueError`: if the files hold no text.

@@ -25,7 +25,7 @@ def train_tokenizer(
     progress: bool = False,
 ) -> PreTrainedTokenizerFast:
     """
-    Train a byte-level BPE tokenizer with GPT-2's pre-tokenisation.
+    Train a byte-level BPE tokenizer with GPT-2's pre-tokenization.
 
     Args:
         paths (`Sequence[str | os.PathLike]`):
@@ -43,20 +43,10 @@ def train_tokenizer(
         progress (`bool`, *optional*, defaults to `False`):
             Whether bars show the progress.
 
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: `save_pretrained` writes a folder that `AutoTokenizer` loads.
-
     Raises:
         `ValueError`: if the vocabulary has no room for the bytes and special tokens, the rule does not exist, or the
-            files hold no text.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.tokenization.training import train_tokenizer
-
-    >>> train_tokenizer(["corpus.txt"], vocab_size=10_000, tie_rule="greatest").save_pretrained("tokenizer")
-    ```
+        files
+            hold no text.
     """
     special_tokens = list(dict.fromkeys(special_tokens))
     least = BYTES + len(special_tokens)
@@ -93,13 +83,7 @@ def train_tokenizer(
 
 def from_merges(merges: Sequence[tuple[bytes, bytes]], special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """
-    A tokenizer out of merges.
-
-    Args:
-        merges (`Sequence[tuple[bytes, bytes]]`):
-            Merges in order.
-        special_tokens (`Sequence[str]`, *optional*):
-            Special tokens; they have the first ids, then come the 256 bytes, then the merges.
+    A tokenizer out of merges in order: special tokens have the first ids, then come the 256 bytes, then the merges.
     """
     letters = bytes_to_unicode()
 

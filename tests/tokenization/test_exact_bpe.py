@@ -1,4 +1,4 @@
-"""The exact trainer against the textbook one, and pre-tokenisation in pieces."""
+"""The exact trainer against the textbook one, and pre-tokenization in pieces."""
 
 import itertools
 import random
