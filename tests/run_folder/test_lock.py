@@ -49,6 +49,7 @@ def test_without_a_lock_that_works_the_note_of_a_live_process_counts(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_holder_frees_the_folder(tmp_path):
     code = "import sys, time; from hf_evidenceflow.run_folder.lock import hold_folder\n"

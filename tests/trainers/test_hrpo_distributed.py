@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from launching import launch
+from launching import launch, run_ranks
 from repository import RECIPES
 from safetensors.torch import load_file
 
@@ -37,7 +37,7 @@ def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(plain_ch
     for processes in (1, 2):
         folders.append(tmp_path / str(processes))
         folders[-1].mkdir()
-        launch("distributed_worker.py", plain_checkpoint, folders[-1], processes, processes=processes)
+        run_ranks("distributed_worker.py", plain_checkpoint, folders[-1], processes, processes=processes)
     one, two = folders
     expected = load_file(one / "gradients-0.safetensors")
     assert any("thinking_projection" in name for name in expected)
@@ -57,7 +57,7 @@ def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(plain_ch
 def test_generation_on_sharded_weights_is_that_on_whole_ones_when_processes_end_at_different_steps(
     plain_checkpoint, tmp_path
 ):
-    launch("fsdp_worker.py", plain_checkpoint, tmp_path)
+    run_ranks("fsdp_worker.py", plain_checkpoint, tmp_path)
     results = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     for found in results:
         for name in [name.removesuffix(".found") for name in found if name.endswith(".found")]:
@@ -73,7 +73,7 @@ def one_process(plain_checkpoint, tmp_path_factory):
     found = {}
     for mode in ("projection", "embedding"):
         folder = tmp_path_factory.mktemp("one-process")
-        launch("sharded_worker.py", plain_checkpoint, folder, "one", mode, "fp32", processes=1)
+        run_ranks("sharded_worker.py", plain_checkpoint, folder, "one", mode, "fp32", processes=1)
         found[mode] = load_file(folder / "fixed" / "model.safetensors")
     return found
 
@@ -102,7 +102,7 @@ def test_sharded_training_equals_one_process_and_resumes(
     """The real Trainer with accelerate's FSDP2 and DeepSpeed, on two CPU processes: updates, rollouts, checkpoints."""
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
-    launch("sharded_worker.py", plain_checkpoint, tmp_path, strategy, mode, kind)
+    run_ranks("sharded_worker.py", plain_checkpoint, tmp_path, strategy, mode, kind)
     if kind == "fp32":
         weights = load_file(tmp_path / "fixed" / "model.safetensors")
         for name, expected in one_process[mode].items():

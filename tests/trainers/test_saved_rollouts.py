@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from launching import launch
+from launching import run_ranks
 from saved_rollouts_worker import RecordsPlaces, make_trainer
 
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
@@ -137,7 +137,7 @@ def test_the_fingerprint_tells_data_apart_and_is_the_same_for_the_same_rows():
 def test_all_processes_use_the_saved_rollouts_or_none_does(whole, plain_checkpoint, tmp_path, caplog):
     """Two processes resume their own checkpoint, one with a file missing, and one process's; one resumes theirs."""
     one = Path(whole.args.output_dir, "checkpoint-2")
-    launch("saved_rollouts_worker.py", plain_checkpoint, tmp_path, one)
+    run_ranks("saved_rollouts_worker.py", plain_checkpoint, tmp_path, one)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["own"]["places"] == [4] and found["own"]["losses"] == found["whole"]["losses"]

@@ -143,6 +143,7 @@ def test_an_outlier_hardly_moves_the_fit():
     assert pytest.approx(HOFFMANN.E, rel=0.02) == fit.E
 
 
+@pytest.mark.slow
 def test_the_bootstrap_interval_of_noisy_runs_holds_the_truth_and_has_a_width():
     runs = runs_of(BESIROGLU, noise=0.005)
     fit = fit_parametric_loss(runs)
