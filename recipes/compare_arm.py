@@ -35,23 +35,9 @@ from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
-from hf_evidenceflow.tasks import (
-    build_graph_tokenizer,
-    build_word_problem_tokenizer,
-    grade,
-    gsm8k_reward,
-    make_careless,
-    make_sloppy,
-    prepare_gsm8k,
-    split_graph_problems,
-    split_word_problems,
-)
+from hf_evidenceflow.tasks import GENERATED_TASKS, grade, gsm8k_reward, prepare_gsm8k
 
 
-TASKS = {
-    "sums": (split_word_problems, make_sloppy, build_word_problem_tokenizer),
-    "graph": (split_graph_problems, make_careless, build_graph_tokenizer),
-}
 WARM_UP_DONE = "warm_up.json"
 
 
@@ -125,8 +111,8 @@ class ArmArguments:
     samples: int = 4
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        if self.task not in GENERATED_TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(GENERATED_TASKS)}, got {self.task!r}.")
         lowest = {"rl_steps": 0, "eval_steps": 1, "samples": 1, "max_new_tokens": 1, "warm_up_steps": 1}
         for name, least in lowest.items():
             if getattr(self, name) < least:
@@ -223,7 +209,7 @@ def train_warm_up(args: ArmArguments, problems: list[dict], tokenizer, folder: P
         "bos_token_id": None,
     }
     model = model_from_scratch("qwen2", sizes, tokenizer)
-    rows = TASKS[args.task][1](problems, args.wrong_share, seed=args.seed)
+    rows = GENERATED_TASKS[args.task].spoil(problems, args.wrong_share, seed=args.seed)
     short = torch.rand(len(rows), generator=torch.Generator().manual_seed(args.seed)) < args.short_share
     solutions = [shorten(row["answer"]) if cut else row["answer"] for row, cut in zip(rows, short.tolist())]
     dataset = Dataset.from_list(
@@ -329,10 +315,10 @@ def main(argv: list[str] | None = None) -> dict:
     transformers_logging.disable_progress_bar()
     start = time.perf_counter()
     with training_run(args.output_dir, overwrite=True, arm=args) as run:
-        split, _, build_tokenizer = TASKS[args.task]
+        task = GENERATED_TASKS[args.task]
         names = args.task_settings.get("names") if args.task == "graph" else None
-        tokenizer = build_tokenizer() if names is None else build_tokenizer(names)
-        splits = split(train=args.train_problems, test=args.test_problems, seed=args.seed, **args.task_settings)
+        tokenizer = task.build_tokenizer() if names is None else task.build_tokenizer(names)
+        splits = task.split(train=args.train_problems, test=args.test_problems, seed=args.seed, **args.task_settings)
         checkpoint = warm_up(args, splits["train"], tokenizer)
         train, test = (
             prepare_gsm8k(Dataset.from_list(rows), conversational=False, system_prompt=None)

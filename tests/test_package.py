@@ -32,3 +32,13 @@ def test_importing_loads_no_training_library():
     lines = "\n".join(line.strip() for line in script.splitlines())
     result = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_importing_the_tasks_and_the_data_loads_no_trainer():
+    script = (
+        "import sys, hf_evidenceflow.tasks, hf_evidenceflow.data; "
+        "loaded = {'trl', 'datasets', 'pandas', 'math_verify'} & set(sys.modules); assert not loaded, loaded"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -1,6 +1,6 @@
 """
 The tasks: one file each, which loads the problems, asks them, and grades the answers. `TASKS` names those that recipes
-take by `--task`; the generators of word problems and graph problems need no download.
+train on; `GENERATED_TASKS` those that a tiny model learns without any download, in GSM8K's format.
 
 All loaders take the same arguments:
 
@@ -78,7 +78,32 @@ TASKS = {
     "open_qa": Task(load_open_qa, open_qa_reward, None),
 }
 
+
+class GeneratedTask(NamedTuple):
+    """
+    A self-made task, graded by [`gsm8k_reward`].
+
+    Args:
+        split (`Callable`):
+            Makes the problems, `{"train": rows, "test": rows}`, from `train`, `test`, `seed` and settings of its own.
+        spoil (`Callable`):
+            Takes problems, a share and a `seed`, and gives so many of them a wrong or careless solution.
+        build_tokenizer (`Callable`):
+            Builds a tokenizer of the words of the problems.
+    """
+
+    split: Callable
+    spoil: Callable
+    build_tokenizer: Callable
+
+
+GENERATED_TASKS = {
+    "sums": GeneratedTask(split_word_problems, make_sloppy, build_word_problem_tokenizer),
+    "graph": GeneratedTask(split_graph_problems, make_careless, build_graph_tokenizer),
+}
+
 __all__ = [
+    "GENERATED_TASKS",
     "GRADERS",
     "GSM8K_SYSTEM_PROMPT",
     "MARKER",
@@ -89,6 +114,7 @@ __all__ = [
     "OPEN_QA_SYSTEM_PROMPT",
     "TASKS",
     "TEMPLATES",
+    "GeneratedTask",
     "Reward",
     "Task",
     "WordProblemTemplate",

@@ -155,6 +155,14 @@ def test_an_unknown_task_is_an_error(recipe, arguments, capsys):
         recipe.main([*arguments, "--task", "gsm9k"])
 
 
+@pytest.mark.parametrize(
+    ("task", "words"), [("open_qa", "Give `dataset_name_or_path`"), ("gsm9k", "must be one of gsm8k, math")]
+)
+def test_a_task_without_a_data_set_and_an_unknown_one_are_named(recipe, task, words):
+    with pytest.raises(ValueError, match=words):
+        recipe.ScriptArguments(task=task)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (RECIPES / "configs/hrpo_gsm8k").glob("*.yaml")))
 def test_every_settings_file_parses(recipe, name, tmp_path):
     settings = yaml.safe_load((RECIPES / "configs/hrpo_gsm8k" / name).read_text())

@@ -210,30 +210,7 @@ def test_error_of_a_gold_names_its_place_and_value():
 @pytest.mark.parametrize("grader", GRADERS)
 def test_no_text_raises(grader):
     rng = random.Random(0)
-    pieces = [
-        "####",
-        "#",
-        "1",
-        "25",
-        ",",
-        ".",
-        "/",
-        "0",
-        "-",
-        "\u2212",
-        "$",
-        "%",
-        " ",
-        "\n",
-        "x",
-        "\\frac",
-        "{",
-        "}",
-        "^",
-        "(",
-        ")",
-        "½",
-    ]
+    pieces = ["####", "25", "\u2212", "\\frac", *"#1,./0-$% \nx{}^()½"]
     for _ in range(60 if grader == "math_verify" else 2000):
         text = "#### " + "".join(rng.choice(pieces) for _ in range(rng.randrange(12)))
         assert grade(text, "25", grader) in (0.0, 1.0)
@@ -261,55 +238,3 @@ def test_missing_math_verify_is_an_error_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ImportError, match=r"pip install hf-evidenceflow\[math\]"):
         grade("no marker", "5", "math_verify")
-
-
-def test_reward_takes_strings():
-    assert gsm8k_reward(completions=["#### 5", "#### 6"], answer=["5", "5"]) == [1.0, 0.0]
-
-
-def test_reward_takes_chat_messages():
-    chat = [{"role": "assistant", "content": "2 + 3 = 5 #### 5"}]
-    assert gsm8k_reward(completions=[chat], answer=["5"]) == [1.0]
-
-
-def test_reward_takes_messages_of_text_parts():
-    chat = [{"role": "assistant", "content": [{"type": "text", "text": "#### "}, {"type": "text", "text": "5"}]}]
-    assert gsm8k_reward(completions=[chat], answer=["5"]) == [1.0]
-
-
-def test_reward_reads_the_assistant_only():
-    chat = [{"role": "tool", "content": "#### 5"}, {"role": "assistant", "content": "six"}]
-    assert gsm8k_reward(completions=[chat], answer=["5"]) == [0.0]
-
-
-def test_marker_in_two_messages_counts_twice():
-    chat = [{"role": "assistant", "content": "#### 5"}, {"role": "assistant", "content": "#### 5"}]
-    assert gsm8k_reward(completions=[chat], answer=["5"]) == [0.0]
-
-
-def test_reward_ignores_the_other_columns_of_a_trainer():
-    assert gsm8k_reward(
-        completions=["#### 5"], answer=["5"], prompts=["?"], completion_ids=[[1]], trainer_state=None
-    ) == [1.0]
-
-
-def test_reward_logs_the_share_of_unparsable_completions():
-    logged = {}
-    gsm8k_reward(["#### 5", "5", "#### 1/0", "#### 6"], ["5"] * 4, log_metric=logged.__setitem__)
-    assert logged == {"unparsable": 0.5}
-
-
-def test_reward_logs_the_extracted_answers():
-    logged = {}
-    gsm8k_reward(["#### $70,000", "5"], ["5", "5"], log_extra=logged.__setitem__)
-    assert logged == {"extracted_answer": ["70000", "[unparsable]"]}
-
-
-def test_reward_of_an_empty_batch_logs_no_share():
-    logged = {}
-    assert gsm8k_reward([], [], log_metric=logged.__setitem__) == [] and logged == {}
-
-
-def test_reward_without_one_gold_for_each_completion_is_an_error():
-    with pytest.raises(ValueError, match="got 2 completions and 1 answers"):
-        gsm8k_reward(["#### 5", "#### 6"], ["5"])

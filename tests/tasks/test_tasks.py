@@ -116,30 +116,7 @@ def test_time_is_linear_in_the_length_of_the_completion(reward, piece):
 @pytest.mark.parametrize("reward", REWARDS)
 def test_no_text_raises(reward):
     rng = random.Random(0)
-    pieces = [
-        "a",
-        "B",
-        "the ",
-        "1",
-        ".",
-        ")",
-        "(",
-        "$",
-        "\\boxed{",
-        "}",
-        "\\frac",
-        "{",
-        "^",
-        "!",
-        "\\(",
-        "\\)",
-        " ",
-        "\n",
-        "|",
-        "=",
-        "\\",
-        "²",
-    ]
+    pieces = ["the ", "\\boxed{", "\\frac", "\\(", "\\)", *"aB1.)($}{^! \n|=\\²"]
     for _ in range(40 if reward is math_reward else 2000):
         text = "#### " + "".join(rng.choice(pieces) for _ in range(rng.randrange(10)))
         assert reward([text], ["B"])[0] in (0.0, 1.0)
