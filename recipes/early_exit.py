@@ -70,7 +70,7 @@ class EarlyExitArguments:
         max_length (`int`, *optional*, defaults to `256`):
             Tokens of a document that are kept.
         batch_size (`int`, *optional*, defaults to `16`):
-            Documents in a pass.
+            Documents per pass.
         layers (`str`, *optional*, defaults to `"all"`):
             Exit layers of the sweep: `"all"`, `"every:k"` or `"last:k"`.
         criterion (`str`, *optional*, defaults to `"confidence"`):
@@ -87,7 +87,7 @@ class EarlyExitArguments:
         prompt_tokens (`int`, *optional*, defaults to `16`):
             Tokens of a prompt.
         max_new_tokens (`int`, *optional*, defaults to `64`):
-            Tokens that are decoded for a prompt at most.
+            Tokens that are decoded per prompt at most.
         rounds (`int`, *optional*, defaults to `5`):
             Rounds of the timing.
         device (`str`, *optional*):

@@ -110,7 +110,7 @@ class ScriptArguments:
             `blocks`, `documents` or `none`, see [`~hf_evidenceflow.data.packing.pack_rows`]. If not given, `blocks`;
             SFT takes `none` only.
         block_size (`int`, *optional*, defaults to `512`):
-            Tokens a row.
+            Tokens per row.
         cache_dir (`str`, *optional*):
             Keeps trained tokenizers and token ids for later runs on the same text. If not given, nothing is kept.
         task (`str`, *optional*, defaults to `"pretrain"`):

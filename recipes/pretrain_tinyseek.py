@@ -10,7 +10,7 @@ accelerate launch recipes/pretrain_tinyseek.py --config recipes/configs/pretrain
 GPU) and has not been run here. Options override the file; all of `pretrain_clm.py` are there, with fields of
 `TinySeekConfig` in `config_overrides`.
 
-The log has, beside loss and learning rate, how the experts are used (`router_max_load`, `router_load_entropy`,
+The log has, next to loss and learning rate, how the experts are used (`router_max_load`, `router_load_entropy`,
 `router_effective_experts`, `router_dead_experts`, `router_balance`), in training and as `eval_router_*`.
 
 Outputs: as of `pretrain_clm.py`.

@@ -14,7 +14,7 @@ Time: 15 seconds for a model of 0.3M parameters and one sentence on a CPU, most 
 Outputs, in `output_dir`:
 - `index.html`: the lens table, layers, trajectories and heat maps on one self-contained page;
 - `heat_maps/*.png`, `trajectories.png`: the same pictures as files;
-- `layer_tokens`, `layers`, `tokens`, each `.parquet` and `.csv`: one row a layer and token, a layer, a token;
+- `layer_tokens`, `layers`, `tokens`, each `.parquet` and `.csv`: one row per layer and token, per layer, per token;
 - `run.json`: the run record.
 """
 

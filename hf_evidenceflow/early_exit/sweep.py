@@ -71,7 +71,7 @@ def exit_sweep(
     chunk_size: int = 256,
 ) -> list[ExitQuality]:
     """
-    Measure the exit after each layer, all in one forward pass a batch.
+    Measure the exit after each layer, all in one forward pass per batch.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):

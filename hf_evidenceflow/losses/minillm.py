@@ -7,7 +7,7 @@ comes after (`Long`):
 
     grad L = E_y sum_t [ grad KL(q(. | y_<t) || p(. | y_<t))  -  R_(t+1) grad log q(y_t | y_<t) ]
 
-R_(t+1) is the sum of the rewards after t, or, length-normalised, their mean: a sum favours short completions. Samples
+R_(t+1) is the sum of the rewards after t, or, length-normalized, their mean: a sum favors short completions. Samples
 from a mixture of teacher and student, a p + (1 - a) q, are weighted with w_t.
 
 Deviations: the mean over all tokens, not the sum, so that the size does not depend on the length; R is divided by the

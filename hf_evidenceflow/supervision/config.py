@@ -108,7 +108,7 @@ class EvidenceFlowConfig:
         if self.apply_final_norm and self.objective == "deep_supervision":
             raise ValueError("`apply_final_norm=True` with 'deep_supervision': each layer has a norm of its own.")
         if self.apply_final_norm is False and self.objective in ("cross_entropy", "lens_kl"):
-            raise ValueError(f"`apply_final_norm=False` with {self.objective!r}: the head reads normalised states.")
+            raise ValueError(f"`apply_final_norm=False` with {self.objective!r}: the head reads normalized states.")
         if self.objective == "nitp" and self.layers != "all":
             raise ValueError(f"`layers={self.layers!r}` with 'nitp', which supervises the last layer only.")
 

@@ -4,7 +4,7 @@ Hooks on the outermost module keep the labels and add the term to the output's `
 their outputs; all act only in training mode with gradients. The outermost module, because PEFT calls the inner one's
 `forward` directly; decoder layers and not their sub-modules, because gradient checkpointing runs the latter twice.
 
-Source: the EvidenceFlow loss, `Loss_p = sum_i mean((F_i - T)^2)`, and its neighbours in `hf_evidenceflow.losses`.
+Source: the EvidenceFlow loss, `Loss_p = sum_i mean((F_i - T)^2)`, and its neighbors in `hf_evidenceflow.losses`.
 """
 
 from collections.abc import Iterator

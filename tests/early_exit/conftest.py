@@ -4,16 +4,13 @@ import pytest
 import torch
 from tiny_models import TINY
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
-    Gemma2ForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from hf_evidenceflow import EvidenceFlowConfig, evidence_flow
@@ -21,25 +18,24 @@ from hf_evidenceflow import EvidenceFlowConfig, evidence_flow
 
 LAYERS = 5
 SIZE = {**TINY, "num_hidden_layers": LAYERS}
-# A wide initialisation gives peaked distributions, in which a wrong state shows
+# A wide initialization gives peaked distributions, in which a wrong state shows
 WIDE = {"initializer_range": 0.2}
+
+
+SPECIAL = {name: SIZE[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**SIZE, **WIDE),
+    "qwen2": lambda: Qwen2Config(**SIZE, **WIDE, tie_word_embeddings=True),
+    "gemma2": lambda: Gemma2Config(**SIZE, **WIDE, head_dim=6, query_pre_attn_scalar=6, sliding_window=9),
+    "gpt_neox": lambda: GPTNeoXConfig(**{name: SIZE[name] for name in SIZES}, **SPECIAL, **WIDE),
+    "gpt2": lambda: GPT2Config(n_embd=24, n_layer=LAYERS, n_head=4, n_positions=128, **SPECIAL, **WIDE),
+}
 
 
 def make(family):
     torch.manual_seed(0)
-    if family == "llama":
-        return LlamaForCausalLM(LlamaConfig(**SIZE, **WIDE)).eval()
-    if family == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SIZE, **WIDE, tie_word_embeddings=True)).eval()
-    if family == "gemma2":
-        config = Gemma2Config(**SIZE, **WIDE, head_dim=6, query_pre_attn_scalar=6, sliding_window=9)
-        return Gemma2ForCausalLM(config).eval()
-    special = {name: SIZE[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
-    if family == "gpt_neox":
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        sizes = {name: SIZE[name] for name in (*names, "max_position_embeddings")}
-        return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **special, **WIDE)).eval()
-    return GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=LAYERS, n_head=4, n_positions=128, **special, **WIDE)).eval()
+    return AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
 
 
 @pytest.fixture(scope="session")

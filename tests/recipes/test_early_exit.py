@@ -1,6 +1,5 @@
 """The early-exit recipe end to end, in this process and at the smallest size; and what it says to bad input."""
 
-import importlib.util
 import json
 
 import pytest
@@ -9,15 +8,13 @@ from repository import RECIPES
 from tiny_models import TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_evidenceflow.recipes import early_exit
 from hf_evidenceflow.report.run_record import read_run_record
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("early_exit_recipe", RECIPES / "early_exit.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return early_exit
 
 
 @pytest.fixture

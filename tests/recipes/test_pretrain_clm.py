@@ -1,6 +1,5 @@
 """`recipes/pretrain_clm.py` end to end at the smallest size, and what it says to bad input."""
 
-import importlib.util
 import json
 
 import pytest
@@ -10,6 +9,7 @@ from repository import RECIPES
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evidenceflow.recipes import pretrain_clm
 from hf_evidenceflow.report.run_record import read_run_record
 from hf_evidenceflow.run_folder.manifest import write_manifest
 
@@ -33,10 +33,7 @@ GPT2 = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32}
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("pretrain_clm", RECIPES / "pretrain_clm.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pretrain_clm
 
 
 @pytest.fixture

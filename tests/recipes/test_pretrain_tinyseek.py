@@ -1,12 +1,12 @@
 """`recipes/pretrain_tinyseek.py`: the model that it makes, and what it logs."""
 
-import importlib
 import json
 
 import pytest
 from repository import RECIPES
 
 from hf_evidenceflow import TinySeekForCausalLM
+from hf_evidenceflow.recipes import pretrain_clm, pretrain_tinyseek
 from hf_evidenceflow.report.run_record import read_run_record
 
 
@@ -26,9 +26,8 @@ SMALL = {
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("pretrain_tinyseek")
+def recipe():
+    return pretrain_tinyseek
 
 
 def run(recipe, output, **options):
@@ -69,8 +68,6 @@ def test_a_bad_size_is_an_error_that_names_it(recipe, tmp_path):
 
 
 def test_the_published_settings_are_read(recipe):
-    from hf_evidenceflow.recipes import pretrain_clm
-
     parsed = pretrain_clm.RecipeParser(
         (recipe.TinySeekScriptArguments, pretrain_clm.EvidenceFlowArguments, pretrain_clm.PretrainingConfig)
     ).parse_args_and_config(["--config", str(CONFIGS / "paper.yaml"), "--bf16", "false"])

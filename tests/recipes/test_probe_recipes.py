@@ -1,31 +1,23 @@
 """The recipes that look at a model and at a run, in this process and at the smallest size."""
 
-import importlib.util
+import importlib
 import json
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from repository import RECIPES
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow.report.run_record import read_run_record
 
 
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def probe():
-    return load_recipe("probe")
+    return importlib.import_module("hf_evidenceflow.recipes.probe")
 
 
 @pytest.fixture(scope="module")
 def plot_run():
-    return load_recipe("plot_run")
+    return importlib.import_module("hf_evidenceflow.recipes.plot_run")
 
 
 @pytest.fixture
