@@ -24,7 +24,7 @@ def summarise_completions(
             Whether the completions are greedy, one per problem: their measure is called `"accuracy"`. That of `k`
             sampled ones is `"pass@1"` and `"pass@k"`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the bootstrap intervals, for several samples per problem.
+            Seed of the bootstrap intervals.
 
     Returns:
         `dict[str, Any]`: `"graders"`, with the measures of each grader as `{"value", "low", "high"}` and its
@@ -67,14 +67,7 @@ def accuracy_table(metrics: Mapping[str, Mapping[str, Any]], title: str | None =
     """
     Lay out the metrics of several decodings, or of several models, with all graders below each other.
 
-    Args:
-        metrics (`Mapping[str, Mapping]`):
-            Results of [`summarise_completions`] by the name to show.
-        title (`str`, *optional*):
-            Title of the table.
-
-    Returns:
-        [`~rich.table.Table`]: The table, one row per grader and measure.
+    `metrics` are results of [`summarise_completions`] by the name to show. One row per grader and measure.
     """
     table = Table(title=title, caption="Lengths are in tokens; truncated: ran into the longest length allowed.")
     for column in ("", "grader", "measure"):

@@ -15,19 +15,7 @@ _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
 def parse_chat_template_kwargs(given: dict | str | None) -> dict | None:
-    """
-    The value of an option `chat_template_kwargs`.
-
-    Args:
-        given (`dict`, `str` or `None`):
-            Arguments, also as JSON.
-
-    Returns:
-        `dict | None`: the arguments; `None` if the option was not given.
-
-    Raises:
-        `ValueError`: if it is no JSON object.
-    """
+    """The value of an option `chat_template_kwargs`, given as a dictionary or a JSON object; `None` stays `None`."""
     value = given
     if isinstance(given, str):
         try:
@@ -49,11 +37,8 @@ def evaluation_chat_template_kwargs(given: dict | None, model_path: str | os.Pat
         given (`dict` or `None`):
             Arguments; `{}` for none, whatever the training had.
         model_path (`str` or `os.PathLike`):
-            Folder of the model, or of a checkpoint in it, with the `run.json` of its training; or a name on the Hub,
-            which has no such record.
-
-    Returns:
-        `dict`: the arguments, possibly none.
+            Folder of the model, or of a checkpoint in it, whose `run.json` is read; or a name on the Hub, which has
+            no such record.
     """
     if given is not None:
         return given

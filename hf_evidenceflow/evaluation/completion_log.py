@@ -20,14 +20,8 @@ def claim_folder(output_dir: str | os.PathLike, settings: Mapping[str, Any]) -> 
     """
     Make sure that a folder's completions were, and will be, made with one set of settings.
 
-    As long as the folder holds no completion, its settings can still change.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Folder of the evaluation; made when missing.
-        settings (`Mapping[str, Any]`):
-            Settings that change the completions. Those known only later (such as a fingerprint of the weights) can be
-            left out at first and claimed by a second call.
+    As long as the folder holds no completion, its settings can still change. Settings that are known only later, such
+    as a fingerprint of the weights, can be claimed by a second call.
 
     Raises:
         ValueError: If a setting differs from the folder's, or if the folder holds something else.
@@ -86,13 +80,7 @@ class CompletionLog:
             self.rewrite(self.rows)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """
-        Add the rows of one batch; they are on disk when the method returns.
-
-        Args:
-            rows (`Iterable[Mapping]`):
-                One row per completion.
-        """
+        """Add the rows of one batch, one per completion; they are on disk when the method returns."""
         rows = [to_plain(row) for row in rows]
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(map(_line, rows))
@@ -102,13 +90,7 @@ class CompletionLog:
         self.batches_done += 1
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """
-        Replace the rows, such as by the same completions with new scores.
-
-        Args:
-            rows (`Iterable[Mapping]`):
-                All rows.
-        """
+        """Replace all rows, such as by the same completions with new scores."""
         self.rows = [to_plain(row) for row in rows]
         atomic_write_text(self.path, "".join(map(_line, self.rows)))
 
@@ -117,13 +99,8 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
     Read the rows of a JSON lines file up to the first line that a crash cut short, or that was changed since.
 
-    Args:
-        path (`str` or `os.PathLike`):
-            File to read; a missing file has no rows.
-
-    Returns:
-        `list[dict]`: The whole rows. A line that is no JSON object or does not have its checksum, and what comes after
-        it, is left out with a warning.
+    A line that is no JSON object or does not have its checksum, and what comes after it, is left out with a warning; a
+    missing file has no rows.
     """
     path, rows = Path(path), []
     if not path.exists() or path.stat().st_size == 0:

@@ -7,6 +7,7 @@ and its place in the plan. A run that starts at batch `n` thus gives what an uni
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +27,12 @@ class Completion:
     One generated completion.
 
     Args:
-        index (`int`):
-            Place of its prompt in the prompts given.
-        sample (`int`):
-            Number of the sample, from 0, among those of the same prompt.
-        prompt (`str`):
-            Prompt as the model saw it, chat template applied.
-        text (`str`):
-            Completion without special tokens.
-        prompt_tokens (`int`):
-            Length of the prompt in tokens.
-        completion_tokens (`int`):
-            Length of the completion in tokens, the end-of-sequence token included.
+        index, sample (`int`):
+            Place of its prompt in the prompts given, and number of the sample of that prompt, from 0.
+        prompt, text (`str`):
+            Prompt as the model saw it, chat template applied, and completion without special tokens.
+        prompt_tokens, completion_tokens (`int`):
+            Lengths, the end-of-sequence token included.
         finished (`bool`):
             Whether the completion ended by itself, as opposed to running into `max_new_tokens`.
         thinking_tokens (`int` or `None`):
@@ -64,20 +59,7 @@ class Completion:
 def render_prompts(
     tokenizer, prompts: Sequence[str | list[dict[str, str]]], chat_template_kwargs: dict | None = None
 ) -> tuple[list[str], list[list[int]]]:
-    """
-    Turn prompts into what the model sees.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer; with a chat template if there are chats among the prompts.
-        prompts (`Sequence[str | list[dict]]`):
-            Texts, or chats as lists of messages.
-        chat_template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template.
-
-    Returns:
-        `tuple[list[str], list[list[int]]]`: Rendered texts and their token ids.
-    """
+    """What the model sees of [`generate_completions`]' prompts: texts with the template applied, and token ids."""
     if len(prompts) == 0:
         raise ValueError("There are no prompts to complete. Check `max_samples` and the data set.")
     texts, ids = [], []
@@ -94,16 +76,8 @@ def plan_batches(lengths: Sequence[int], batch_size: int, num_samples: int = 1) 
     """
     Sort the samples to draw into batches of like lengths, the longest first, so that a lack of memory shows at once.
 
-    Args:
-        lengths (`Sequence[int]`):
-            Length of each prompt in tokens.
-        batch_size (`int`):
-            Completions per batch; the last batch may have fewer.
-        num_samples (`int`, *optional*, defaults to `1`):
-            Completions per prompt.
-
-    Returns:
-        `list[list[tuple[int, int]]]`: Batches of `(prompt index, sample number)`.
+    `lengths` are those of the prompts, in tokens. Batches hold pairs `(prompt index, sample number)`; the last one may
+    have fewer than `batch_size`.
     """
     if batch_size < 1 or num_samples < 1:
         raise ValueError(f"`batch_size` and `num_samples` must be at least 1, got {batch_size} and {num_samples}.")
@@ -138,26 +112,14 @@ def generate_completions(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Plain or thinking model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
         prompts (`Sequence[str | list[dict]]`):
-            Texts, or chats as lists of messages.
-        max_new_tokens (`int`):
-            Longest completion, in tokens.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Completions per batch.
-        num_samples (`int`, *optional*, defaults to `1`):
-            Completions per prompt.
+            Texts, or chats as lists of messages, for a tokenizer with a chat template.
+        batch_size, num_samples (`int`, *optional*, default to `16` and `1`):
+            Completions per batch, and per prompt.
         do_sample (`bool`, *optional*, defaults to `False`):
             Whether to sample; greedy otherwise.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Probability mass sampled from.
-        top_k (`int`, *optional*, defaults to `0`):
-            Number of tokens sampled from; `0` for all.
-        repetition_penalty (`float`, *optional*, defaults to `1.0`):
-            Penalty of repeated tokens; `1.0` is none.
+        temperature, top_p, top_k, repetition_penalty:
+            As in [`~transformers.GenerationConfig`]; the defaults (`top_k=0`) cut nothing off.
         seed (`int`, *optional*, defaults to `0`):
             Seed, at least 0. Each batch draws from its own stream.
         start_batch (`int`, *optional*, defaults to `0`):
@@ -183,7 +145,12 @@ def generate_completions(
     for index, row in enumerate(ids):
         check_token_ids(row, model, f"Prompt {index}")
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}
-    stop = _stop_tokens(model, tokenizer)
+    stop = stop_tokens(model, tokenizer)
+    if not stop:
+        raise ValueError(
+            "Neither the model's generation config nor the tokenizer has an end-of-sequence token, so no completion "
+            "could end by itself. Set `tokenizer.eos_token`."
+        )
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     check_token_ids([pad], model, "The padding of the tokenizer")
     config = own_generation_config(
@@ -204,9 +171,8 @@ def generate_completions(
     batches = plan_batches([len(row) for row in ids], batch_size, num_samples)
     for number, batch in enumerate(batches[start_batch:], start=start_batch):
         start = time.perf_counter()
-        batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
         rows, thinking, weights = _generate_batch(
-            model, tokenizer, [ids[index] for index, _ in batch], config, batch_seed, options
+            model, tokenizer, [ids[index] for index, _ in batch], config, (seed, number), options
         )
         seconds = (time.perf_counter() - start) / len(batch)
         yield [
@@ -226,8 +192,7 @@ def _generate_batch(model, tokenizer, prompts, config, seed, options):
     device, was_training = model.device, model.training
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), collect_thinking(tokenizer) as rollouts:
-            torch.manual_seed(seed)
+        with seeded(device, *seed), collect_thinking(tokenizer) as rollouts:
             output = model.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
@@ -263,28 +228,25 @@ def _completion(item, texts, ids, row, thinking, weights, stop, tokenizer, secon
     )
 
 
-def _stop_tokens(model, tokenizer) -> list[int]:
+def stop_tokens(model, tokenizer) -> list[int]:
+    """End-of-sequence tokens of the generation config, then the tokenizer's, without repeats."""
     saved = model.generation_config.eos_token_id
     saved = [] if saved is None else saved if isinstance(saved, list) else [saved]
-    stop = list(dict.fromkeys([*saved, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]))
-    if not stop:
-        raise ValueError(
-            "Neither the model's generation config nor the tokenizer has an end-of-sequence token, so no completion "
-            "could end by itself. Set `tokenizer.eos_token`."
-        )
-    return stop
+    return list(dict.fromkeys([*saved, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]))
+
+
+@contextmanager
+def seeded(device: torch.device, *seeds: int) -> Iterator[None]:
+    """Torch's random numbers from a stream that the seeds (such as a seed and a place) name; restored at the end."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        yield
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """
-    Tell two sets of weights apart, such as those of one folder before and after more training.
-
-    Args:
-        model (`torch.nn.Module`):
-            Model.
-
-    Returns:
-        `str`: Hash over the names, shapes and up to 512 spread-out elements of each tensor.
+    Tell two sets of weights apart, such as those of one folder before and after more training: a hash over the names,
+    shapes and up to 512 spread-out elements of each tensor.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

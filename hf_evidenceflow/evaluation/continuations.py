@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..rollouts.generation_settings import own_generation_config
+from .completions import seeded, stop_tokens
 
 
 DISTINCT = (1, 2, 3)
@@ -17,21 +17,8 @@ REPEATED = 4
 @dataclass(frozen=True)
 class Continuation:
     """
-    A generated continuation.
-
-    Attributes:
-        prompt (`int`):
-            Place of its prompt.
-        sample (`int`):
-            Number of the sample of that prompt, from 0.
-        text (`str`):
-            The text, without the prompt and special tokens.
-        tokens (`int`):
-            Its tokens, without the one that ended it.
-        finished (`bool`):
-            Whether it ended by itself.
-        repetition (`dict[str, float | None]`):
-            Its [`repetition_measures`].
+    A continuation: place of its prompt, number of the sample of that prompt from 0, text without special tokens,
+    number of tokens without the one that ended it, whether it ended by itself, and its [`repetition_measures`].
     """
 
     prompt: int
@@ -44,11 +31,7 @@ class Continuation:
 
 def repetition_measures(ids: Sequence[int]) -> dict[str, float | None]:
     """
-    How much a text repeats itself.
-
-    Args:
-        ids (`Sequence[int]`):
-            Token ids of one text.
+    How much a text of these token ids repeats itself.
 
     Returns:
         `dict[str, float | None]`: `distinct_1`, `distinct_2` and `distinct_3`, the share of the n-grams that differ
@@ -78,15 +61,8 @@ def repetition_measures(ids: Sequence[int]) -> dict[str, float | None]:
 
 def mean_repetition(continuations: Iterable[Continuation]) -> dict[str, float | None]:
     """
-    Means over continuations.
-
-    Args:
-        continuations (`Iterable[Continuation]`):
-            The continuations, at least one.
-
-    Returns:
-        `dict[str, float | None]`: the mean of each of [`repetition_measures`] over the continuations that are long
-        enough for it (`None` if none is), the mean number of `tokens`, and the share that `finished`.
+    The mean of each of [`repetition_measures`] over the continuations (at least one) that are long enough for it,
+    `None` if none is; the mean number of `tokens`, and the share that `finished`.
     """
     continuations = list(continuations)
     means = {}
@@ -112,34 +88,21 @@ def continue_prompts(
     seed: int = 0,
 ) -> list[Continuation]:
     """
-    Continue prompts, one at a time. Settings of the checkpoint's generation config do not slip in; the global random
-    state is left as it was.
+    Continue prompts, one at a time, by a causal LM in eval mode. Settings of the checkpoint's generation config do not
+    slip in; the global random state is left as it was.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal LM in eval mode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
         prompts (`Sequence[Sequence[int]]`):
             Token ids of the prompts.
-        max_new_tokens (`int`):
-            Tokens of a continuation at most.
         num_samples (`int`, *optional*, defaults to `0`):
-            Sampled continuations a prompt; `0` is one greedy continuation.
-        temperature, top_p (`float`, *optional*, default to `1.0`):
-            Sampling.
-        repetition_penalty (`float`, *optional*, defaults to `1.0`):
-            Penalty of tokens that stand in prompt or continuation, transformers' own; `1.0` is none.
-        no_repeat_ngram_size (`int`, *optional*, defaults to `0`):
-            n-grams of that size cannot stand twice; `0` allows it.
+            Sampled continuations per prompt; `0` is one greedy continuation.
+        temperature, top_p, repetition_penalty, no_repeat_ngram_size:
+            As in [`~transformers.GenerationConfig`]; the defaults change nothing.
         seed (`int`, *optional*, defaults to `0`):
             Seed, at least 0. Each sample of each prompt has its own stream.
 
     Returns:
         `list[Continuation]`: prompt by prompt, sample by sample.
-
-    Raises:
-        `ValueError`: if a prompt has no token.
 
     Example:
 
@@ -147,7 +110,7 @@ def continue_prompts(
     >>> continue_prompts(model, tokenizer, [tokenizer("Once upon a").input_ids], 32, repetition_penalty=1.2)[0].text
     ```
     """
-    stop = _stop_tokens(model, tokenizer)
+    stop = stop_tokens(model, tokenizer)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if num_samples else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop or [0])[0]
     config = own_generation_config(
@@ -167,8 +130,7 @@ def continue_prompts(
             raise ValueError(f"Prompt {place} has no token, so it cannot be continued. Give a longer one.")
         input_ids = torch.tensor([list(prompt)], device=device)
         for sample in range(max(1, num_samples)):
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(int(np.random.SeedSequence((seed, place, sample)).generate_state(1)[0]))
+            with seeded(device, seed, place, sample):
                 output = model.generate(
                     input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
                 )
@@ -181,16 +143,7 @@ def continue_prompts(
 
 
 def repetition_table(means: Mapping[str, Mapping]) -> tuple[str, list[str], list[list[str]]]:
-    """
-    The cells of a table that compares ways of decoding.
-
-    Args:
-        means (`Mapping[str, Mapping]`):
-            Results of [`mean_repetition`] by the name of the decoding.
-
-    Returns:
-        `tuple`: title, columns and rows.
-    """
+    """Title, columns and rows of a table that compares ways of decoding, given [`mean_repetition`] by their names."""
     columns = [*(f"distinct-{n}" for n in DISTINCT), f"repeated {REPEATED}-grams", "mean tokens", "finished"]
 
     def cells(mean):
@@ -198,10 +151,3 @@ def repetition_table(means: Mapping[str, Mapping]) -> tuple[str, list[str], list
         return [*("-" if share is None else f"{share:.3f}" for share in shares), f"{tokens:.1f}", f"{finished:.2f}"]
 
     return "Repetition of the continuations", ["decoding", *columns], [[name, *cells(means[name])] for name in means]
-
-
-def _stop_tokens(model, tokenizer) -> list[int]:
-    saved = model.generation_config.eos_token_id
-    saved = [] if saved is None else saved if isinstance(saved, list) else [saved]
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return list(dict.fromkeys([*saved, *own]))

@@ -28,14 +28,8 @@ class Evaluation:
     What an evaluation came to.
 
     Args:
-        task (`str`):
-            Its name, such as `"GSM8K"`.
-        dataset (`str`):
-            Hub name or path.
-        split (`str`):
-            Split.
-        problems (`int`):
-            Number of problems.
+        task, dataset, split (`str`), problems (`int`):
+            Name of the task, such as `"GSM8K"`, its data, and their number.
         settings (`Mapping[str, Any]`):
             What the completions depend on besides the weights.
         metrics (`Mapping[str, Mapping]`):
@@ -94,17 +88,10 @@ def why_no_card(model: str | os.PathLike) -> str | None:
 
 def add_evaluation(folder: str | os.PathLike, evaluation: Evaluation) -> Path:
     """
-    Write the result of an evaluation into a folder's model card: a section, and metadata (`model-index`). Those of the
-    same task and settings are replaced; the rest stays.
+    Write a result into the model card of a folder, for which [`why_no_card`] gives no reason; returns the card's path.
 
-    Args:
-        folder (`str` or `os.PathLike`):
-            A model's folder, for which [`why_no_card`] gives no reason.
-        evaluation ([`Evaluation`]):
-            The result.
-
-    Returns:
-        `Path`: the path of the card.
+    The card gets a section, and metadata (`model-index`). Those of the same task and settings are replaced; the rest
+    stays.
 
     Raises:
         `OSError`: if the card cannot be read or written.

@@ -22,17 +22,8 @@ TOKENS_AT_ONCE = 8192  # whose float32 copy of the logits is held at a time
 @dataclass(frozen=True)
 class TextScore:
     """
-    How well a number of tokens was predicted.
-
-    Attributes:
-        loss (`float`):
-            Mean cross-entropy, in nats per token.
-        perplexity (`float`):
-            `exp(loss)`.
-        accuracy (`float`):
-            Share of the tokens that were the most probable one.
-        tokens (`int`):
-            Predicted tokens.
+    How well so many predicted `tokens` were predicted: `loss` in nats per token, `perplexity = exp(loss)`, and
+    `accuracy`, the share of the tokens that were the most probable one.
     """
 
     loss: float
@@ -77,15 +68,13 @@ def next_token_losses(
     model: nn.Module, rows: torch.Tensor, chunk_size: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Loss of each token given all tokens before it in its row.
+    Loss of each token given all tokens before it in its row, by a causal LM in eval mode.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal LM in eval mode.
         rows (`torch.Tensor` of shape `(B, T)`):
             Token ids without padding, T at least 2.
         chunk_size (`int`, *optional*):
-            Tokens a pass; the passes of a row share a KV cache, so that only one chunk's logits are held. If `None`,
+            Tokens per pass; the passes of a row share a KV cache, so that only one chunk's logits are held. If `None`,
             all in one pass.
 
     Returns:
@@ -122,17 +111,9 @@ def score_text(model: nn.Module, ids: np.ndarray, block_size: int, batch_size: i
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal LM in eval mode.
         ids (`np.ndarray` of shape `(N,)`):
-            Token ids of the text.
-        block_size (`int`):
-            Tokens a row, 2 or more. The first token of a row is not predicted.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Rows a pass.
-
-    Returns:
-        [`TextScore`].
-
-    Raises:
-        `ValueError`: if the text has fewer than two tokens, or a setting is out of its range.
+            Token ids of the text, two or more.
+        block_size, batch_size (`int`):
+            Tokens per row, 2 or more, and rows per pass. The first token of a row is not predicted.
 
     Example:
 
@@ -169,27 +150,20 @@ def score_long_text(
     training length shows as a bucket whose perplexity jumps.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal LM in eval mode.
-        ids (`np.ndarray` of shape `(N,)`):
-            Token ids of the text.
+        model, ids:
+            As in [`score_text`].
         context_lengths (`Iterable[int]`):
-            Tokens a row, 2 or more and at most N each. A row is passed in chunks with the KV cache.
+            Tokens per row, 2 or more and at most N each. A row is passed in chunks with the KV cache.
         bucket_size (`int`, *optional*):
-            Positions a bucket. If `None`, the smallest context length.
-        chunk_size (`int`, *optional*, defaults to `512`):
-            Tokens of a row in a pass.
-        tokens_per_pass (`int`, *optional*, defaults to `4096`):
-            Tokens of all rows that share a cache, at least one row.
+            Positions per bucket. If `None`, the smallest context length.
+        chunk_size, tokens_per_pass (`int`, *optional*, default to `512` and `4096`):
+            Tokens of a row in a pass, and of all rows that share a cache, at least one row.
         max_tokens (`int`, *optional*):
             Tokens of the text that are used, from its start, at least one row of the longest length. If `None`, as
             many as fill rows of the longest length.
 
     Returns:
         `list[ContextScore]`: one for each length, the shortest first.
-
-    Raises:
-        `ValueError`: if a setting is out of its range, or the text is shorter than a row.
     """
     lengths = sorted(set(context_lengths))
     bucket_size = bucket_size if bucket_size is not None or not lengths else lengths[0]
@@ -233,15 +207,8 @@ def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:
 
 def position_limit(model: nn.Module) -> int | None:
     """
-    Longest input of a model that looks positions up in a table, such as GPT-2 or OPT.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal LM.
-
-    Returns:
-        `int` or `None`: its number of positions; `None` for a model that computes its positions, such as Llama, which
-        takes longer inputs than `max_position_embeddings`.
+    Longest input of a causal LM that looks positions up in a table, such as GPT-2 or OPT; `None` for one that computes
+    them, such as Llama, which takes longer inputs than `max_position_embeddings`.
     """
     base = base_causal_lm(model)
     positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -255,16 +222,7 @@ def position_limit(model: nn.Module) -> int | None:
 
 
 def perplexity_tables(scores: Sequence[ContextScore]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """
-    The cells of the tables of [`score_long_text`].
-
-    Args:
-        scores (`Sequence[ContextScore]`):
-            Its results.
-
-    Returns:
-        `list[tuple]`: title, columns and rows: a table of the lengths, and one of the longest length's buckets.
-    """
+    """Title, columns and rows of a table of [`score_long_text`]'s lengths, and of one of the longest one's buckets."""
     columns = ["loss", "perplexity", "accuracy", "tokens"]
 
     def cells(score):

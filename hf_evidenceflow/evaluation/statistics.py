@@ -30,17 +30,8 @@ class PairedDifference(NamedTuple):
 
 class SampleComparison(NamedTuple):
     """
-    Two arms on the same samples.
-
-    Args:
-        samples (`int`):
-            Different samples.
-        pairs (`int`):
-            Pairs of a sample and a seed.
-        difference (`float`), low (`float`), high (`float`):
-            Mean difference with its bootstrap interval over the samples, each averaged over the seeds.
-        p_value (`float`, *optional*):
-            McNemar's exact test on all pairs; `None` if the values are not all 0 or 1.
+    Two arms on the same samples: the number of `samples` and of `pairs` of a sample and a seed, the mean `difference`
+    with its bootstrap interval over the samples, each averaged over the seeds, and [`mcnemar`] on all pairs.
     """
 
     samples: int
@@ -74,23 +65,11 @@ def mean_interval(
     rates: Sequence[float], confidence: float = 0.95, seed: int = 0, n_resamples: int = 9_999
 ) -> Interval:
     """
-    Bootstrap interval of a mean over problems, for several samples per problem.
+    Bootstrap interval of a mean over problems, for several samples per problem: one rate in [0, 1] per problem, such
+    as its share of right samples.
 
-    The problems are resampled, not the samples: samples of one problem are not independent of each other.
-
-    Args:
-        rates (`Sequence[float]`):
-            One rate in [0, 1] per problem, such as its share of right samples.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Confidence level.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the resampling.
-        n_resamples (`int`, *optional*, defaults to `9999`):
-            Number of resamples.
-
-    Returns:
-        [`Interval`]: The mean with its interval. If all problems are at 0, or all at 1, no resample differs; Wilson's
-        interval over the problems is given then.
+    The problems are resampled, not the samples: samples of one problem are not independent of each other. If all
+    problems are at 0, or all at 1, no resample differs; Wilson's interval over the problems is given then.
     """
     rates = np.asarray(rates, dtype=float)
     if rates.ndim != 1 or rates.size == 0 or not ((rates >= 0) & (rates <= 1)).all():
@@ -120,19 +99,9 @@ def mean_t_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 def paired_t_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """
-    Difference of two arms over the seeds that both have.
+    Difference of two arms over the same seeds, in the same order, with the t interval.
 
-    Args:
-        first (`Sequence[float]`):
-            Metric of the baseline, one value per seed.
-        second (`Sequence[float]`):
-            Metric of the arm, of the same seeds in the same order.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Confidence level.
-
-    Returns:
-        [`PairedDifference`]: With the t interval and the p-value of the paired t-test; `None` where the differences
-        have no spread, as with one seed.
+    The p-value is that of the paired t-test; `None` where the differences have no spread, as with one seed.
     """
     from scipy import stats
 
@@ -152,15 +121,9 @@ def paired_difference(
     n_resamples: int = 9_999,
 ) -> PairedDifference:
     """
-    Compare two systems on the same problems: paired bootstrap for the size, [`mcnemar`] for the sign.
+    Compare two systems by their score on each problem: paired bootstrap for the size, [`mcnemar`] for the sign.
 
-    Args:
-        first (`Sequence[float]`):
-            Score per problem of the first system, such as the control.
-        second (`Sequence[float]`):
-            Score per problem of the second system, in the same order.
-        confidence, seed, n_resamples:
-            As in [`mean_interval`].
+    `first` is such as the control; `second` has the same problems in the same order.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape or first.ndim != 1 or first.size == 0:
@@ -175,14 +138,8 @@ def paired_difference(
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float | None:
     """
-    P-value of McNemar's exact test that two systems are equally often right.
-
-    Args:
-        first, second (`np.ndarray`):
-            Scores of the same problems, of one shape.
-
-    Returns:
-        `float` or `None`: `None` if the scores are not all 0 or 1.
+    P-value of McNemar's exact test that two systems are equally often right, from scores of one shape; `None` if they
+    are not all 0 or 1.
     """
     from scipy.stats import binomtest
 
@@ -196,17 +153,10 @@ def compare_samples(
     pairs: Sequence[tuple[Mapping[Any, float], Mapping[Any, float]]], seed: int = 0
 ) -> SampleComparison | None:
     """
-    Compare two arms sample by sample.
+    Compare two arms sample by sample: for each seed, value by sample id of the baseline and of the arm.
 
-    Args:
-        pairs (`Sequence[tuple[Mapping, Mapping]]`):
-            For each seed, value by sample id of the baseline and of the arm.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the bootstrap.
-
-    Returns:
-        [`SampleComparison`] or `None`: `None` if no sample is in all of them. McNemar's test takes the seeds' answers
-        to one sample as independent; the bootstrap does not.
+    `None` if no sample is in all of them. McNemar's test takes the seeds' answers to one sample as independent; the
+    bootstrap does not.
     """
     shared = set.intersection(*(set(values) for pair in pairs for values in pair)) if pairs else set()
     if not shared:
@@ -231,15 +181,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     """
     Unbiased estimate of the chance that at least one of `k` samples is right: `1 - C(n - c, k) / C(n, k)`.
 
-    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1.
+    `n` samples were drawn for the problem, of which `c` are right; `k` is at most `n`.
 
-    Args:
-        n (`int`):
-            Samples drawn for the problem.
-        c (`int`):
-            Right samples among them.
-        k (`int`):
-            Samples allowed, at most `n`.
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1.
     """
     if not 1 <= k <= n:
         raise ValueError(f"`k` must be in [1, n], got k={k}, n={n}. Draw more samples per problem.")

@@ -1,5 +1,6 @@
 """What all pictures share: a figure that leaves the process's matplotlib state alone, colours, and saving."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ def save_figure(figure, path: str | os.PathLike) -> Path:
     Returns:
         `Path`: The path written.
     """
+    picture = io.BytesIO()  # drawing takes long, and a process killed meanwhile would leave the temporary file
+    figure.savefig(picture, format="png")
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        temporary.write_bytes(picture.getvalue())
     return Path(path)
