@@ -7,7 +7,7 @@ PYTEST_OPTIONS = -n $(WORKERS) --dist worksteal
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
 
-.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed lint format install clean
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed docs test-docs lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -64,6 +64,14 @@ $(VENV)-deepspeed/.installed: constraints.txt setup.cfg pyproject.toml
 		--no-build-isolation deepspeed==0.19.8
 	touch $@
 
+# The pages, into site/: any broken link or name is an error, and nothing is downloaded
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+# Every command and snippet of README and docs that is marked as runnable, in a fresh clone of the last commit
+test-docs: $(VENV)/.installed
+	$(RUN) docs/run_commands.py
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -73,4 +81,4 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf site $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,4 +1,4 @@
-"""What mkdocs does besides its plugins: results and notebooks become pages, and a room's public names its reference."""
+"""What mkdocs does besides its plugins: pages of results and notebooks, and the public names of a room."""
 
 import base64
 import importlib
@@ -46,7 +46,9 @@ def public_names(room: str) -> str:
         for value in names.values()
         if getattr(value, "__qualname__", None) and f"{value.__module__}.".startswith(f"hf_evidenceflow.{room}.")
     }
-    found = {name.removeprefix("hf_evidenceflow.") if room == "patches" else name for name in found}  # as the files lie
+    found = {
+        name.removeprefix("hf_evidenceflow.") if room == "patches" else name for name in found
+    }  # as the files lie
     return "\n\n".join(f"::: {name}" for name in sorted(found, key=lambda name: name.rsplit(".", 1)[1].lower()))
 
 
