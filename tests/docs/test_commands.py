@@ -68,7 +68,7 @@ def check_command(words):
     if words[0] == "hf-evidenceflow":
         check_evidenceflow(words[1:])
     elif words[0] == "make":
-        assert re.search(rf"^{words[1]}:|^\.PHONY:.* {words[1]}\b|^course-", (ROOT / "Makefile").read_text(), re.M)
+        assert words[1] in make_targets(), words[1]
     elif words[0] == "pip":
         check_extras(words)
     elif "-m" in words and words[0] == "python":
@@ -78,6 +78,12 @@ def check_command(words):
             if re.match(r"(recipes|benchmarks|docs)/.*\.py$", word):
                 check_script(word, words[index + 1 :])
                 break
+
+
+def make_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    (course,) = re.findall(r"^COURSE = ((?:.*\\\n)*.*)$", makefile, re.M)
+    return {*re.findall(r"^([\w-]+):", makefile, re.M), *(f"course-{name}" for name in re.findall(r"\w+", course))}
 
 
 def check_script(path, words):
