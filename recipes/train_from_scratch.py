@@ -22,7 +22,6 @@ from pathlib import Path
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTTrainer
 
@@ -31,6 +30,7 @@ from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.resumable_trainer import ResumableTrainerMixin
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import generate_word_problems, load_gsm8k, prepare_gsm8k
+from hf_evidenceflow.tokenization.training import train_backend
 from hf_evidenceflow.trainers.precision import DeviceSFTConfig
 
 
@@ -101,20 +101,8 @@ def save_problems(problems: Dataset, output_dir: str) -> None:
 
 def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with single digits, padding on the left and the chat template above."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|pad|>", "<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=train_backend(texts, vocab_size, ["<|pad|>", "<|end|>"], digits=True),
         pad_token="<|pad|>",
         eos_token="<|end|>",
         padding_side="left",

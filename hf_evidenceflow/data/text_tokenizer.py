@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from ..tokenization.training import BYTES, train_backend
 from .text import END_OF_TEXT
 
 
 PAD = "<|pad|>"
-BYTES = 256
 
 
 def train_text_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -22,17 +22,7 @@ def train_text_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTraine
         raise ValueError(
             f"`train_vocab_size` must be at least {BYTES + 2} (256 bytes and 2 special tokens), got {vocab_size}."
         )
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(documents, trainer)
-    return wrap_tokenizer(backend)
+    return wrap_tokenizer(train_backend(documents, vocab_size, [END_OF_TEXT, PAD]))
 
 
 def wrap_tokenizer(backend: Tokenizer) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """Trains byte-level BPE tokenizers on files, with `tokenizers` or with the exact rule for ties."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -63,22 +63,36 @@ def train_tokenizer(
     spans = all_pieces(paths, special_tokens, _TEXT_BYTES)
     if not spans:
         raise ValueError(f"The files hold no text to train on: {', '.join(map(str, paths))}.")
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special_tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=progress,
-    )
     # Bytes that are no UTF-8 cannot be handed over; they are tokens of their own anyway
     texts = (
         text.encode(errors="ignore").decode()
         for span in spans
         for text in read_texts(span[0], special_tokens, span[1])
     )
+    return _wrap(train_backend(texts, vocab_size, special_tokens, progress=progress), special_tokens)
+
+
+def train_backend(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str], digits: bool = False, progress: bool = False
+) -> Tokenizer:
+    """
+    A byte-level BPE `tokenizers.Tokenizer` of texts, special tokens first and then the 256 bytes; with `digits` each
+    digit is a token of its own.
+    """
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]) if digits else byte_level
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
     backend.train_from_iterator(texts, trainer)
-    return _wrap(backend, special_tokens)
+    return backend
 
 
 def from_merges(merges: Sequence[tuple[bytes, bytes]], special_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
