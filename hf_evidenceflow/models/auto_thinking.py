@@ -94,7 +94,7 @@ def _load_adapter(path_or_id, adapter, location, kwargs):
             "of its training, such as `thinking_mode='projection'`."
         )
     model = load_checked(cls, base, **at_base, **settings | kwargs)
-    model.config._name_or_path = path_or_id  # where the tokenizer is
+    model.config.name_or_path = path_or_id  # where the tokenizer is
     with naming_folder(path_or_id):
         model = PeftModel.from_pretrained(model, path_or_id, **location)
     for name, value in given.items():  # the adapter has set its own

@@ -70,7 +70,7 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
     Raises:
         `ValueError`: with the argument, and what to do.
     """
-    has_reference = isinstance(model, str) or config._name_or_path or has_adapter
+    has_reference = isinstance(model, str) or config.name_or_path or has_adapter
     if args.beta != 0 and not has_reference:
         raise ValueError(
             f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "

@@ -145,7 +145,7 @@ class HRPOTrainer(
         check_generation_kwargs(args, self.thinking_mode)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
-        name = model if isinstance(model, str) else config._name_or_path
+        name = model if isinstance(model, str) else config.name_or_path
         if name and processing_class is None:
             # TRL's AutoProcessor would take a tokenizer of the model's family, whatever was saved
             processing_class = load_tokenizer(

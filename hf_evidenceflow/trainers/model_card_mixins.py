@@ -43,7 +43,7 @@ class ModelCardMixin:
         model = self.accelerator.unwrap_model(self.model)
         adapter = is_peft_model(model)
         config = (model.get_base_model() if adapter else model).config
-        base = model.active_peft_config.base_model_name_or_path if adapter else config._name_or_path
+        base = model.active_peft_config.base_model_name_or_path if adapter else config.name_or_path
         dataset = dataset_name or self.model_card_dataset
         title = model_name or (self.args.hub_model_id or Path(self.args.output_dir).resolve().name).split("/")[-1]
         thinks = config.model_type.startswith("thinking_") and config.thinking_mode != "none"

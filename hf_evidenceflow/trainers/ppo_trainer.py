@@ -105,7 +105,7 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = PPOConfig(f"{name.split('/')[-1]}-PPO")
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        if args.beta and not (isinstance(model, str) or model.config._name_or_path or has_adapter):
+        if args.beta and not (isinstance(model, str) or model.config.name_or_path or has_adapter):
             raise ValueError(
                 f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
                 "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "

@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from transformers import Trainer
 
 from ..callbacks.training_clock import TrainingClock
@@ -106,7 +107,7 @@ class CausalLMEvaluationMixin:
         Differs from Trainer in what it keeps: three sums a row instead of all logits. The model gets no labels, so
         that no auxiliary loss is computed.
         """
-        inputs = dict(self._prepare_inputs(inputs))
+        inputs = send_to_device(dict(inputs), self.args.device)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = next_token_sums(model(**inputs).logits, labels)

@@ -415,7 +415,7 @@ class ThinkingGenerationMixin:
         if tokenizer is None and collector is not None:
             tokenizer = collector.tokenizer
         if tokenizer is None:
-            path = self.config._name_or_path
+            path = self.config.name_or_path
             try:
                 if not path:
                     raise OSError("the model was not loaded from a folder or the Hub")
