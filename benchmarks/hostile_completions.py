@@ -30,7 +30,7 @@ from hostile_texts import LONG, draw
 from rich.console import Console
 
 from hf_evidenceflow.atomic_write import atomic_write_text
-from hf_evidenceflow.evaluation.accuracy import summarise_completions
+from hf_evidenceflow.evaluation.accuracy import summarize_completions
 from hf_evidenceflow.evaluation.completion_log import CompletionLog
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.report.tables import markdown_table
@@ -114,7 +114,7 @@ def log_and_show(rows: list[dict], folder: str, name: str) -> None:
     if [row["completion"] for row in CompletionLog(path, plan).rows] != [row["completion"] for row in rows]:
         raise ValueError("completions came back changed from the log")
     path.unlink()
-    json.dumps(summarise_completions(rows, list(rows[0]["scores"]), greedy=True))
+    json.dumps(summarize_completions(rows, list(rows[0]["scores"]), greedy=True))
     texts = [row["completion"] for row in rows]
     print_samples(texts, texts, console=Console(file=io.StringIO(), width=100))
 

@@ -51,8 +51,8 @@ COMPARISONS = {
 }
 # Label of the y axis -> where the curve stands in a run, and its key
 CURVES = {
-    "training loss (nats a token)": ("log", "loss"),
-    "validation loss (nats a token)": ("evals", "eval_loss"),
+    "training loss (nats per token)": ("log", "loss"),
+    "validation loss (nats per token)": ("evals", "eval_loss"),
     "gradient norm": ("log", "grad_norm"),
 }
 # CS336, assignment 1: one run each, read from plots. Vanilla has sinusoidal positions, ReLU and tied embeddings.
@@ -145,10 +145,10 @@ def draw(runs, path: Path, skip: int) -> None:
     places = figure.subplots(lines, 3, squeeze=False).ravel()
     for axes, (title, arms, label, rows, key) in zip(places, panels):
         lowest = math.inf
-        for arm, colour in zip(arms, COLOURS):
+        for arm, color in zip(arms, COLOURS):
             steps, values = seed_curves(runs[arm], rows, key, skip)
-            axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
-            axes.plot(steps, values.mean(1), "o-" if len(steps) < 3 else "-", color=colour, label=arm, linewidth=1)
+            axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.2, linewidth=0)
+            axes.plot(steps, values.mean(1), "o-" if len(steps) < 3 else "-", color=color, label=arm, linewidth=1)
             lowest = min(lowest, values.min())
         if key != "grad_norm":
             axes.set_ylim(lowest - 0.05, lowest + 1.5)  # the end is where the arms can be told apart

@@ -48,7 +48,7 @@ class ArmArguments:
         output_dir (`str`, *optional*, defaults to `"outputs/arm"`):
             Folder of the arm and seed.
         warm_up_dir (`str`, *optional*, defaults to `"outputs/warm-up"`):
-            Folder of the warm starts, one a seed.
+            Folder of the warm starts, one per seed.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the problems, the weights and the sampling.
         task (`str`, *optional*, defaults to `"sums"`):

@@ -12,7 +12,7 @@ This is `run_experiment.py` with the grid `recipes/configs/run_experiment/crossl
 with a live `status.html`, the same options. `smoke.yaml` takes about four minutes on two CPU cores, the whole grid
 63 runs of one to three minutes each.
 
-Outputs, in `output_dir`: those of `run_experiment.py`; `ranking.md`, the differences to base beside the published
+Outputs, in `output_dir`: those of `run_experiment.py`; `ranking.md`, the differences to base next to the published
 ones; `parameters/VARIANT/`, what the variants with parameters of their own learned (first seed): values by layer,
 effective scales, a picture.
 """

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from hf_evidenceflow.atomic_write import atomic_write_json
-from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarise_completions
+from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarize_completions
 from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.evaluation.completion_log import CompletionLog, claim_folder
 from hf_evidenceflow.evaluation.completions import (
@@ -96,7 +96,7 @@ class EvaluateArguments:
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Longest completion, in tokens.
         num_samples (`int`, *optional*, defaults to `0`):
-            Sampled completions per problem, besides the greedy one.
+            Sampled completions per problem, next to the greedy one.
         temperature (`float`, *optional*, defaults to `0.5`):
             Temperature of the sampled completions.
         top_p (`float`, *optional*, defaults to `1.0`):
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> dict:
         metrics = {"problems": len(problems)}
         for decoding in rows:
             greedy = decoding == "greedy"
-            metrics[decoding] = summarise_completions(rows[decoding], args.graders, greedy=greedy, seed=args.seed)
+            metrics[decoding] = summarize_completions(rows[decoding], args.graders, greedy=greedy, seed=args.seed)
         atomic_write_json(Path(args.output_dir) / "metrics.json", metrics)
         record.add(metrics=metrics)
     print_report(metrics, rows["greedy"], args)

@@ -11,7 +11,7 @@ and prompts, without the long text:
 
 ```bash
 python recipes/evaluate_lm.py --model_name_or_path outputs/llama-sft --output_dir outputs/llama-sft-evaluation \
-    --dataset_name_or_path validation.txt --no_long_text --prompts "How are you?" "Name a colour." \
+    --dataset_name_or_path validation.txt --no_long_text --prompts "How are you?" "Name a color." \
     --prompt_template "User: {prompt}\\nAssistant:" --temperature 0.7 --top_p 0.9 --repetition_penalty 1.3
 ```
 
@@ -91,7 +91,7 @@ class EvaluateLMArguments:
         perplexity, long_text, top_predictions, continuations (`bool`, *optional*, default to `True`):
             The parts; `--no_long_text` leaves one out.
         block_size, batch_size (`int`, *optional*, default to `512` and `8`):
-            Tokens a row, and rows a pass, of the perplexity.
+            Tokens per row, and rows per pass, of the perplexity.
         context_lengths (`list[str]`, *optional*, defaults to `128,256,512,1024,2048`):
             Row lengths of the long text, with commas or spaces between them. Without the option, those that the text
             fills.
@@ -104,7 +104,7 @@ class EvaluateLMArguments:
         prompts (`list[str]`, *optional*):
             Prompts.
         prompts_file (`str`, *optional*):
-            Instead: a text file with a prompt a line, or a data file with a `prompt` column and possibly
+            Instead: a text file with one prompt per line, or a data file with a `prompt` column and possibly
             `completion`, whose first token is then the actual next one. With neither, documents' beginnings.
         max_prompts, prompt_tokens (`int`, *optional*, default to `4` and `16`):
             Number of those beginnings, and their tokens.
@@ -122,7 +122,7 @@ class EvaluateLMArguments:
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Tokens of a continuation at most.
         num_samples (`int`, *optional*, defaults to `1`):
-            Sampled continuations a prompt, besides the greedy one.
+            Sampled continuations per prompt, next to the greedy one.
         temperature, top_p (`float`, *optional*, default to `0.8` and `0.95`):
             Sampling.
         repetition_penalty (`float`, *optional*, defaults to `1.2`):
@@ -220,8 +220,11 @@ def load_text(args: EvaluateLMArguments) -> list[str]:
         documents = generate_documents(args.generated_documents, max(1, args.generated_documents // 10))[1]
     else:
         documents = load_documents(
-            *(args.dataset_name_or_path, args.dataset_split, args.dataset_config),
-            *(args.text_column, args.document_separator),
+            args.dataset_name_or_path,
+            args.dataset_split,
+            args.dataset_config,
+            args.text_column,
+            args.document_separator,
         )
     return documents[: args.max_documents]
 
@@ -361,7 +364,12 @@ def evaluate(model, tokenizer, args: EvaluateLMArguments) -> tuple[dict, dict[st
         if limit is None and trained is not None and max(lengths) > trained:
             notes.append(f"The model's `max_position_embeddings` is {trained}: behind it, it extrapolates.")
         scores = score_long_text(
-            *(model, ids, lengths, args.bucket_size, args.chunk_size), max_tokens=args.long_text_tokens
+            model,
+            ids,
+            lengths,
+            bucket_size=args.bucket_size,
+            chunk_size=args.chunk_size,
+            max_tokens=args.long_text_tokens,
         )
         results["long_text"] = scores
         tables["Long text"] = perplexity_tables(scores)
@@ -369,7 +377,7 @@ def evaluate(model, tokenizer, args: EvaluateLMArguments) -> tuple[dict, dict[st
         results["top_predictions"], tables["Most probable next tokens"] = [], []
         for prompt in prompts:
             predictions = top_predictions(
-                *(model, tokenizer, prompt["ids"], args.top_k, args.every_position, prompt["next_id"])
+                model, tokenizer, prompt["ids"], args.top_k, args.every_position, next_id=prompt["next_id"]
             )
             results["top_predictions"].append({"prompt": prompt["text"], "positions": predictions})
             tables["Most probable next tokens"].append(prediction_table(repr(prompt["text"]), predictions))

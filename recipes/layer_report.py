@@ -7,9 +7,10 @@ python recipes/layer_report.py --config recipes/configs/run_experiment/loss_p.ya
 ```
 
 Takes the finished final runs of `recipes/run_experiment.py` over `recipes/pretrain_clm.py`, and reads the validation
-text that their run records name. About two seconds a run on one CPU core.
+text that their run records name. About two seconds per run on one CPU core.
 
-Outputs, in `output_dir`: `layers.jsonl` (one row a run and layer), `layers.md` (a table a group), `layers_GROUP.png`.
+Outputs, in `output_dir`: `layers.jsonl` (one row per run and layer), `layers.md` (a table per
+group), `layers_GROUP.png`.
 """
 
 import json

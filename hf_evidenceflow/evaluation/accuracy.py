@@ -8,7 +8,7 @@ from rich.table import Table
 from .statistics import Interval, mean_interval, pass_at_k, proportion_interval
 
 
-def summarise_completions(
+def summarize_completions(
     rows: Sequence[Mapping[str, Any]], graders: Sequence[str], greedy: bool, seed: int = 0
 ) -> dict[str, Any]:
     """
@@ -67,7 +67,7 @@ def accuracy_table(metrics: Mapping[str, Mapping[str, Any]], title: str | None =
     """
     Lay out the metrics of several decodings, or of several models, with all graders below each other.
 
-    `metrics` are results of [`summarise_completions`] by the name to show. One row per grader and measure.
+    `metrics` are results of [`summarize_completions`] by the name to show. One row per grader and measure.
     """
     table = Table(title=title, caption="Lengths are in tokens; truncated: ran into the longest length allowed.")
     for column in ("", "grader", "measure"):

@@ -33,7 +33,7 @@ class Evaluation:
         settings (`Mapping[str, Any]`):
             What the completions depend on besides the weights.
         metrics (`Mapping[str, Mapping]`):
-            By decoding (`"greedy"`, `"sampled"`), what [`~evaluation.accuracy.summarise_completions`] gives.
+            By decoding (`"greedy"`, `"sampled"`), what [`~evaluation.accuracy.summarize_completions`] gives.
         samples (`Sequence[Sample]`, *optional*):
             Completions to show.
     """

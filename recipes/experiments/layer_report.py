@@ -30,7 +30,7 @@ def add_perplexity(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def layer_table(rows: Sequence[Mapping[str, Any]], group: str) -> str:
     """
-    One line an arm: perplexity of exits over depth and at full depth, norm and effective rank of the last layer.
+    One line per arm: perplexity of exits over depth and at full depth, norm and effective rank of the last layer.
 
     Args:
         rows (`Sequence[Mapping]`):
@@ -69,7 +69,7 @@ def layer_table(rows: Sequence[Mapping[str, Any]], group: str) -> str:
 
 def plot_layers(rows: Sequence[Mapping[str, Any]], group: str, path: Path) -> Path:
     """
-    Draw each measure over depth, one line an arm (mean over seeds).
+    Draw each measure over depth, one line per arm (mean over seeds).
 
     Args:
         rows (`Sequence[Mapping]`):

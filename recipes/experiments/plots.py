@@ -15,7 +15,7 @@ from hf_evidenceflow.report.curves import KNOWN_CURVES
 from hf_evidenceflow.report.figures import new_figure, save_figure
 
 
-# Black is the first arm; the marker and the line carry the rest when there are more arms than colours.
+# Black is the first arm; the marker and the line carry the rest when there are more arms than colors.
 COLOURS = ("#000000", *figures.COLOURS)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 # Share of a curve, from its start, that does not decide the range of the y axis: it falls too steeply there.
@@ -27,7 +27,7 @@ PANELS_IN_A_ROW = 3  # more are too small to read on a page
 
 def plot_differences(summary: Summary, path: Path) -> Path | None:
     """
-    Draw the differences to the baseline, at equal tokens and at equal wall-clock, one panel a metric.
+    Draw the differences to the baseline, at equal tokens and at equal wall-clock, one panel per metric.
 
     Args:
         summary ([`Summary`]):
@@ -53,12 +53,12 @@ def plot_differences(summary: Summary, path: Path) -> Path | None:
         for each in comparisons:
             if each.metric != metric:
                 continue
-            _, colour, marker, offset = styles[each.basis]
+            _, color, marker, offset = styles[each.basis]
             y = labels.index((each.group, each.arm)) + offset
-            panel.plot(list(each.differences.values()), [y] * len(each.seeds), "|", color=colour, alpha=0.6)
+            panel.plot(list(each.differences.values()), [y] * len(each.seeds), "|", color=color, alpha=0.6)
             if is_number(each.low):
-                panel.hlines(y, each.low, each.high, color=colour, linewidth=1.6)
-            panel.plot(each.difference, y, marker, color=colour, markersize=5)
+                panel.hlines(y, each.low, each.high, color=color, linewidth=1.6)
+            panel.plot(each.difference, y, marker, color=color, markersize=5)
         for index in range(1, len(labels)):
             if labels[index][0] != labels[index - 1][0]:
                 panel.axhline(index - 0.5, color="0.75", linewidth=0.8)
@@ -69,8 +69,8 @@ def plot_differences(summary: Summary, path: Path) -> Path | None:
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     drawn = [style for basis, style in styles.items() if any(each.basis == basis for each in comparisons)]
     handles = [
-        panels[0].plot([], [], marker=marker, color=colour, linewidth=1.6, label=label)[0]
-        for label, colour, marker, _ in drawn
+        panels[0].plot([], [], marker=marker, color=color, linewidth=1.6, label=label)[0]
+        for label, color, marker, _ in drawn
     ]
     handles.append(panels[0].plot([], [], "|", color=drawn[0][1], label="one seed")[0])
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

@@ -20,7 +20,7 @@ from hf_evidenceflow.recipes.experiments.summary import (
     CellSummary,
     Comparison,
     Summary,
-    summarise,
+    summarize,
 )
 from hf_evidenceflow.report.tables import markdown_table
 
@@ -50,7 +50,7 @@ def write_report(grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], outp
             Folder of the experiment.
     """
     folder = Path(output_dir) / "report"
-    summary = summarise(grid, plan, rows, str(output_dir))
+    summary = summarize(grid, plan, rows, str(output_dir))
     atomic_write_json(folder / "summary.json", summary.content())
     atomic_write_text(folder / "table.md", report_markdown(summary))
     pictures = {}

@@ -114,7 +114,7 @@ class ExperimentRunner:
         Prepare the runs that can be started now and return their commands, for a cluster's scheduler; runs nothing.
 
         Returns:
-            `list[str]`: One shell command a run. Runs that seem to be going on elsewhere are left out. With `tune`, a
+            `list[str]`: Shell commands, one per run. Runs that seem to go on elsewhere are left out. With `tune`, a
             second call gives the remaining seeds once the tuning runs are done.
         """
         with lock_experiment(self.output_dir) as runner_file:

@@ -167,7 +167,7 @@ def result_row(files: RunFiles, record: Mapping[str, Any], tuned: str | None, fi
 
 
 def eval_rows(history: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations of a log, one row a step (the last one, where a resumed run evaluated again)."""
+    """The evaluations of a log, one row per step (the last one, where a resumed run evaluated again)."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in history:
         kept = {name: to_number(value) for name, value in entry.items() if name.startswith("eval_")}

@@ -155,7 +155,7 @@ class Summary:
         return vars(self) | {"samples": samples}
 
 
-def summarise(grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], output_dir: str) -> Summary:
+def summarize(grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], output_dir: str) -> Summary:
     """
     Summarize an experiment.
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarise_completions
+from hf_evidenceflow.evaluation.accuracy import accuracy_table, summarize_completions
 from hf_evidenceflow.evaluation.statistics import mean_interval, proportion_interval
 
 
@@ -26,24 +26,24 @@ def make_rows(outcomes, thinking=None):
 
 
 def test_greedy_accuracy_counts_problems():
-    measures = summarise_completions(make_rows([[1], [0], [None]]), ["strict"], greedy=True)["graders"]["strict"]
+    measures = summarize_completions(make_rows([[1], [0], [None]]), ["strict"], greedy=True)["graders"]["strict"]
     assert measures == {"accuracy": proportion_interval(1, 3)._asdict(), "unparsable_share": pytest.approx(1 / 3)}
 
 
 def test_samples_are_averaged_by_problem():
     rows = make_rows([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    measures = summarise_completions(rows, ["strict"], greedy=False, seed=3)["graders"]["strict"]
+    measures = summarize_completions(rows, ["strict"], greedy=False, seed=3)["graders"]["strict"]
     assert measures["pass@1"] == mean_interval([0.25, 1, 0], seed=3)._asdict()
     assert measures["pass@4"]["value"] == pytest.approx(2 / 3)
 
 
 def test_a_single_sample_is_pass_at_1():
-    measures = summarise_completions(make_rows([[1], [0]]), ["strict"], greedy=False)["graders"]["strict"]
+    measures = summarize_completions(make_rows([[1], [0]]), ["strict"], greedy=False)["graders"]["strict"]
     assert measures.keys() == {"pass@1", "unparsable_share"}
 
 
 def test_lengths_speed_and_shares():
-    summary = summarise_completions(make_rows([[1, 0], [0, 0]], thinking=6), ["strict"], greedy=False)
+    summary = summarize_completions(make_rows([[1, 0], [0, 0]], thinking=6), ["strict"], greedy=False)
     assert summary["mean_completion_tokens"] == 8
     assert summary["tokens_per_second"] == 16
     assert summary["truncated_share"] == 0.5
@@ -52,11 +52,11 @@ def test_lengths_speed_and_shares():
 
 def test_a_problem_with_fewer_samples_is_an_error():
     with pytest.raises(ValueError, match=r"same number of completions, got \[1, 2\]"):
-        summarise_completions(make_rows([[1, 0], [1]]), ["strict"], greedy=False)
+        summarize_completions(make_rows([[1, 0], [1]]), ["strict"], greedy=False)
 
 
 def test_table_shows_value_and_interval():
-    summary = summarise_completions(make_rows([[1], [0], [1]]), ["strict"], greedy=True)
+    summary = summarize_completions(make_rows([[1], [0], [1]]), ["strict"], greedy=True)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(accuracy_table({"HRPO": summary}))
     text = console.export_text()

@@ -116,7 +116,7 @@ def test_a_recipe_that_does_not_exist_is_an_error(tmp_path):
         load_grid(path)
 
 
-def test_options_given_beside_the_grid_go_over_its_own(tmp_path):
+def test_options_given_next_to_the_grid_go_over_its_own(tmp_path):
     path = tmp_path / "grid.yaml"
     recipe = tmp_path / "recipe.py"
     recipe.touch()

@@ -66,8 +66,8 @@ def test_a_tuned_grid_runs_to_its_end_and_is_not_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_run_leaves_the_others_alone_and_is_tried_again(tmp_path):
-    mended = tmp_path / "mended"
-    axes = {"arm": {"none": {}, "mse": {"fail_until": str(mended)}}}
+    fixed = tmp_path / "fixed"
+    axes = {"arm": {"none": {}, "mse": {"fail_until": str(fixed)}}}
     runner = make_runner(tmp_path / "out", axes=axes)
     assert runner.run() == 1
     assert [row["cell"]["arm"] for row in read_results(tmp_path / "out")] == ["none", "none"]
@@ -75,7 +75,7 @@ def test_a_failed_run_leaves_the_others_alone_and_is_tried_again(tmp_path):
     assert (failure["returncode"], failure["log_tail"][-1]) == (3, "this run <fails>")
     assert "exit code 3: this run &lt;fails&gt;" in (tmp_path / "out" / "status.html").read_text()
 
-    mended.touch()
+    fixed.touch()
     assert make_runner(tmp_path / "out", axes=axes).run() == 0
     assert len(read_results(tmp_path / "out")) == 4
     assert not list(tmp_path.glob("out/runs/*.failure.json"))

@@ -8,7 +8,7 @@ from hf_evidenceflow.evaluation.statistics import SampleComparison
 from hf_evidenceflow.recipes.experiments.grid_file import parse_grid
 from hf_evidenceflow.recipes.experiments.plan import make_plan
 from hf_evidenceflow.recipes.experiments.report import report_markdown, write_report
-from hf_evidenceflow.recipes.experiments.summary import SamplesOfArm, summarise
+from hf_evidenceflow.recipes.experiments.summary import SamplesOfArm, summarize
 
 
 ARMS = {"none": 0.0, "mse": -0.1, "cosine": 0.2}
@@ -54,7 +54,7 @@ def rows(grid):
 
 
 def summary_of(grid, rows, folder):
-    return summarise(grid, make_plan(grid, lambda run: None), rows, str(folder))
+    return summarize(grid, make_plan(grid, lambda run: None), rows, str(folder))
 
 
 def comparison(summary, arm, basis="equal_tokens", model="gpt"):
