@@ -196,17 +196,8 @@ def simulate_early_exit(
 
     All layers are computed and the states of tokens that left are held: for measuring, not for speed.
 
-    Args:
-        input_ids (`torch.Tensor` of shape `(B, T)`):
-            Prompts with their continuations.
-        attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-            0 at padding, where the depth is L.
-        prompt_length (`int`, *optional*, defaults to `1`):
-            Number of leading positions that run at full depth, padding included.
-
-    Raises:
-        ValueError: if a setting is out of range or the model cannot be read out early.
-        RuntimeError: if the model exits early already.
+    `input_ids` `[B, T]` are prompts with their continuations. The depth is L at padding, and at the first
+    `prompt_length` positions, padding included. Errors as in [`early_exit`].
 
     Example:
 

@@ -74,11 +74,8 @@ def minillm_loss(
     """
     A loss whose gradient is MiniLLM's, without the term of the pretraining text. Its value is no KL.
 
-    Args:
-        tokens (`torch.Tensor` of shape `(B, C)`):
-            The tokens drawn.
-        sampling_logps (`torch.Tensor` of shape `(B, C)`, *optional*):
-            Log-probabilities under the mixture that the tokens were drawn from. `None`: drawn from the student.
+    `sampling_logps` are the log-probabilities of the `tokens` under the mixture that they were drawn from; `None`: it
+    was the student alone.
 
     Returns:
         `tuple[torch.Tensor, dict[str, float]]`: the loss, a mean over the tokens of the mask; and `reverse_kl` and

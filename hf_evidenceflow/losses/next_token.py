@@ -28,18 +28,11 @@ def next_token_targets(
     labels: torch.Tensor, attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None
 ) -> NextTokenTargets:
     """
-    Pairs each state with the label of the next position, where there is one.
+    Pairs each state with the label `[B, T]` of the next position, where there is one.
 
-    Left out are the last position of each row, labels of -100, pairs of which either side is padding, and pairs across
-    the border of packed sequences.
-
-    Args:
-        labels (`torch.Tensor` of shape `(B, T)`):
-            Token ids, not shifted; -100 where there is nothing to predict.
-        attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-            0 (or `False`) at padding.
-        position_ids (`torch.Tensor` of shape `(B, T)` or `(1, T)`, *optional*):
-            Positions within their sequence: where they do not rise from t to t+1, a new sequence begins at t+1.
+    Left out are the last position of each row, labels of -100, pairs of which either side is padding (0 or `False` in
+    `attention_mask` `[B, T]`), and pairs across the border of packed sequences: where `position_ids` `[B, T]` or
+    `[1, T]` do not rise from t to t+1, a new sequence begins at t+1.
 
     Example:
 

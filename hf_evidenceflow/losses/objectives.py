@@ -1,7 +1,6 @@
 """The objectives by name. Each is called as `objective(batch, layer)` and gives the layer's term, a scalar.
 
-The batch is a [`~hf_evidenceflow.supervision.layer_terms.LayerBatch`]: it hands out what an objective may ask of a
-layer, already restricted to the tokens and features that are supervised.
+The batch, a [`~hf_evidenceflow.supervision.layer_terms.LayerBatch`], hands out supervised tokens and features only.
 """
 
 from collections.abc import Callable

@@ -27,16 +27,9 @@ def cross_entropy(
     """
     Cross-entropy of the labels under a layer's own readout, averaged over tokens.
 
-    Args:
-        states (`torch.Tensor` of shape `(N, H)`):
-            Before the final norm, in the dtype that `readout` takes.
-        labels (`torch.Tensor` of shape `(N,)`):
-            The right next tokens, int64, each in [0, V).
-        readout (`Callable[[torch.Tensor], torch.Tensor]`):
-            `[C, H] -> [C, V]`: final norm, head and whatever the model does to its logits; the logits are raised to at
-            least fp32. Runs a second time in the backward pass, so it must be deterministic.
-        chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens per chunk. About three fp32 tensors of shape (C, V) exist at a time.
+    States are taken before the final norm, in the dtype that `readout` takes: `[C, H] -> [C, V]`, final norm, head and
+    whatever the model does to its logits, which are then raised to at least fp32. It runs a second time in the
+    backward pass, so it must be deterministic. About three fp32 tensors `[C, V]`, C = `chunk_size`, exist at a time.
 
     Example:
 
