@@ -17,15 +17,10 @@ REQUIREMENTS = {
 
 def check_versions(requirements: dict[str, str] = REQUIREMENTS) -> None:
     """
-    Compare the installed versions with the supported ones. Only their metadata is read, nothing is imported.
-
-    Args:
-        requirements (`dict[str, str]`, *optional*):
-            Version specifier by package.
+    Compare the installed versions with the supported ones by their metadata; nothing is imported.
 
     Raises:
-        `ImportError`: if a package is missing or of another version; the message says which one is wanted and how to
-            get it.
+        ImportError: If a package is missing or of another version; the message says how to get the right one.
     """
     for name, wanted in requirements.items():
         try:

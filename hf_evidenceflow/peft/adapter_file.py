@@ -7,19 +7,11 @@ from ..files import check_fields, read_json
 
 def read_adapter(path_or_id: str, **location) -> dict | None:
     """
-    What stands in the `adapter_config.json` of a folder or Hub repository.
-
-    Args:
-        path_or_id (`str`):
-            Local folder or Hub name.
-        location:
-            Where the file is: `revision`, `token`, `cache_dir`, ...
-
-    Returns:
-        `dict` or `None`: `None` if there is no such file.
+    The `adapter_config.json` of a folder or Hub repository, `None` where there is none. `location` says where it is:
+    `revision`, `token`, `cache_dir`, ...
 
     Raises:
-        `ValueError`: if it is no JSON object, or names no base model.
+        ValueError: If it is no JSON object, or names no base model.
     """
     file = find_adapter_config_file(path_or_id, **location)
     if file is None:

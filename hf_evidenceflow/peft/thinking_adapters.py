@@ -58,14 +58,8 @@ def become_thinking(model: PreTrainedModel, settings: dict) -> None:
     Make a plain causal LM its thinking variant, in place, with fresh thinking modules; or give a thinking model other
     settings.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Qwen2, Llama or Qwen3 for causal LM, or its thinking variant.
-        settings (`dict`):
-            Thinking fields of the config.
-
     Raises:
-        `ValueError`: if the model cannot think, or its thinking modules are of another kind.
+        ValueError: If the model cannot think, or its thinking modules are of another kind.
     """
     if isinstance(model.config, ThinkingConfigMixin):
         _change_settings(model, settings)
@@ -132,13 +126,8 @@ class ThinkingTuner:
 
 def carry_thinking(peft_config, model_config) -> None:
     """
-    Let a PEFT config save the thinking settings of the model that it is used on.
-
-    Args:
-        peft_config ([`~peft.PeftConfig`]):
-            Changed in place; left alone if its method is not in `METHODS`.
-        model_config ([`ThinkingConfigMixin`]):
-            Config of the model. Its settings at the time of saving count.
+    Let a PEFT config save the thinking settings of the model that it is used on, as they are when it is saved. Changed
+    in place; left alone if its method is not in `METHODS`.
     """
     name = getattr(peft_config.peft_type, "name", None)
     if type(peft_config) is METHODS.get(name):
