@@ -67,16 +67,8 @@ def generate_documents(train: int = 4000, validation: int = 400, seed: int = 0) 
 
 def split_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """
-    Holds out the last documents for validation; of a single document its end.
-
-    Args:
-        documents (`Sequence[str]`):
-            All documents.
-        share (`float`):
-            Share of the documents, or of the characters of a single one, in (0, 1).
-
-    Raises:
-        `ValueError`: if `share` is not in (0, 1), or leaves nothing to train on.
+    Holds out the last documents for validation, of a single document its end: a `share` of the documents, or of its
+    characters, in (0, 1). A `ValueError` if nothing is left to train on.
     """
     if not 0 < share < 1:
         raise ValueError(f"`validation_share` must be in (0, 1), got {share}.")

@@ -15,14 +15,6 @@ def load_tokenizer(path_or_id: str | os.PathLike, **kwargs):
     transformers 5 gives the folder of a plain Qwen2 model a `Qwen2Tokenizer`, whatever tokenizer was saved there, and
     so splits text otherwise than the model was trained on. An `OSError` or `ValueError` names the folder if a file of
     it is damaged.
-
-    Example:
-
-    ```python
-    >>> from hf_evidenceflow.data import load_tokenizer
-
-    >>> tokenizer = load_tokenizer("outputs/from-scratch", padding_side="left")
-    ```
     """
     check_model_folder(path_or_id)
     with naming_folder(path_or_id):

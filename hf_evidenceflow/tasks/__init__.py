@@ -54,15 +54,9 @@ from .word_problems import (
 
 class Task(NamedTuple):
     """
-    A task to train on.
-
-    Args:
-        load (`Callable`):
-            Gives a `datasets.Dataset` with at least the columns `prompt` and `answer`.
-        reward ([`Reward`]):
-            Grades completions by the column `answer`.
-        dataset (`str`, *optional*):
-            The published data set on the Hub; `None` if there is none that everyone takes.
+    A task to train on: `load` gives a `datasets.Dataset` with at least the columns `prompt` and `answer`, `reward`
+    grades completions by `answer`, and `dataset` is the published set on the Hub, `None` where there is none that
+    everyone takes.
     """
 
     load: Callable
@@ -81,15 +75,8 @@ TASKS = {
 
 class GeneratedTask(NamedTuple):
     """
-    A self-made task, graded by [`gsm8k_reward`].
-
-    Args:
-        split (`Callable`):
-            Makes the problems, `{"train": rows, "test": rows}`, from `train`, `test`, `seed` and settings of its own.
-        spoil (`Callable`):
-            Takes problems, a share and a `seed`, and gives so many of them a wrong or careless solution.
-        build_tokenizer (`Callable`):
-            Builds a tokenizer of the words of the problems.
+    A self-made task: `split` makes `{"train": rows, "test": rows}` from `train`, `test`, `seed` and its own settings;
+    `spoil` takes rows, a share and a `seed`, and gives so many of them a wrong solution. Graded by [`gsm8k_reward`].
     """
 
     split: Callable

@@ -156,16 +156,15 @@ def gold_text(gold: Any) -> str | None:
 
 def check_golds(reward_funcs: Any, *datasets: Any) -> None:
     """
-    Checks before a training that this package's rewards can read each gold of the data sets.
+    Checks before a training that this package's rewards can read each gold of the data sets; a `ValueError` names the
+    row, or a missing column `answer`. Rewards of other makers are passed over; in streams the reward refuses a gold
+    when it comes.
 
     Args:
         reward_funcs (`Callable`, `str` or `list`):
-            Reward functions as a trainer takes them. Those of other makers are passed over.
+            Reward functions as a trainer takes them.
         *datasets (`datasets.Dataset`, `datasets.IterableDataset`, `dict` or `None`):
-            Training and evaluation sets. Streams are not read: there the reward refuses the gold when it comes.
-
-    Raises:
-        `ValueError`: if a data set has no column `answer`, or a gold that cannot be graded by.
+            Training and evaluation sets.
     """
     rewards = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     for reward in rewards:
