@@ -11,17 +11,7 @@ from hf_evidenceflow.recipes.experiments.runs import is_number
 
 class BudgetReading(NamedTuple):
     """
-    Two runs read at one budget.
-
-    Args:
-        arm (`float`):
-            Metric of the arm at the budget.
-        baseline (`float`):
-            Metric of the baseline at the budget.
-        share (`float`):
-            Budget as a share of the baseline's whole training.
-        seconds (`float`, *optional*):
-            Budget in seconds of the baseline's clock, where it has one.
+    The metric of two runs at one budget, which is a `share` of the baseline's training, and `seconds` of its clock.
     """
 
     arm: float
@@ -34,21 +24,9 @@ def read_curve(evals: Sequence[Mapping[str, Any]], metric: str, position: str, a
     """
     Read an evaluation curve between its points.
 
-    Between two evaluations the metric is taken as linear in the logarithm of the position, which follows a loss curve
-    more closely than a straight line; nothing is extrapolated.
-
-    Args:
-        evals (`Sequence[Mapping]`):
-            `evals` of a result.
-        metric (`str`):
-            What to read, such as `"eval_loss"`.
-        position (`str`):
-            Where: `"step"`, `"train_seconds"` or `"train_tokens"`.
-        at (`float`):
-            The position.
-
-    Returns:
-        `float` or `None`: The metric; `None` outside the evaluated range.
+    Between two evaluations the metric, such as `"eval_loss"`, is taken as linear in the logarithm of the position
+    (`"step"`, `"train_seconds"` or `"train_tokens"`), which follows a loss curve more closely than a straight line.
+    Nothing is extrapolated: outside the evaluated range it is `None`.
     """
     points = {
         row[position]: row[metric] for row in evals if _positive(row.get(position)) and is_number(row.get(metric))
@@ -65,16 +43,8 @@ def read_at_equal_time(
     """
     Read two runs at one wall-clock budget: the baseline's whole training, or the arm's where that is shorter.
 
-    Args:
-        arm, baseline (`Mapping`):
-            Result rows of the same seed.
-        metric (`str`):
-            What to read.
-        relative_cost (`float`, *optional*):
-            Time of a step of the arm relative to the baseline's. If not given, the runs' own `train_seconds`.
-
-    Returns:
-        [`BudgetReading`] or `None`: `None` without a clock, or with the budget before an arm's first evaluation.
+    The clock is `relative_cost`, the time of a step of the arm relative to the baseline's, or else the runs' own
+    `train_seconds`. `None` without a clock, or with the budget before an arm's first evaluation.
     """
     position, cost = ("train_seconds", 1.0) if relative_cost is None else ("step", relative_cost)
     ends = [_end(run["evals"], metric, position) for run in (arm, baseline)]
@@ -99,15 +69,7 @@ def read_at_equal_budget(
     arm: Mapping[str, Any], baseline: Mapping[str, Any], metric: str, position: str
 ) -> tuple[float, float, float] | None:
     """
-    Read two runs at the largest budget that both have been evaluated at.
-
-    Args:
-        arm, baseline (`Mapping`):
-            Result rows.
-        metric (`str`):
-            What to read, such as `"eval_accuracy"`.
-        position (`str`):
-            The budget: `"train_tokens"` or `"train_seconds"`.
+    Read two runs at the largest budget (`"train_tokens"` or `"train_seconds"`) that both have been evaluated at.
 
     Returns:
         `tuple` or `None`: baseline, arm and the budget; `None` if a run has no evaluation or the budget ends before

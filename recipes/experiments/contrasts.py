@@ -82,13 +82,8 @@ def contrast_problems(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], column: str
 ) -> PairedDifference:
     """
-    Contrast two runs of one seed problem by problem: what the problems alone leave open, the seed being fixed.
-
-    Args:
-        first, second (`Sequence[Mapping]`):
-            Rows of the baseline and of the arm, with `id` and the column.
-        column (`str`):
-            Score to compare.
+    Contrast two runs of one seed problem by problem, by a column of the baseline's and the arm's rows: what the
+    problems alone leave open, the seed being fixed.
 
     Raises:
         `ValueError`: if the runs are of different problems.

@@ -75,18 +75,7 @@ def load_grid(path: str | os.PathLike, overrides: Mapping[str, Any] | None = Non
 
 
 def parse_grid(data: Mapping[str, Any], base_options: Mapping[str, Any] | None = None) -> Grid:
-    """
-    Check a grid that is already a mapping; see [`load_grid`].
-
-    Args:
-        data (`Mapping`):
-            Content of the grid's YAML.
-        base_options (`Mapping`, *optional*):
-            Content of the file that `config` names.
-
-    Returns:
-        [`Grid`]: The grid.
-    """
+    """Check the content of a grid's YAML, with that of the file that its `config` names; see [`load_grid`]."""
     known = [name for name in Grid.__dataclass_fields__ if name != "base_options"]
     check_keys(data, known, "the grid")
     for name in ("name", "recipe", "seeds", "metrics"):
@@ -119,17 +108,7 @@ def parse_grid(data: Mapping[str, Any], base_options: Mapping[str, Any] | None =
 
 
 def check_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """
-    Refuse unknown keys.
-
-    Args:
-        data (`Mapping`):
-            Mapping to check.
-        known (`Iterable[str]`):
-            Allowed keys.
-        where (`str`):
-            What `data` is, for the message.
-    """
+    """Refuse unknown keys; `where` says in the message what `data` is."""
     known = list(known)
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a mapping of {known}, got {data!r}.")

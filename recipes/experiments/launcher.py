@@ -68,20 +68,8 @@ class LaunchOptions:
 
 def launch_command(grid: Grid, files: RunFiles, options: LaunchOptions, resume: bool) -> list[str]:
     """
-    The command of a run, as it can be pasted in the folder where the runner was called.
-
-    Args:
-        grid ([`Grid`]):
-            The grid.
-        files ([`RunFiles`]):
-            The run.
-        options ([`LaunchOptions`]):
-            How runs are started.
-        resume (`bool`):
-            Whether the run goes on from its last checkpoint.
-
-    Returns:
-        `list[str]`: Arguments.
+    The command of a run, as it can be pasted in the folder where the runner was called; `resume` goes on from its last
+    checkpoint.
     """
     command = [*options.prefix(), grid.recipe, "--config", str(files.options), "--output_dir", str(files.folder)]
     command += ["--seed", str(files.spec.seed)]
@@ -90,15 +78,8 @@ def launch_command(grid: Grid, files: RunFiles, options: LaunchOptions, resume: 
 
 class RunProcess:
     """
-    A started run, in a process group of its own, so that Ctrl-C reaches it through the runner only.
-
-    Args:
-        files ([`RunFiles`]):
-            The run.
-        command (`list[str]`):
-            From [`launch_command`].
-        threads (`int`):
-            CPU threads of the run.
+    A run, started by its [`launch_command`] in a process group of its own, so that Ctrl-C reaches it through the
+    runner only.
     """
 
     def __init__(self, files: RunFiles, command: list[str], threads: int):

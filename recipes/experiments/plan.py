@@ -36,16 +36,9 @@ class Plan:
 
 def make_plan(grid: Grid, metrics_of: Callable[[RunSpec], Mapping[str, Any] | None]) -> Plan:
     """
-    Plan the runs of a grid with what is finished so far.
+    Plan the runs of a grid with what is finished so far; `metrics_of` gives a run's metrics if it is finished.
 
-    Args:
-        grid ([`Grid`]):
-            The grid.
-        metrics_of (`Callable`):
-            Takes a run, returns its metrics if it is finished, else `None`.
-
-    Returns:
-        [`Plan`]: The runs. The tuning run with the chosen value is the final run of its seed.
+    The tuning run with the chosen value is the final run of its seed.
     """
     plan = Plan()
     if grid.tune is None:

@@ -66,22 +66,8 @@ def collect_progress(
     grid: Grid, plan: Plan, output_dir: str, running: Collection[str], cache: dict[str, RunProgress]
 ) -> Progress:
     """
-    Read where each run stands from its files.
-
-    Args:
-        grid ([`Grid`]):
-            The grid.
-        plan ([`Plan`]):
-            Its runs.
-        output_dir (`str`):
-            Folder of the experiment.
-        running (`Collection[str]`):
-            Ids of the runs that are going on.
-        cache (`dict`):
-            Finished runs by id, which do not change any more; filled here.
-
-    Returns:
-        [`Progress`]: The snapshot.
+    Read where each run stands from its files. `running` has the ids of the runs that are going on; `cache` gets the
+    finished ones, which do not change any more.
     """
     rows = []
     for spec in plan.all_runs:

@@ -134,21 +134,8 @@ class RunFiles:
 
 def result_row(files: RunFiles, record: Mapping[str, Any], tuned: str | None, final: bool) -> dict[str, Any]:
     """
-    One row of `results.jsonl`.
-
-    Args:
-        files ([`RunFiles`]):
-            The run.
-        record (`Mapping`):
-            Its finished run record.
-        tuned (`str`, *optional*):
-            Name of the tuned option.
-        final (`bool`):
-            Whether the run counts as a result, rather than being a tuning run that was not chosen.
-
-    Returns:
-        `dict`: `id`, `cell` (level by axis), `seed`, `tuned`, `final`, `metrics`, `evals`, `git`, `versions`,
-        `command`.
+    One row of `results.jsonl`, from a run's finished record and the name of the tuned option, if there is one; `final`
+    if the run counts as a result, rather than being a tuning run that was not chosen.
     """
     spec = files.spec
     metrics = {name: to_number(value) for name, value in record.get("metrics", {}).items()}

@@ -54,16 +54,8 @@ class Terminal:
 
 def progress_table(progress: Progress, height: int) -> Table:
     """
-    The runs as a table that fits the terminal: running ones first, then failed, then the newest finished ones.
-
-    Args:
-        progress ([`Progress`]):
-            Snapshot.
-        height (`int`):
-            Lines of the terminal.
-
-    Returns:
-        `rich.table.Table`: The table.
+    The runs as a table that fits a terminal of `height` lines: running ones first, then failed, then the newest
+    finished ones.
     """
     table = Table(title=f"{progress.name}: {progress.summary}", title_justify="left", box=None, pad_edge=False)
     table.add_column("run", overflow="fold")

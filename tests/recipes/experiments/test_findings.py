@@ -2,19 +2,14 @@ import math
 
 import pytest
 
+from hf_evidenceflow.recipes.experiments import findings
 from hf_evidenceflow.recipes.experiments.findings import (
     Finding,
     TrainedRun,
     correct_verdicts,
     final_loss,
     findings_table,
-    gradient_peak_ratio,
-    gradient_peak_step,
-    half_loss,
     judge,
-    late_gain,
-    late_gradient,
-    late_gradient_spread,
 )
 
 
@@ -28,13 +23,13 @@ RUN = TrainedRun(
 @pytest.mark.parametrize(
     "reading, value",
     [
-        (final_loss, 2.5),
-        (half_loss, 4.0),
-        (late_gain, 1.5),
-        (gradient_peak_step, 8),
-        (late_gradient, 2.0),  # of the steps 60 and 80
-        (gradient_peak_ratio, 4.0),
-        (late_gradient_spread, 0.5),
+        (findings.final_loss, 2.5),
+        (findings.half_loss, 4.0),
+        (findings.late_gain, 1.5),
+        (findings.gradient_peak_step, 8),
+        (findings.late_gradient, 2.0),  # of the steps 60 and 80
+        (findings.gradient_peak_ratio, 4.0),
+        (findings.late_gradient_spread, 0.5),
     ],
 )
 def test_readings(reading, value):
