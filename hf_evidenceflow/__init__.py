@@ -17,6 +17,7 @@ from .version import __version__
 if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .callbacks.evidence_flow_callback import EvidenceFlowCallback as EvidenceFlowCallback
     from .callbacks.log_file import LogFileCallback as LogFileCallback
+    from .callbacks.parameter_group_watch import ParameterGroupWatch as ParameterGroupWatch
     from .callbacks.router_statistics_callback import RouterStatisticsCallback as RouterStatisticsCallback
     from .losses.next_token import NextTokenTargets as NextTokenTargets
     from .models.ablation.configuration_ablation import AblationLlamaConfig as AblationLlamaConfig
@@ -27,14 +28,12 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .models.auto_thinking import load_thinking_model as load_thinking_model
     from .models.base_export import export_base_model as export_base_model
     from .models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig as CrossLayerLlamaConfig
-    from .models.crosslayer.extra_parameters import (
-        extra_parameters as extra_parameters,
-        no_decay_names as no_decay_names,
-    )
+    from .models.crosslayer.extra_parameters import extra_parameters as extra_parameters
     from .models.crosslayer.modeling_crosslayer import (
         CrossLayerLlamaForCausalLM as CrossLayerLlamaForCausalLM,
         CrossLayerLlamaModel as CrossLayerLlamaModel,
     )
+    from .models.declared import no_decay_names as no_decay_names
     from .models.decoder import (
         DecoderParts as DecoderParts,
         decoder_parts as decoder_parts,
@@ -81,10 +80,9 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .supervision.evidence_flow import EvidenceFlow as EvidenceFlow, evidence_flow as evidence_flow
     from .trainers.hrpo_config import HRPOConfig as HRPOConfig
     from .trainers.hrpo_trainer import HRPOTrainer as HRPOTrainer
-    from .trainers.parameter_groups import (
-        ParameterGroupSpec as ParameterGroupSpec,
-        ParameterGroupWatch as ParameterGroupWatch,
-    )
+    from .trainers.minillm_config import MiniLLMConfig as MiniLLMConfig
+    from .trainers.minillm_trainer import MiniLLMTrainer as MiniLLMTrainer
+    from .trainers.parameter_groups import ParameterGroupSpec as ParameterGroupSpec
     from .trainers.ppo_config import PPOConfig as PPOConfig
     from .trainers.ppo_trainer import PPOTrainer as PPOTrainer
     from .trainers.pretraining_config import PretrainingConfig as PretrainingConfig
@@ -97,6 +95,7 @@ _EXPORTS = {
     "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
     "supervision.config": ["EvidenceFlowConfig"],
     "callbacks.log_file": ["LogFileCallback"],
+    "callbacks.parameter_group_watch": ["ParameterGroupWatch"],
     "callbacks.router_statistics_callback": ["RouterStatisticsCallback"],
     "probe.probe": ["EvidenceProbe", "ProbeResult"],
     "models.router_statistics": ["RouterStatistics"],
@@ -106,8 +105,9 @@ _EXPORTS = {
     "models.auto_thinking": ["load_thinking_model"],
     "models.base_export": ["export_base_model"],
     "models.crosslayer.configuration_crosslayer": ["CrossLayerLlamaConfig"],
-    "models.crosslayer.extra_parameters": ["extra_parameters", "no_decay_names"],
+    "models.crosslayer.extra_parameters": ["extra_parameters"],
     "models.crosslayer.modeling_crosslayer": ["CrossLayerLlamaForCausalLM", "CrossLayerLlamaModel"],
+    "models.declared": ["no_decay_names"],
     "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],
     "models.hub": ["hub_code"],
     "models.thinking.answer_marker": ["MarkerAutomaton"],
@@ -142,7 +142,9 @@ _EXPORTS = {
     "trainers.ppo_trainer": ["PPOTrainer"],
     "trainers.pretraining_config": ["PretrainingConfig"],
     "trainers.pretraining_trainer": ["PretrainingTrainer"],
-    "trainers.parameter_groups": ["ParameterGroupSpec", "ParameterGroupWatch"],
+    "trainers.minillm_config": ["MiniLLMConfig"],
+    "trainers.minillm_trainer": ["MiniLLMTrainer"],
+    "trainers.parameter_groups": ["ParameterGroupSpec"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -10,9 +10,9 @@ from difflib import get_close_matches
 
 from accelerate.utils.deepspeed import DummyOptim
 
+from hf_evidenceflow.callbacks.parameter_group_watch import ParameterGroupWatch
 from hf_evidenceflow.trainers.parameter_groups import (
     ParameterGroupSpec,
-    ParameterGroupWatch,
     apply_parameter_groups,
     has_stepped,
     match_parameter_groups,

@@ -85,6 +85,11 @@ class RouterStatistics:
     ```
     """
 
+    names = (
+        *("router_max_load", "router_load_entropy", "router_effective_experts", "router_dead_experts"),
+        "router_balance",
+    )
+
     def __init__(self, model: nn.Module, once: bool = False):
         self._model = base_causal_lm(model)
         self._experts = expert_modules(self._model)
@@ -162,15 +167,11 @@ class RouterStatistics:
             `dict[str, float]`: `router_max_load`, `router_load_entropy`, `router_dead_experts` and `router_balance`,
             see [`LayerLoad`], and `router_effective_experts`: as many evenly used experts would have that entropy.
         """
-        layers = self.layers()
-        columns = {
-            "router_max_load": [layer.max_load for layer in layers],
-            "router_load_entropy": [layer.entropy for layer in layers],
-            "router_effective_experts": [len(layer.load) ** layer.entropy for layer in layers],
-            "router_dead_experts": [layer.dead for layer in layers],
-            "router_balance": [layer.balance for layer in layers],
-        }
-        return {name: sum(values) / len(values) for name, values in columns.items()}
+        rows = [
+            (layer.max_load, layer.entropy, len(layer.load) ** layer.entropy, layer.dead, layer.balance)
+            for layer in self.layers()
+        ]
+        return {name: sum(values) / len(values) for name, values in zip(self.names, zip(*rows))}
 
     def pop(self) -> dict[str, float]:
         """The [`summary`] since the last call, empty if nothing was counted."""

@@ -4,13 +4,16 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from accelerate.logging import get_logger
 from datasets import Dataset
 from torch import nn
 
 from ..data.token_ids import check_prompt_tokens
 from ..tasks.grading import check_golds
-from ..tasks.prompts import prompt_length
+from ..tasks.prompts import filter_long_prompts, prompt_length
 
+
+logger = get_logger(__name__)
 
 # What TRL hands to each reward function next to the columns
 _FROM_TRAINER = {
@@ -127,6 +130,23 @@ def check_prompt(prompt: Any, tokenizer, chat_template_kwargs: dict | None = Non
         raise ValueError(
             f"{place} of the data set has an empty prompt, from which nothing can be generated. Remove the row."
         )
+
+
+def drop_long_prompts(dataset: Any, tokenizer, limit: int, chat_template_kwargs: dict | None = None) -> Any:
+    """[`filter_long_prompts`] for streams too, which are filtered as they come; says how many were dropped."""
+
+    def is_short(row):
+        check_prompt(row["prompt"], tokenizer, chat_template_kwargs)
+        return prompt_length(row["prompt"], tokenizer, chat_template_kwargs) <= limit
+
+    if not isinstance(dataset, Dataset):
+        return dataset.filter(is_short)
+    kept, dropped = filter_long_prompts(dataset, tokenizer, limit, chat_template_kwargs)
+    if dropped:
+        logger.warning(
+            f"Dropped {dropped} of {len(dataset)} training prompts with more than `max_prompt_length={limit}` tokens."
+        )
+    return kept
 
 
 def _each(datasets: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from peft import LoraConfig
 from torch.distributed.fsdp import fully_shard
@@ -14,6 +15,8 @@ from ..models.thinking.generation_thinking import ThinkingGenerationMixin
 from ..models.thinking.thinking_residual import THINKING_MODULES, Float32Module, thinking_modules_in_use
 from ..peft.thinking_adapters import METHODS, ThinkingAdapterConfig
 
+
+logger = get_logger(__name__)
 
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _OTHER_ENGINES = {
@@ -100,6 +103,22 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
         raise ValueError(
             f"`attention_dropout={config.attention_dropout}` is random in rollouts too, so that no parity check "
             "can hold. Load the model with `attention_dropout=0.0`, or set `parity_check_steps=0`."
+        )
+
+
+def warn_of_settings(trainer) -> None:
+    """Warn of what trains right in HRPO, but is mostly a mistake."""
+    tokenizer = trainer._tokenizer
+    if tokenizer.pad_token_id in trainer.eos_token_ids:
+        logger.warning(
+            f"The padding token is the end of sequence ({tokenizer.pad_token!r}). Rollouts are cut at the first one, "
+            "so training here is right, but losses that leave out padding would never teach the model to end. Give "
+            "the tokenizer a padding token of its own."
+        )
+    if (trainer.args.generation_kwargs or {}).get("use_cache") is False:
+        logger.warning(
+            "`use_cache=False` in `generation_kwargs`: each token of a rollout computes the whole text again. Leave "
+            "it out."
         )
 
 

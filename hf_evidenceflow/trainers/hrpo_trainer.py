@@ -13,23 +13,18 @@ import time
 from contextlib import nullcontext
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset
-from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import get_config_model_id
 
+from ..callbacks.parameter_group_watch import ParameterGroupWatch
 from ..callbacks.rollout_guards import RolloutGuard
-from ..data.tokenizer_loading import load_tokenizer
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.generation_thinking import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
-from ..tasks.prompts import filter_long_prompts, prompt_length
-from .data_checks import check_data, check_prompt
+from .data_checks import check_data, drop_long_prompts
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
 from .hrpo_setup import (
@@ -37,32 +32,44 @@ from .hrpo_setup import (
     refuse_unsupported,
     shard_thinking_modules,
     thinking_config,
+    warn_of_settings,
     with_thinking_modules,
 )
 from .hub_code_mixin import HubCodeMixin
-from .length_buckets import join_buckets, length_buckets
+from .length_buckets import fit_columns, join_buckets, length_buckets
 from .model_card_mixins import RewardModelCardMixin
-from .parameter_groups import ParameterGroupWatch, apply_parameter_groups
-from .policy import SyncReferenceCallback, load_policy, plain_init_kwargs
+from .parameter_groups import apply_parameter_groups
+from .parity_check import ParityCheckMixin
+from .policy import (
+    SyncReferenceCallback,
+    default_args,
+    is_reference,
+    load_policy,
+    load_policy_tokenizer,
+    plain_init_kwargs,
+)
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_groups import thinking_group_specs
 from .thinking_metrics import (
     ProjectionMetrics,
     latent_weights,
     masked_mean,
-    parity_gap,
     rollout_metrics,
     tokens_per_second,
 )
 
 
-logger = get_logger(__name__)
-
 _ROWS_A_BUCKET = 8
 
 
 class HRPOTrainer(
-    RewardModelCardMixin, HubCodeMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer
+    RewardModelCardMixin,
+    HubCodeMixin,
+    ParityCheckMixin,
+    ResumableTrainerMixin,
+    SavedRolloutsMixin,
+    StopStringsMixin,
+    GRPOTrainer,
 ):
     """
     Trainer of hybrid latent reasoning (HRPO). Takes the arguments of [`~trl.GRPOTrainer`].
@@ -71,8 +78,7 @@ class HRPOTrainer(
 
     ```python
     >>> from hf_evidenceflow import HRPOConfig, HRPOTrainer
-    >>> from hf_evidenceflow.data import load_gsm8k
-    >>> from hf_evidenceflow.rewards import gsm8k_reward
+    >>> from hf_evidenceflow.tasks import gsm8k_reward, load_gsm8k
 
     >>> trainer = HRPOTrainer(
     ...     model="Qwen/Qwen2.5-1.5B-Instruct",
@@ -129,33 +135,23 @@ class HRPOTrainer(
         rollout_func=None,
         environment_factory=None,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = HRPOConfig(f"{name.split('/')[-1]}-HRPO")
+        args = default_args(HRPOConfig, "HRPO", model) if args is None else args
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
         self._expected_logps = None
-        self._last_parity_step = None
         self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)
         self.thinking_mode = config.thinking_mode
-        has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+        is_path = isinstance(model, str)
+        has_adapter = peft_config is not None or (not is_path and is_peft_model(model))
         rollouts = {"tools": tools, "environment_factory": environment_factory, "rollout_func": rollout_func}
         refuse_unsupported(args, config, model, has_adapter, rollouts)
         check_generation_kwargs(args, self.thinking_mode)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
-        name = model if isinstance(model, str) else config.name_or_path
+        name = model if is_path else config.name_or_path
         if name and processing_class is None:
-            # TRL's AutoProcessor would take a tokenizer of the model's family, whatever was saved
-            processing_class = load_tokenizer(
-                name,
-                revision=(args.model_init_kwargs or {}).get("revision"),
-                trust_remote_code=args.trust_remote_code,
-                truncation_side="left",
-                padding_side="left",
-            )
-        is_path = isinstance(model, str)
+            processing_class = load_policy_tokenizer(name, args)
         if is_path:
             model, quantization_config = load_policy(model, args, quantization_config), None
         with plain_init_kwargs(args) if is_path else nullcontext():
@@ -187,7 +183,9 @@ class HRPOTrainer(
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
         if args.max_prompt_length is not None and self.train_dataset is not None:
-            self._drop_long_prompts()
+            self.train_dataset = drop_long_prompts(
+                self.train_dataset, self._tokenizer, args.max_prompt_length, self.chat_template_kwargs
+            )
         self.parameter_specs = thinking_group_specs(
             self.thinking_mode,
             lr_gate=args.lr_thinking_residual_gate,
@@ -199,46 +197,13 @@ class HRPOTrainer(
             self.add_callback(ParameterGroupWatch())
         self.add_callback(RolloutGuard())
         self._prepare_generation_kwargs()
-        self._warn_of_settings()
+        warn_of_settings(self)
         self._projection_metrics = None
         if self.thinking_mode == "projection" and not (
             self.is_fsdp_enabled or self.accelerator.state.deepspeed_plugin
         ):
             # They read whole weights, which a process does not have where the weights are sharded
             self._projection_metrics = ProjectionMetrics(self.model)
-
-    def _warn_of_settings(self):
-        if self._tokenizer.pad_token_id in self.eos_token_ids:
-            logger.warning(
-                f"The padding token is the end of sequence ({self._tokenizer.pad_token!r}). Rollouts are cut at the "
-                "first one, so training here is right, but losses that leave out padding would never teach the model "
-                "to end. Give the tokenizer a padding token of its own."
-            )
-        if (self.args.generation_kwargs or {}).get("use_cache") is False:
-            logger.warning(
-                "`use_cache=False` in `generation_kwargs`: each token of a rollout computes the whole text again. "
-                "Leave it out."
-            )
-
-    def _drop_long_prompts(self):
-        limit = self.args.max_prompt_length
-        if not isinstance(self.train_dataset, Dataset):
-            # A stream can't be counted beforehand
-            self.train_dataset = self.train_dataset.filter(self._is_short)
-            return
-        self.train_dataset, dropped = filter_long_prompts(
-            self.train_dataset, self._tokenizer, limit, self.chat_template_kwargs
-        )
-        if dropped:
-            logger.warning(
-                f"Dropped {dropped} of {dropped + len(self.train_dataset)} training prompts with more than "
-                f"`max_prompt_length={limit}` tokens."
-            )
-
-    def _is_short(self, row):
-        check_prompt(row["prompt"], self._tokenizer, self.chat_template_kwargs)
-        length = prompt_length(row["prompt"], self._tokenizer, self.chat_template_kwargs)
-        return length <= self.args.max_prompt_length
 
     def create_optimizer(self, model=None):
         """Differs from GRPOTrainer in the learning rates of the thinking modules."""
@@ -254,10 +219,7 @@ class HRPOTrainer(
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         """Differs from GRPOTrainer in the decoding loop, and in recording the thinking states of the rollout."""
-        every = self.args.parity_check_steps
-        check = every and self.model.training
-        if check and self._last_parity_step is not None:
-            check = self.state.global_step - self._last_parity_step >= every
+        check = self._parity_is_due()
         start = time.perf_counter()
         with collect_thinking(
             self._tokenizer, self.temperature if check else None, engine=self.rollout_engine
@@ -300,25 +262,16 @@ class HRPOTrainer(
         if self._thinking is not None:
             count = output["completion_ids"].shape[1]
             states, mask = self._thinking
-            output["thinking_states"] = _fit(states, count)
-            output["thinking_mask"] = _fit(mask, count)
+            output["thinking_states"] = fit_columns(states, count)
+            output["thinking_mask"] = fit_columns(mask, count)
             if self._expected_logps is not None:
-                output["rollout_logps"] = _fit(self._expected_logps, count)
+                output["rollout_logps"] = fit_columns(self._expected_logps, count)
                 # Rows of one batch, so that it survives splitting
                 output["rollout_step"] = torch.full((len(states),), self.state.global_step)
         self._thinking = self._expected_logps = None
         return output
 
     # Log-probabilities
-
-    def _is_reference(self, model):
-        if model is self.ref_model:
-            return True
-        model = self.accelerator.unwrap_model(model)
-        if not is_peft_model(model):
-            return False
-        layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
-        return layer.disable_adapters or "ref" in layer.active_adapters
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -331,12 +284,12 @@ class HRPOTrainer(
         if batch_size is not None:
             count = max(count, -(-len(input_ids) // batch_size))
         buckets = length_buckets(attention_mask, logits_to_keep, count)
-        thinking = None if self._is_reference(model) else self._thinking
+        thinking = None if is_reference(self, model) else self._thinking
         results = []
         for bucket in buckets:
             policy = model
             if thinking is not None:
-                states, mask = (_fit(tensor, bucket.completion_columns)[bucket.rows] for tensor in thinking)
+                states, mask = (fit_columns(tensor, bucket.completion_columns)[bucket.rows] for tensor in thinking)
                 policy = functools.partial(model, thinking_states=states, thinking_mask=mask)
             ids, attention = (tensor[bucket.rows, bucket.columns] for tensor in (input_ids, attention_mask))
             results.append(
@@ -346,7 +299,7 @@ class HRPOTrainer(
         logps = join_buckets(buckets, logps, logits_to_keep)
         entropies = None if entropies[0] is None else join_buckets(buckets, entropies, logits_to_keep)
         if thinking is not None and entropies is not None:
-            entropy = masked_mean(entropies, _fit(thinking[1], logits_to_keep), self.accelerator)
+            entropy = masked_mean(entropies, fit_columns(thinking[1], logits_to_keep), self.accelerator)
             self._metrics["train" if self.model.training else "eval"]["thinking/entropy"].append(entropy)
         return logps, entropies, None if aux_losses[0] is None else torch.stack(aux_losses).mean()
 
@@ -361,44 +314,6 @@ class HRPOTrainer(
             return super()._compute_loss(model, inputs)
         finally:
             self._thinking = None
-
-    def _check_parity(self, model, inputs):
-        with torch.no_grad():
-            logps, _, _ = self._get_per_token_logps_and_entropies(
-                model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                inputs["completion_ids"].shape[1],
-            )
-        mean, largest = parity_gap(logps, inputs["rollout_logps"], inputs["completion_mask"], self.accelerator)
-        self._metrics["train"]["thinking/parity_gap"].append(largest)
-        self._metrics["train"]["thinking/parity_gap_mean"].append(mean)
-        # Not `model.dtype`: with a head in fp32 that may be the head's
-        half = self.accelerator.mixed_precision != "no" or any(
-            parameter.dtype in (torch.bfloat16, torch.float16) for parameter in self.model.parameters()
-        )
-        kind, gap, tolerance = ("mean", mean, 2e-2) if half else ("largest", largest, 1e-3)
-        tolerance = tolerance if self.args.parity_tolerance is None else self.args.parity_tolerance
-        if not gap <= tolerance:
-            raise RuntimeError(
-                f"Parity check failed at step {self.state.global_step}: the {kind} gap between the log-probabilities "
-                f"of the rollout and of the training forward is {gap:.3g}, beyond {tolerance:.3g} "
-                f"({self.accelerator.mixed_precision=}, model in {self.model.dtype}). The policy gradient would be "
-                "wrong. Something changes the model or its inputs between the two passes (dropout, a forward hook, "
-                "another attention kernel); or raise `parity_tolerance` if the gap is rounding."
-            )
-
-    @property
-    def last_samples(self) -> dict[str, list]:
-        """
-        Prompts, completions and rewards (one list a reward function) of the last rollout, all processes together.
-        """
-        rewards = {name: list(values) for name, values in self._logs["rewards"].items()}
-        return {
-            "prompts": list(self._logs["prompt"]),
-            "completions": list(self._logs["completion"]),
-            "rewards": rewards,
-        }
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Differs from GRPOTrainer in measuring the projection's gradient, before clipping."""
@@ -420,13 +335,3 @@ class HRPOTrainer(
     def _rollout_settings(self):
         """Differs from GRPO's in the thinking mode."""
         return {**super()._rollout_settings(), "thinking_mode": self.thinking_mode}
-
-
-def _fit(tensor, count):
-    """
-    Cut or pad (with 0 or `False`) the columns of a tensor `[B, C, ...]` to `count`: TRL pads completions on the right.
-    """
-    missing = count - tensor.shape[1]
-    if missing <= 0:
-        return tensor[:, :count]
-    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)

@@ -70,3 +70,11 @@ def join_buckets(buckets: list[LengthBucket], parts: list[torch.Tensor], complet
     """
     padded = [torch.nn.functional.pad(part, (0, completion_columns - part.shape[1])) for part in parts]
     return torch.cat(padded)[torch.cat([bucket.rows for bucket in buckets]).argsort()]
+
+
+def fit_columns(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """Cut or pad (with 0 or `False`) the columns of `[B, C, ...]` to `count`: TRL pads completions on the right."""
+    missing = count - tensor.shape[1]
+    if missing <= 0:
+        return tensor[:, :count]
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)

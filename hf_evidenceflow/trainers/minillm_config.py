@@ -21,6 +21,8 @@ class MiniLLMConfig(TrainingArguments):
             Weight of the cross-entropy on rows of plain text.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             Differs from the parent: the collator needs the columns.
+        save_hub_code (`bool`, *optional*, defaults to `True`):
+            As in [`HRPOConfig`].
     """
 
     teacher_share: float = field(default=0.2, metadata={"help": "The teacher's share in sampling."})
@@ -28,6 +30,9 @@ class MiniLLMConfig(TrainingArguments):
     length_normalized: bool = field(default=True, metadata={"help": "Whether later rewards are a mean, not a sum."})
     pretraining_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on plain text."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Whether to drop unknown columns."})
+    save_hub_code: bool = field(
+        default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,6 +1,6 @@
 """MiniLLM as a Trainer: samples from student and teacher, the reverse KL's policy gradient, and the text's own loss.
 
-TRL 1.16 has no MiniLLM; its `DistillationTrainer` minimises the reverse KL of each next token on the student's
+TRL 1.16 has no MiniLLM; its `DistillationTrainer` minimizes the reverse KL of each next token on the student's
 samples, which is the `Single` part here, without what a token does to the later ones.
 """
 
@@ -10,18 +10,15 @@ import torch
 from transformers import Trainer
 
 from ..losses.minillm import minillm_loss
+from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from .hub_code_mixin import HubCodeMixin
 from .minillm_config import MiniLLMConfig
 from .mixed_sampling import positions, sample_mixed
+from .model_card_mixins import ModelCardMixin
 
 
 class PromptTextCollator:
-    """
-    Puts prompts, padded on the left, and rows of text into a batch.
-
-    Args:
-        pad_token_id (`int`):
-            Fills the prompts.
-    """
+    """Puts prompts, padded on the left with `pad_token_id`, and rows of text into a batch."""
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
@@ -40,13 +37,15 @@ class PromptTextCollator:
         }
 
 
-class MiniLLMTrainer(Trainer):
+class MiniLLMTrainer(ModelCardMixin, HubCodeMixin, ResumableTrainerMixin, Trainer):
     """
     Trainer of MiniLLM. Each step samples completions for a batch of prompts and makes one update with them.
 
     Example:
 
     ```python
+    >>> from hf_evidenceflow import MiniLLMConfig, MiniLLMTrainer
+
     >>> trainer = MiniLLMTrainer(
     ...     student, teacher, MiniLLMConfig("minillm"), train_dataset=rows, processing_class=tokenizer
     ... )
@@ -70,6 +69,9 @@ class MiniLLMTrainer(Trainer):
     Raises:
         `ValueError`: if the vocabularies differ.
     """
+
+    kept_attributes = ("_parts",)
+    _card_method = "MiniLLM ([paper](https://huggingface.co/papers/2306.08543))"
 
     def __init__(self, model, teacher_model, args: MiniLLMConfig, *, processing_class, **kwargs):
         sizes = [one.config.get_text_config().vocab_size for one in (model, teacher_model)]

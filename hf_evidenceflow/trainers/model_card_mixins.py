@@ -112,6 +112,15 @@ class RewardModelCardMixin(ModelCardMixin):
     """For trainers of TRL that reward completions: graders, the rewards of the last rollout, and samples of it."""
 
     @property
+    def last_samples(self) -> dict[str, list]:
+        """Prompts, completions and rewards (one list per reward function) of the last rollout, all processes."""
+        return {
+            "prompts": list(self._logs["prompt"]),
+            "completions": list(self._logs["completion"]),
+            "rewards": {name: list(values) for name, values in self._logs["rewards"].items()},
+        }
+
+    @property
     def _card_method(self):
         return f"{self._name} ([{self._paper['title']}](https://huggingface.co/papers/{self._paper['id']}))"
 

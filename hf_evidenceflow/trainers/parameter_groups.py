@@ -1,7 +1,8 @@
 """Learning rates by parameter name: regroups the optimizer that a Trainer made.
 
-A part that is new beside pretrained weights needs a rate of its own, and a rate that reaches nothing looks just like
-one that works. So every mistake here is an error, and `ParameterGroupWatch` then checks that each group really trains.
+A new part next to pretrained weights needs a rate of its own, and a rate that reaches nothing looks just like one that
+works. So every mistake here is an error, and [`~hf_evidenceflow.ParameterGroupWatch`] then checks that each group
+trains.
 """
 
 import difflib
@@ -14,18 +15,6 @@ from numbers import Real
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from ..callbacks.parameter_group_watch import ParameterGroupWatch, parameter_group_table
-
-
-__all__ = [
-    "ParameterGroupSpec",
-    "ParameterGroupWatch",
-    "apply_parameter_groups",
-    "has_stepped",
-    "match_parameter_groups",
-    "parameter_group_table",
-    "unwrap_optimizer",
-]
 
 # These update inside the backward pass with rates of their own and never read `param_groups` again.
 _FUSED_BACKWARD_OPTIMIZERS = {"LayerWiseDummyOptimizer", "Lomo", "AdaLomo"}

@@ -1,30 +1,42 @@
-"""Loads the policy of [`HRPOTrainer`] from a path, and keeps its reference model in step with it."""
+"""Loads the policy of [`HRPOTrainer`] from a path, and tells its reference model from it."""
 
 import logging
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import create_model_from_path
+from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from ..data.tokenizer_loading import load_tokenizer
 from ..models.auto_thinking import load_thinking_model
+
+
+def default_args(config_class, method: str, model):
+    """The arguments of a trainer that got none; as in TRL, the output folder is named after model and method."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return config_class(f"{name.split('/')[-1]}-{method}")
+
+
+def load_policy_tokenizer(path_or_id: str, args):
+    """TRL's AutoProcessor would take a tokenizer of the model's family, whatever was saved."""
+    return load_tokenizer(
+        path_or_id,
+        revision=(args.model_init_kwargs or {}).get("revision"),
+        trust_remote_code=args.trust_remote_code,
+        truncation_side="left",
+        padding_side="left",
+    )
 
 
 def load_policy(path_or_id: str, args, quantization_config=None):
     """
     Load a thinking model as TRL loads the model of a path: its seed, its dtype and its devices.
 
-    Args:
-        path_or_id (`str`):
-            Hub name or local folder.
-        args ([`HRPOConfig`]):
-            Arguments; `model_init_kwargs` may hold fields of the thinking config too.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            How to quantize the base model.
-
-    Raises:
-        `ValueError`: if the quantization is in `model_init_kwargs` too.
+    `model_init_kwargs` may hold fields of the thinking config too. Raises a `ValueError` if it has a quantization next
+    to `quantization_config`.
     """
     set_seed(args.seed)  # thinking modules that the checkpoint lacks are drawn
     kwargs = dict(args.model_init_kwargs or {})
@@ -60,6 +72,17 @@ def plain_init_kwargs(args):
 
 def _is_no_warning_of_init_kwargs(record):
     return "`model_init_kwargs` will be ignored" not in record.getMessage()
+
+
+def is_reference(trainer, model) -> bool:
+    """Whether a model of [`~trl.GRPOTrainer`] is the reference, be it the policy without its adapter."""
+    if model is trainer.ref_model:
+        return True
+    model = trainer.accelerator.unwrap_model(model)
+    if not is_peft_model(model):
+        return False
+    layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return layer.disable_adapters or "ref" in layer.active_adapters
 
 
 class SyncReferenceCallback(SyncRefModelCallback):

@@ -25,7 +25,7 @@ class PPOConfig(GRPOConfig):
 
     Parameters:
         num_generations (`int`, *optional*, defaults to `1`):
-            Completions a prompt. PPO compares them with the values, not with each other, so that one is enough.
+            Completions per prompt. PPO compares them with the values, not with each other, so that one is enough.
         num_iterations (`int`, *optional*, defaults to `4`):
             Epochs over a rollout.
         beta (`float`, *optional*, defaults to `0.05`):
@@ -35,18 +35,18 @@ class PPOConfig(GRPOConfig):
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount of a token, in [0, 1].
         lam (`float`, *optional*, defaults to `0.95`):
-            Lambda of the generalised advantage estimates, in [0, 1].
+            Lambda of the generalized advantage estimates, in [0, 1].
         vf_coef (`float`, *optional*, defaults to `0.1`):
             Weight of the value loss.
         cliprange_value (`float`, *optional*, defaults to `0.2`):
             Farthest that a value moves from that of the rollout; `inf` switches the clip off.
         whiten_rewards (`bool`, *optional*, defaults to `False`):
             Whether the rewards of the tokens get unit variance. Advantages always get zero mean and unit variance.
-        use_rollout_engine (`bool`, *optional*, defaults to `True`):
-            Roll out with [`RolloutEngine`] where the model allows it.
+        use_rollout_engine, save_hub_code (`bool`, *optional*, default to `True`):
+            As in [`HRPOConfig`].
     """
 
-    num_generations: int | None = field(default=1, metadata={"help": "Completions a prompt."})
+    num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt."})
     num_iterations: int = field(default=4, metadata={"help": "Epochs over a rollout."})
     beta: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty to the reference model."})
 
@@ -54,12 +54,15 @@ class PPOConfig(GRPOConfig):
         default=True, metadata={"help": "Whether the KL penalty is part of the reward (k1), not of the loss (k3)."}
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of a token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of the generalised advantage estimates."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of the generalized advantage estimates."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Farthest that a value moves from its old one."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Whether token rewards get unit variance."})
     use_rollout_engine: bool = field(
         default=True, metadata={"help": "Roll out with shared prompts and without the rows that have ended."}
+    )
+    save_hub_code: bool = field(
+        default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
     )
 
     def __post_init__(self):

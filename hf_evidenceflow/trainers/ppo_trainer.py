@@ -10,19 +10,14 @@ drawn once, and each epoch takes them in the same order.
 Shapes: B rows, C completion tokens, H hidden size.
 """
 
-import os
 import textwrap
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
-from torch import nn
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
 
-from ..atomic_write import atomic_file
 from ..losses.ppo import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -32,32 +27,34 @@ from ..losses.ppo import (
     token_rewards,
     whiten,
 )
+from ..models.decoder import base_causal_lm
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .data_checks import check_data
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
+from .hub_code_mixin import HubCodeMixin
 from .model_card_mixins import RewardModelCardMixin
+from .policy import default_args
 from .ppo_config import PPOConfig
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_metrics import masked_mean
+from .value_head import add_value_head, last_states, load_value_head, save_value_head, without_value_head
 
 
-VALUE_HEAD_NAME = "value_head.safetensors"
-
-
-class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer):
+class PPOTrainer(
+    RewardModelCardMixin, HubCodeMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer
+):
     """
-    Trainer of proximal policy optimisation with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
+    Trainer of proximal policy optimization with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
 
-    The head is `model.value_head`. It is trained with the policy and saved beside it as `value_head.safetensors`, so
+    The head is `model.value_head`. It is trained with the policy and saved next to it as `value_head.safetensors`, so
     that the folder's weights are a plain causal LM.
 
     Example:
 
     ```python
-    >>> from hf_evidenceflow.trainers.ppo_config import PPOConfig
-    >>> from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer
+    >>> from hf_evidenceflow import PPOConfig, PPOTrainer
 
     >>> trainer = PPOTrainer(
     ...     model="outputs/sft",
@@ -75,7 +72,7 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
             Reward functions, reward models, or both; their weighted sum is the score of a completion.
         args ([`PPOConfig`], *optional*):
             Arguments.
-        further, kwargs:
+        train_dataset and what follows:
             As in [`~trl.GRPOTrainer`].
 
     Raises:
@@ -100,10 +97,24 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
             }"""),
     }
 
-    def __init__(self, model, reward_funcs=None, args=None, *further, peft_config=None, **kwargs):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = PPOConfig(f"{name.split('/')[-1]}-PPO")
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+        tools=None,
+        rollout_func=None,
+        environment_factory=None,
+    ):
+        args = default_args(PPOConfig, "PPO", model) if args is None else args
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
         if args.beta and not (isinstance(model, str) or model.config.name_or_path or has_adapter):
             raise ValueError(
@@ -112,7 +123,22 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
                 "set `beta=0`."
             )
         check_generation_kwargs(args, "none")
-        super().__init__(model, reward_funcs, args, *further, peft_config=peft_config, **kwargs)
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
         # TRL's takes what it leaves open from the model's generation config
         self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
         check_data(self)
@@ -126,10 +152,7 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
         self._values = []  # of each pass over the policy since it was emptied, [B, C]
         self._scores = None  # of this process's completions, [B]
         self._engine = RolloutEngine() if args.use_rollout_engine else None
-        head = nn.Linear(self.model.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        self.model.value_head = head.to(self.accelerator.device)
+        add_value_head(self.model, self.accelerator.device)
 
     @property
     def _policy(self):
@@ -139,8 +162,7 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
 
     def _generate_single_turn(self, *args, **kwargs):
         """Differs from GRPOTrainer in the decoding loop."""
-        base = self._policy.get_base_model() if is_peft_model(self._policy) else self._policy
-        engine = self._engine
+        engine, base = self._engine, base_causal_lm(self._policy)
         uses_engine = engine is not None and engine.accepts(base, self.generation_config, {})
         with generate_with(self._policy, custom_generate=engine) if uses_engine else nullcontext():
             return super()._generate_single_turn(*args, **kwargs)
@@ -156,7 +178,7 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         """Differs from GRPOTrainer in computing the values with the same pass, if it goes over the policy."""
-        with _last_states(self._policy) as states:
+        with last_states(self._policy) as states:
             result = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -167,7 +189,7 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
         return result
 
     def _generate_and_score_completions(self, inputs):
-        """Differs from GRPOTrainer in the advantages, one a token, and in what rides with the batch for them."""
+        """Differs from GRPOTrainer in the advantages, one per token, and in what rides with the batch for them."""
         self._values.clear()
         output = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
@@ -272,29 +294,11 @@ class PPOTrainer(RewardModelCardMixin, ResumableTrainerMixin, SavedRolloutsMixin
         """Differs from GRPOTrainer in the file of the value head."""
         output_dir = output_dir or self.args.output_dir
         state_dict = self._policy.state_dict() if state_dict is None else state_dict
-        policy = {name: tensor for name, tensor in state_dict.items() if not name.startswith("value_head.")}
-        super()._save(output_dir, policy)
+        super()._save(output_dir, without_value_head(state_dict))
         if self.args.should_save:
-            path = os.path.join(output_dir, VALUE_HEAD_NAME)
-            with atomic_file(path) as temporary:
-                save_file(self._policy.value_head.state_dict(), temporary)
+            save_value_head(self._policy, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """Differs from GRPOTrainer in loading the value head."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        head = load_file(os.path.join(resume_from_checkpoint, VALUE_HEAD_NAME))
-        self._policy.value_head.load_state_dict(head)
-
-
-@contextmanager
-def _last_states(model):
-    """Collects the states `[B, T, H]` behind the last norm in each pass over the model's body."""
-    base = model.get_base_model() if is_peft_model(model) else model
-    states = []
-    handle = base.base_model.register_forward_hook(
-        lambda module, args, output: states.append(output.last_hidden_state)
-    )
-    try:
-        yield states
-    finally:
-        handle.remove()
+        load_value_head(self._policy, resume_from_checkpoint)

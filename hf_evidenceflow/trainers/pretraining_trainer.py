@@ -3,7 +3,6 @@
 Shapes: B rows, T positions, V tokens of the vocabulary.
 """
 
-import contextlib
 import math
 
 import torch
@@ -13,8 +12,7 @@ from transformers import Trainer
 
 from ..callbacks.training_clock import TrainingClock
 from ..data.token_ids import check_rows
-from ..models.crosslayer.extra_parameters import no_decay_names
-from ..models.router_statistics import RouterStatistics, expert_modules
+from ..models.declared import evaluation_statistics, no_decay_names, statistic_names
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .hub_code_mixin import HubCodeMixin
 from .model_card_mixins import ModelCardMixin
@@ -50,7 +48,7 @@ def next_token_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([column.to(dtype).view(len(labels), -1).sum(1) for column in columns], dim=1)  # [B, 3]
 
 
-def summarise_sums(prediction) -> dict[str, float]:
+def summarize_sums(prediction) -> dict[str, float]:
     """Loss (nats per token), perplexity and top-1 accuracy over all rows of [`next_token_sums`]."""
     loss, right, tokens = prediction.predictions.sum(0).tolist()
     if tokens == 0:
@@ -75,7 +73,7 @@ class CausalLMEvaluationMixin:
 
     def __init__(self, *args, **kwargs):
         """Differs from Trainer in the metric, which is always the same, in the clock, and in checking token ids."""
-        super().__init__(*args, compute_metrics=summarise_sums, **kwargs)
+        super().__init__(*args, compute_metrics=summarize_sums, **kwargs)
         check_rows(self.train_dataset, self.model, "The training data")
         evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for rows in evaluation.values():
@@ -98,7 +96,7 @@ class CausalLMEvaluationMixin:
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_decay_parameter_names(self, model):
-        """Differs from Trainer in the parameters that a cross-layer variant adds to its base model."""
+        """Differs from Trainer in the parameters that the model declares in `no_weight_decay`."""
         kept = set() if self.args.decay_extra_parameters else no_decay_names(model)
         return [name for name in super().get_decay_parameter_names(model) if name not in kept]
 
@@ -116,14 +114,11 @@ class CausalLMEvaluationMixin:
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         """
         Differs from Trainer in the loss: over tokens, where Trainer's is the mean of the batches' means; and in the
-        statistics of a mixture of experts.
+        statistics that the model has, such as those of its router.
         """
-        statistics = RouterStatistics(self.model) if expert_modules(self.model) else None
-        with statistics or contextlib.nullcontext():
+        with evaluation_statistics(self.model) as statistics:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if statistics is not None:
-            for name, value in statistics.summary().items():
-                output.metrics[f"{metric_key_prefix}_{name}"] = value
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in statistics.items()})
         output.metrics[f"{metric_key_prefix}_loss"] = output.metrics.pop(f"{metric_key_prefix}_exact_loss")
         return output
 
@@ -152,9 +147,9 @@ class CausalLMEvaluationMixin:
         history = self.state.log_history
         done = [row for row in history if "eval_loss" in row and row["step"] == self.state.global_step]
         evaluation = done[-1] if done else self.evaluate()
+        names = ("loss", "perplexity", "accuracy", *statistic_names(self.model))
         return {
-            **{name: evaluation[name] for name in ("eval_loss", "eval_perplexity", "eval_accuracy")},
-            **{name: value for name, value in evaluation.items() if name.startswith("eval_router_")},
+            **{f"eval_{name}": evaluation[f"eval_{name}"] for name in names},
             "train_loss": next((row["loss"] for row in reversed(history) if "loss" in row), None),
             "train_seconds": self.clock.seconds,
             "train_tokens": self.state.num_input_tokens_seen,

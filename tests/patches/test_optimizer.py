@@ -11,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 from tiny_trainer import GroupedTrainer, Plain, make_model, make_trainer
 from transformers import Trainer
 
+from hf_evidenceflow.callbacks.parameter_group_watch import ParameterGroupWatch
 from hf_evidenceflow.patches import patch_parameter_group_lrs, patch_trainer_optimizer
-from hf_evidenceflow.trainers.parameter_groups import ParameterGroupSpec, ParameterGroupWatch
+from hf_evidenceflow.trainers.parameter_groups import ParameterGroupSpec
 
 
 RATES = {"thinking_residual_gate": 0.03, "thinking_projection": 0.002}

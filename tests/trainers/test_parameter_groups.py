@@ -13,12 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hf_evidenceflow.callbacks import parameter_group_watch
+from hf_evidenceflow.callbacks.parameter_group_watch import ParameterGroupWatch, parameter_group_table
 from hf_evidenceflow.trainers.parameter_groups import (
     ParameterGroupSpec,
-    ParameterGroupWatch,
     apply_parameter_groups,
     match_parameter_groups,
-    parameter_group_table,
 )
 
 

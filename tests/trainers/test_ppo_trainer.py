@@ -1,6 +1,7 @@
 """PPOTrainer: one step equals hand-written PPO, old values stay fixed, the masks and clips work, and it learns."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -11,10 +12,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from trl import GRPOTrainer
 
+from hf_evidenceflow import load_thinking_model
 from hf_evidenceflow.tasks import gsm8k_reward
 from hf_evidenceflow.trainers.ppo_config import PPOConfig
-from hf_evidenceflow.trainers.ppo_trainer import VALUE_HEAD_NAME, PPOTrainer
+from hf_evidenceflow.trainers.ppo_trainer import PPOTrainer
+from hf_evidenceflow.trainers.value_head import VALUE_HEAD_NAME
 
 
 def letters_reward(completions, **kwargs):
@@ -279,7 +283,7 @@ def test_a_reward_model_scores_the_completions(make_trainer, plain_checkpoint):
     assert trainer._scores.unique().numel() > 1
 
 
-def test_the_saved_folder_is_a_plain_causal_lm_beside_its_value_head(make_trainer, tmp_path):
+def test_the_saved_folder_is_a_plain_causal_lm_next_to_its_value_head(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.train()
     trainer.save_model()
@@ -288,6 +292,18 @@ def test_the_saved_folder_is_a_plain_causal_lm_beside_its_value_head(make_traine
     head = load_file(tmp_path / "out" / VALUE_HEAD_NAME)
     assert torch.equal(head["weight"], trainer.model.value_head.weight)
     assert head["weight"].abs().max() > 0
+
+
+def test_the_code_of_a_model_of_ours_is_saved_with_it(make_trainer, plain_checkpoint, tmp_path):
+    trainer = make_trainer(model=load_thinking_model(plain_checkpoint, thinking_mode="none"), beta=0.0)
+    trainer.save_model()
+    assert (tmp_path / "out" / "modeling_thinking_qwen2.py").exists()
+
+
+def test_the_parameters_have_the_names_and_the_order_of_grpo():
+    assert list(inspect.signature(PPOTrainer.__init__).parameters) == list(
+        inspect.signature(GRPOTrainer.__init__).parameters
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Finds the parameters that a cross-layer variant has and Llama has not, and keeps them out of weight decay."""
+"""Finds the parameters that a cross-layer variant has and Llama has not."""
 
 from torch import nn
 
@@ -42,25 +42,4 @@ def extra_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def no_decay_names(model: nn.Module) -> set[str]:
-    """
-    Names to leave out of `Trainer.get_decay_parameter_names(model)`, which would decay them: by 0.1 of a rate a step
-    they move without any gradient, and decay is read as learning.
-
-    Args:
-        model (`nn.Module`):
-            As in [`extra_parameters`].
-
-    Example:
-
-    ```python
-    >>> class MyTrainer(Trainer):
-    ...     def get_decay_parameter_names(self, model):
-    ...         skipped = no_decay_names(model)
-    ...         return [name for name in super().get_decay_parameter_names(model) if name not in skipped]
-    ```
-    """
-    return set(extra_parameters(model))
-
-
-__all__ = ["EXTRA_PARAMETER_NAMES", "extra_parameters", "no_decay_names"]
+__all__ = ["EXTRA_PARAMETER_NAMES", "extra_parameters"]

@@ -408,6 +408,10 @@ class CrossLayerLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
             kwargs["cross_layer_variant"] = variant  # transformers would take `variant` for itself
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
+    def no_weight_decay(self) -> set[str]:
+        """Last parts of the names of parameters that weight decay leaves alone (timm's convention)."""
+        return set(EXTRA_PARAMETER_NAMES)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)

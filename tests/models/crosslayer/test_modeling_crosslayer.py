@@ -12,8 +12,9 @@ from tiny_models import TINY
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Trainer, TrainingArguments
 
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS, CrossLayerLlamaConfig
-from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters, no_decay_names
+from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters
 from hf_evidenceflow.models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM
+from hf_evidenceflow.models.declared import no_decay_names
 from hf_evidenceflow.models.decoder import decoder_parts, record_layer_states
 from hf_evidenceflow.models.hub import hub_code
 
