@@ -18,14 +18,11 @@ LOG_FILE_NAME = "log.jsonl"
 
 class LogFileCallback(TrainerCallback, ExportableState):
     """
-    Appends each row that the Trainer logs to a JSON lines file, for whoever watches the run from outside.
+    Appends each row that the Trainer logs to a JSON lines file (`path`, or `log.jsonl` in the `output_dir`), for
+    whoever watches the run from outside.
 
     A row is on disk when `on_log` returns. A resumed training drops the rows that were written after its checkpoint:
     they are logged again. In a distributed run only rank 0 writes.
-
-    Args:
-        path (`str` or `os.PathLike`, *optional*):
-            File to write. If not given, `log.jsonl` in the Trainer's `output_dir`.
 
     Example:
 
@@ -60,15 +57,7 @@ class LogFileCallback(TrainerCallback, ExportableState):
         self.write(args, state, {**(logs or {}), "epoch": state.epoch})
 
     def write(self, args, state, row: Mapping[str, Any]) -> None:
-        """
-        Append a row, with the step.
-
-        Args:
-            args ([`~transformers.TrainingArguments`]), state ([`~transformers.TrainerState`]):
-                As a callback gets them.
-            row (`Mapping`):
-                The row.
-        """
+        """Append a row, with the step; `args` and `state` as a callback gets them."""
         if not state.is_world_process_zero:
             return
         path = self._path(args)

@@ -14,15 +14,8 @@ logger = logging.getLogger(__name__)
 
 def parameter_group_table(optimizer: torch.optim.Optimizer) -> str:
     """
-    The optimizer's groups as text, one line for each that is not empty.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`):
-            The optimizer. Groups without a `"name"` are called `base`.
-
-    Returns:
-        `str`: a table with columns group, tensors, parameters, learning rate (the peak, if a scheduler scales it) and
-        weight decay.
+    The optimizer's groups as text, one line per group with parameters: name (`base` without a `"name"`), tensors,
+    parameters, learning rate (the peak, if a scheduler scales it) and weight decay.
     """
     rows = [("group", "tensors", "parameters", "learning rate", "weight decay")]
     for group in optimizer.param_groups:
@@ -51,10 +44,6 @@ class ParameterGroupWatch(TrainerCallback):
     Steps without any gradient at all (in GRPO: rewards without variance) and steps that a loss scaler skipped prove
     nothing and count for nothing here. DeepSpeed keeps the gradients to itself, so with it only the table is printed.
 
-    Args:
-        patience (`int`, *optional*, defaults to `5`):
-            Steps that may pass before an unmoved group is an error.
-
     Attributes:
         steps_without_gradient (`int`):
             Optimizer steps of this run in which no parameter had a gradient.
@@ -64,12 +53,6 @@ class ParameterGroupWatch(TrainerCallback):
 
     Raises:
         RuntimeError: if a group does not train, naming the group, a parameter, its dtype and its rate.
-
-    Example:
-
-    ```python
-    >>> trainer.add_callback(ParameterGroupWatch())
-    ```
     """
 
     def __init__(self, patience: int = 5):

@@ -10,17 +10,12 @@ from transformers.trainer_callback import ExportableState
 
 class TrainingClock(TrainerCallback, ExportableState):
     """
-    Counts the seconds of training. The checkpoint holds them, so that a resumed run goes on counting.
-
-    Attributes:
-        seconds (`float`):
-            Seconds up to the last pause.
+    Counts the `seconds` of training, up to the last pause. The checkpoint holds them, so that a resumed run goes on
+    counting.
 
     Example:
 
     ```python
-    >>> from hf_evidenceflow.callbacks.training_clock import TrainingClock
-
     >>> clock = TrainingClock()
     >>> trainer.add_callback(clock)
     >>> with clock.paused():

@@ -26,16 +26,13 @@ class DecoderParts:
     Attributes:
         model (`PreTrainedModel`):
             The causal LM itself, without a PEFT wrapper.
-        layers (`list[nn.Module]`):
-            Decoder layers, first to last. A looped block stands here once.
-        layers_name (`str`):
-            Name of their `ModuleList` in `model`.
-        embeddings (`nn.Module`):
-            Input embeddings.
+        layers, layers_name (`list[nn.Module]`, `str`):
+            Decoder layers, first to last (a looped block stands here once), and the name of their `ModuleList` in
+            `model`.
+        embeddings, head (`nn.Module`):
+            Input and output embeddings.
         final_norm (`nn.Module` or `None`):
             Norm between the last layer and the head; `None` in a post-norm model.
-        head (`nn.Module`):
-            Output embeddings.
     """
 
     model: nn.Module
@@ -51,14 +48,8 @@ class DecoderParts:
 
     def readout(self, states: torch.Tensor) -> torch.Tensor:
         """
-        The logits that the model would give if these were the states of its last layer (the logit lens).
-
-        Args:
-            states (`torch.Tensor` of shape `(..., H)`):
-                States after a layer, before the final norm.
-
-        Returns:
-            `torch.Tensor` of shape `(..., V)`, in the dtype of the head.
+        The logits `(..., V)`, in the dtype of the head, that the model would give if `states` `(..., H)`, before the
+        final norm, were those of its last layer (the logit lens).
         """
         logits = self.head(self.normalize(states).to(self.head.weight.dtype))
         config = self.model.config.get_text_config()
@@ -72,8 +63,8 @@ class DecoderParts:
 
     def check_width(self) -> None:
         """
-        Raises a `ValueError` if the embeddings have another width than the layers, as in OPT-350m: states can then
-        neither be compared with embeddings nor read out.
+        Raises a `ValueError` if embeddings and layers differ in width, as in OPT-350m: states can then neither be
+        compared with embeddings nor read out.
         """
         own, width = self.model.config.get_text_config(decoder=True).hidden_size, self.embeddings.embedding_dim
         if width != own:
@@ -84,17 +75,12 @@ class DecoderParts:
 
     def check_readout(self, last_states: torch.Tensor, logits: torch.Tensor) -> None:
         """
-        Compares the readout with the model's own logits at one position.
-
-        Args:
-            last_states (`torch.Tensor` of shape `(B, T, H)`):
-                States of the last layer.
-            logits (`torch.Tensor` of shape `(B, T', V)`):
-                The model's logits of the last T' positions.
+        Compares the readout of the last layer's states `(B, T, H)` with the model's logits `(B, T', V)` at the last
+        position.
 
         Raises:
-            ValueError: if they differ, because the model does more to its states or logits than is known here, or
-                has embeddings of another width.
+            ValueError: if they differ, because the model does more to its states or logits than is known here, or has
+                embeddings of another width.
         """
         self.check_width()
         with torch.no_grad():
@@ -126,9 +112,6 @@ def decoder_parts(model: nn.Module, layers: str | None = None) -> DecoderParts:
             A causal LM.
         layers (`str`, *optional*):
             Name of the `ModuleList` of decoder layers, such as `"model.layers"`. If `None`, it is looked for.
-
-    Returns:
-        [`DecoderParts`].
 
     Raises:
         ValueError: if the layers, the embeddings or the head cannot be found.
@@ -183,13 +166,9 @@ def record_layer_states(parts: DecoderParts) -> Iterator[list[torch.Tensor]]:
     """
     Record the states after each decoder layer in the forward passes inside the `with` block.
 
-    Args:
-        parts ([`DecoderParts`]):
-            Parts of the model.
-
     Yields:
-        `list[torch.Tensor]`: One tensor of shape (B, T, H) a layer and forward pass, in the order of the calls, before
-        the final norm; clear it between passes.
+        `list[torch.Tensor]`: one tensor `(B, T, H)` per layer and forward pass, in the order of the calls, before the
+        final norm; clear it between passes.
 
     Example:
 

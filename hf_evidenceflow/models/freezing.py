@@ -7,16 +7,8 @@ from torch import nn
 
 def freeze_all_but(model: nn.Module, names: Sequence[str]) -> None:
     """
-    Let only the named modules be trained; the other parameters get no gradient.
-
-    Args:
-        model (`nn.Module`):
-            Any model.
-        names (`Sequence[str]`):
-            Full names of modules or parameters, such as `"lm_head"` or `"model.layers.0"`.
-
-    Raises:
-        ValueError: if a name has no parameters.
+    Let only the named modules or parameters train, by full names such as `"lm_head"` or `"model.layers.0"`; the others
+    get no gradient. A name without parameters is a `ValueError`.
     """
     parameters = dict(model.named_parameters())
     model.requires_grad_(False)

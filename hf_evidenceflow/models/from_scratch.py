@@ -20,13 +20,8 @@ def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer
         model_type (`str`):
             As in a checkpoint's `config.json`: `"llama"`, `"gpt2"`, `"opt"`, ...
         overrides (`Mapping[str, Any]`):
-            Fields of the config that are not at their default. Where they do not say otherwise, the vocabulary and
-            the special tokens are the tokenizer's.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-
-    Returns:
-        [`~transformers.PreTrainedConfig`]: the config.
+            Fields of the config that are not at their default. Unless they say otherwise, the vocabulary and the
+            special tokens are the tokenizer's.
 
     Raises:
         `ValueError`: if the model type is not known or has no causal LM, a field does not exist, or the vocabulary is
@@ -61,16 +56,8 @@ def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer
 
 def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer, **kwargs):
     """
-    A model with random weights; the seed is torch's.
-
-    Args:
-        model_type, overrides, tokenizer:
-            As in [`config_from_scratch`].
-        **kwargs:
-            Arguments of `AutoModelForCausalLM.from_config`, such as `dtype` and `attn_implementation`.
-
-    Returns:
-        [`~transformers.PreTrainedModel`]: the model.
+    A model with random weights, by torch's seed. `kwargs` go to `AutoModelForCausalLM.from_config`, such as `dtype`
+    and `attn_implementation`; the rest is as in [`config_from_scratch`].
 
     Example:
 
@@ -87,17 +74,8 @@ def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer,
 
 def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """
-    Fields of a config as a person gives them.
-
-    Args:
-        overrides (`Mapping[str, Any]` or `str`, *optional*):
-            A mapping, as from YAML, or a JSON object, as on a command line.
-
-    Returns:
-        `dict[str, Any]`: the fields.
-
-    Raises:
-        `ValueError`: if it is neither.
+    Fields of a config as a person gives them: a mapping, as from YAML, or a JSON object, as on a command line.
+    Anything else is a `ValueError`.
     """
     if isinstance(overrides, str):
         remedy = f"It must be a JSON object such as '{{\"hidden_size\": 64}}', got {overrides!r}."
@@ -109,16 +87,8 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
 
 def check_positions(config: PreTrainedConfig, block_size: int) -> None:
     """
-    Refuses rows that are longer than a model can take.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            The model's config. One without `max_position_embeddings` takes any length.
-        block_size (`int`):
-            Tokens a row.
-
-    Raises:
-        `ValueError`: if the rows are longer than the model's positions.
+    Raises a `ValueError` if rows of `block_size` tokens are longer than the model's positions; a config without
+    `max_position_embeddings` takes any length.
     """
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and block_size > longest:

@@ -1,7 +1,4 @@
-"""
-Saves a model together with its code, so that it loads with `trust_remote_code=True` where this package is not
-installed.
-"""
+"""Saves a model with its code, so that it loads with `trust_remote_code=True` where this package is not installed."""
 
 from contextlib import contextmanager
 
@@ -9,11 +6,8 @@ from contextlib import contextmanager
 @contextmanager
 def hub_code(model):
     """
-    Within the context, `save_pretrained` and `push_to_hub` of this model also write the code of its class and config.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            A causal LM of this package.
+    Within the context, `save_pretrained` and `push_to_hub` of a causal LM of this package also write the code of its
+    class and config.
 
     Example:
 

@@ -33,13 +33,9 @@ def load_model(
         tokenizer (`str`, *optional*):
             Folder or Hub name of the tokenizer; if not given, the model's, or the base's.
         device (`str`, *optional*):
-            Device; if not given, the GPU where there is one.
+            If not given, the GPU where there is one.
         thinking_mode (`str`, *optional*):
             Mode of a thinking model; if not given, the checkpoint's.
-        revision (`str`, *optional*):
-            Revision on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that comes with the model may run.
         kwargs:
             Further arguments of `from_pretrained`, such as `dtype`; those that are `None` are left out.
 
@@ -47,8 +43,8 @@ def load_model(
         `tuple`: the model, or the [`~peft.PeftModel`] around it, in eval mode; and its tokenizer.
 
     Raises:
-        `OSError`: if there is no such folder.
-        `ValueError`: if weights are damaged or missing, the folder is no checkpoint, or there is no tokenizer.
+        `OSError`: if there is no such folder. `ValueError`: if weights are damaged or missing, the folder is no
+        checkpoint, or there is no tokenizer.
     """
     path = _existing(path_or_id)
     settings = {name: value for name, value in kwargs.items() if value is not None}
@@ -95,17 +91,8 @@ def _existing(path_or_id):
 
 def load_checkpoint(path_or_id, **settings):
     """
-    A checkpoint of a causal LM, no adapter, with all of its weights.
-
-    Args:
-        path_or_id (`str`):
-            Hub name or local folder.
-        settings:
-            Further arguments of `from_pretrained`.
-
-    Raises:
-        `OSError`: if there is no such folder.
-        `ValueError`: if it is no checkpoint, or weights are damaged or missing.
+    A checkpoint of a causal LM, no adapter, with all of its weights; `settings` go to `from_pretrained`, errors are
+    those of [`load_model`].
     """
     path = _existing(path_or_id)
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):

@@ -64,14 +64,8 @@ class RouterStatistics:
     """
     Counts what goes to which expert in the forward passes inside a `with` block, or between [`attach`] and [`remove`].
 
-    Padding (zeros of a two-dimensional `attention_mask`) is left out. Passes that gradient checkpointing repeats are
-    not counted again.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A model with experts.
-        once (`bool`, *optional*, defaults to `False`):
-            Whether one forward pass ends an [`attach`].
+    Padding (zeros of a two-dimensional `attention_mask`) is left out, as are passes that gradient checkpointing
+    repeats. With `once` one forward pass ends an [`attach`].
 
     Raises:
         `ValueError`: if the model has no experts.
@@ -142,12 +136,7 @@ class RouterStatistics:
         self.remove()
 
     def layers(self) -> list[LayerLoad]:
-        """
-        What was counted, in the order of the layer calls.
-
-        Raises:
-            `RuntimeError`: if no forward pass was counted.
-        """
+        """What was counted, in the order of the layer calls; a `RuntimeError` if no forward pass was."""
         if not self._tokens:
             raise RuntimeError("No token was counted yet: run the model inside the `with` block first.")
         return [
@@ -161,11 +150,8 @@ class RouterStatistics:
 
     def summary(self) -> dict[str, float]:
         """
-        Means over the layers.
-
-        Returns:
-            `dict[str, float]`: `router_max_load`, `router_load_entropy`, `router_dead_experts` and `router_balance`,
-            see [`LayerLoad`], and `router_effective_experts`: as many evenly used experts would have that entropy.
+        Means over the layers: `router_max_load`, `router_load_entropy`, `router_dead_experts` and `router_balance`,
+        see [`LayerLoad`], and `router_effective_experts`: as many evenly used experts would have that entropy.
         """
         rows = [
             (layer.max_load, layer.entropy, len(layer.load) ** layer.entropy, layer.dead, layer.balance)

@@ -25,16 +25,9 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 def broken_weights(folder: str | os.PathLike) -> str | None:
     """
-    Say what is wrong with the safetensors files of a folder, from their headers alone. Checkpoints that lie in the
-    folder are left out.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Checkpoint, model or adapter folder.
-
-    Returns:
-        `str` or `None`: The first file that is cut short, unreadable or missing from a sharded set, with the reason;
-        `None` if there is no such file.
+    Say what is wrong with the safetensors files of a folder, from their headers alone: the first file that is cut
+    short, unreadable or missing from a sharded set, with the reason, or `None`. Checkpoints in the folder are left
+    out.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -103,12 +96,7 @@ def naming_folder(path: str | os.PathLike) -> Iterator[None]:
     """
     Give errors of other libraries in the `with` block the folder or Hub name and what to do; errors of ours pass.
 
-    Args:
-        path (`str` or `os.PathLike`):
-            What is being loaded.
-
-    Raises:
-        `OSError`, `ImportError` or `ValueError`: in the place of any other error, which is its cause.
+    Any other error becomes the cause of an `OSError`, `ImportError` or `ValueError`.
     """
     try:
         yield
@@ -135,21 +123,10 @@ def _raised_here(error: Exception) -> bool:
 
 def load_checked(model_class, path: str | os.PathLike, **kwargs):
     """
-    `model_class.from_pretrained`, but what is not wholly the checkpoint's is an error that names it.
+    `model_class.from_pretrained(path, **kwargs)`, but what is not wholly the checkpoint's is an error that names it:
+    see [`check_model_folder`], [`naming_folder`] and [`check_loaded`].
 
-    Args:
-        model_class (`type`):
-            A model class, or `AutoModelForCausalLM`.
-        path (`str` or `os.PathLike`):
-            Local folder or Hub name.
-        kwargs:
-            Passed to `from_pretrained`.
-
-    Returns:
-        [`~transformers.PreTrainedModel`]: the model, with the loading info if `output_loading_info=True`.
-
-    Raises:
-        `OSError`, `ValueError`: as [`check_model_folder`], [`naming_folder`] and [`check_loaded`].
+    Returns the model, with the loading info if `output_loading_info=True`.
     """
     with_info = kwargs.pop("output_loading_info", False)
     check_model_folder(path)
@@ -161,20 +138,12 @@ def load_checked(model_class, path: str | os.PathLike, **kwargs):
 
 def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], path: str | os.PathLike) -> None:
     """
-    Refuse a model that is not wholly what its checkpoint holds. Weights of our own that a plain checkpoint cannot
-    have, of thinking and of cross-layer variants, may be missing.
-
-    Args:
-        model (`PreTrainedModel`):
-            The loaded model.
-        info (`Mapping[str, Any]`):
-            What `from_pretrained(..., output_loading_info=True)` gave with it.
-        path (`str` or `os.PathLike`):
-            Its folder or Hub name.
+    Refuse a model that is not wholly what its checkpoint holds, by the `info` that `from_pretrained` gave with it.
+    Weights of our own that a plain checkpoint cannot have, of thinking and of cross-layer variants, may be missing.
 
     Raises:
         `ValueError`: if weights are missing, the checkpoint has more layers than the model, or a weight is NaN or
-            infinite.
+        infinite.
     """
     own = (*THINKING_MODULES, *EXTRA_PARAMETER_NAMES)
     if missing := sorted(name for name in info["missing_keys"] if not any(part in name for part in own)):
@@ -196,13 +165,8 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], path: str | os
 
 def check_adapter(model: torch.nn.Module, folder: str | os.PathLike) -> None:
     """
-    Refuse an adapter that is not wholly what its file holds, as PEFT only warns.
-
-    Args:
-        model (`PeftModel`):
-            Model with the adapter, named `"default"`.
-        folder (`str` or `os.PathLike`):
-            Its local folder; anything else, such as a Hub name, is checked for its numbers only.
+    Refuse an adapter, named `"default"`, that is not wholly what its file holds, as PEFT only warns. Of anything but a
+    local folder, such as a Hub name, only the numbers are checked.
 
     Raises:
         `ValueError`: if weights are missing or left over, or one is NaN or infinite.

@@ -24,18 +24,8 @@ def trajectory_settings(trainer) -> dict:
 
 def check_changes(before: dict, now: dict, checkpoint: str, warns: bool = True) -> None:
     """
-    Say which settings differ, in one line.
-
-    Args:
-        before, now (`dict`):
-            From [`trajectory_settings`], at the checkpoint and of the resumed run.
-        checkpoint (`str`):
-            Its folder, for the message.
-        warns (`bool`, *optional*, defaults to `True`):
-            Whether this rank is the one that warns.
-
-    Raises:
-        ValueError: If the optimizer is another one: its state is of no use.
+    Say in one line, on the rank that warns, which [`trajectory_settings`] differ between checkpoint and resumed run.
+    Another optimizer is a `ValueError`: its state is of no use.
     """
     changed = [name for name in before if name in now and before[name] != now[name]]
     if "optim" in changed:

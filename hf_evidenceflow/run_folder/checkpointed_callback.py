@@ -18,15 +18,7 @@ class CheckpointedCallback(TrainerCallback):
     """
 
     def write_files(self, checkpoint: Path, args) -> None:
-        """
-        Write this rank's files; overridden by the callback.
-
-        Args:
-            checkpoint (`Path`):
-                Folder.
-            args ([`~transformers.TrainingArguments`]):
-                The trainer's arguments.
-        """
+        """Write this rank's files into the checkpoint; overridden by the callback."""
         raise NotImplementedError
 
     def on_save(self, args, state, control, **kwargs):

@@ -31,16 +31,7 @@ class OutputFolderError(ValueError):
 
 
 def checkpoint_problem(path: str | os.PathLike) -> str | None:
-    """
-    Say why a `Trainer` checkpoint cannot be resumed from. All its files are read if it has a manifest.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Checkpoint folder.
-
-    Returns:
-        `str` or `None`: The reason, or `None` if the checkpoint is whole.
-    """
+    """Why a `Trainer` checkpoint cannot be resumed from, or `None`. All its files are read if it has a manifest."""
     path = Path(path)
     if not path.is_dir():
         return "there is no such folder"
@@ -87,30 +78,14 @@ def _missing_file(path: Path) -> str | None:
 
 
 def is_whole_checkpoint(path: str | os.PathLike) -> bool:
-    """
-    Tell whether a `Trainer` checkpoint can be resumed from.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Checkpoint folder.
-
-    Returns:
-        `bool`: `True` if its state, weights and optimizer files are all there and none is cut short.
-    """
+    """Whether state, weights and optimizer files of a `Trainer` checkpoint are all there and whole."""
     return checkpoint_problem(path) is None
 
 
 def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    Find the newest checkpoint that can be resumed from.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Output folder of a run.
-
-    Returns:
-        `str` or `None`: The `checkpoint-<step>` folder with the highest step among the whole ones; newer ones that are
-        not whole are skipped with a warning.
+    The `checkpoint-<step>` folder with the highest step among the whole ones, or `None`; newer ones that are not whole
+    are skipped with a warning.
     """
     for checkpoint in list_checkpoints(output_dir):
         problem = checkpoint_problem(checkpoint)
@@ -126,9 +101,8 @@ def resolve_output_dir(
     output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None, overwrite: bool = False
 ) -> str | None:
     """
-    Decide what a run may do with its output folder. Called by [`~run_folder.training_run.training_run`].
-
-    In a distributed run rank 0 decides for all.
+    Decide what a run may do with its output folder. Called by [`~run_folder.training_run.training_run`]. In a
+    distributed run rank 0 decides for all.
 
     Args:
         output_dir (`str` or `os.PathLike`):
@@ -144,12 +118,12 @@ def resolve_output_dir(
             Whether a new run removes the checkpoints and the run record of the one that is in the folder.
 
     Returns:
-        `str` or `None`: The checkpoint to resume from, for `trainer.train(resume_from_checkpoint=...)`; `None` to
-        start anew.
+        `str` or `None`: what to pass to `trainer.train(resume_from_checkpoint=...)`; `None` to start anew.
 
     Raises:
-        ValueError: If the folder holds a run and the arguments do not say what to do with it, or if the checkpoint
-            asked for is missing or not whole.
+        ValueError: if the folder holds a run and the arguments do not say what to do with it, or the checkpoint asked
+        for
+            is missing or not whole.
     """
     distributed = dist.is_available() and dist.is_initialized()
     answer = [None, None]  # checkpoint, error

@@ -10,13 +10,8 @@ from .lock import FolderInUseError
 
 def run_recipe(main: Callable[[], Any]) -> NoReturn:
     """
-    Call a recipe's `main` and exit: 0, 130 after Ctrl-C, 143 after SIGTERM, 1 after an error.
-
+    Call a recipe's `main` and exit: 0 or what it returns, 130 after Ctrl-C, 143 after SIGTERM, 1 after an error.
     Errors about files and about the output folder become one line; others keep their traceback.
-
-    Args:
-        main (`Callable`):
-            The recipe. An `int` that it returns is the exit code.
     """
     try:
         result = main()

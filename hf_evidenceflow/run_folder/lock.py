@@ -28,17 +28,7 @@ class FolderInUseError(RuntimeError):
 
 @dataclass(frozen=True)
 class Owner:
-    """
-    The process that holds a folder.
-
-    Args:
-        pid (`int`):
-            Process id.
-        host (`str`):
-            Its machine.
-        started (`float`):
-            Start of the process, in seconds since the epoch; process ids are used again.
-    """
+    """The process that holds a folder: its id, host, and start (seconds since the epoch), as ids are used again."""
 
     pid: int
     host: str
@@ -69,17 +59,11 @@ def is_alive(pid: int, started: float | None) -> bool:
 @contextlib.contextmanager
 def hold_folder(folder: str | os.PathLike, kind: str = "run") -> Iterator[None]:
     """
-    Hold a folder for this process. The operating system frees it however the process ends.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder; made when missing.
-        kind (`str`, *optional*, defaults to `"run"`):
-            What works in it, for the message.
+    Hold a folder, made when missing, for this process. The operating system frees it however the process ends. `kind`
+    is what works in it, for the message.
 
     Raises:
-        FolderInUseError: If another process holds the folder.
-        OSError: If the folder cannot be written.
+        FolderInUseError: if another process holds the folder. OSError: if the folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,16 +88,7 @@ def hold_folder(folder: str | os.PathLike, kind: str = "run") -> Iterator[None]:
 
 
 def folder_owner(folder: str | os.PathLike) -> Owner | None:
-    """
-    The live process that holds a folder.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder of a run or an experiment.
-
-    Returns:
-        [`Owner`] or `None`: The process; `None` if the folder is free, also where a killed process left its note.
-    """
+    """The live process that holds a folder; `None` if it is free, also where a killed process left its note."""
     folder = Path(folder)
     if not (folder / LOCK_NAME).exists():
         return None
@@ -129,14 +104,8 @@ def folder_owner(folder: str | os.PathLike) -> Owner | None:
 
 def is_abandoned(folder: str | os.PathLike) -> bool:
     """
-    Whether the lock shows that whoever held a folder is gone.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder of a run or an experiment.
-
-    Returns:
-        `bool`: `False` also where it shows nothing: the folder was never held, or last from another host.
+    Whether the lock shows that whoever held a folder is gone; `False` also where it shows nothing: the folder was
+    never held, or last from another host.
     """
     folder = Path(folder)
     if not (folder / LOCK_NAME).exists() or folder_owner(folder) is not None:

@@ -15,13 +15,7 @@ _CHUNK = 1 << 20
 
 
 def write_manifest(folder: str | os.PathLike) -> None:
-    """
-    Write the manifest of all files in a folder, itself left out.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Checkpoint folder, complete otherwise.
-    """
+    """Write the manifest of all files in a folder, itself left out."""
     folder = Path(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if name != MANIFEST_NAME]
@@ -38,14 +32,8 @@ def has_manifest(folder: str | os.PathLike) -> bool:
 
 def manifest_problem(folder: str | os.PathLike) -> str | None:
     """
-    Compare a folder with its manifest, reading every file. Files that the manifest does not list may be there.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Checkpoint folder with a manifest.
-
-    Returns:
-        `str` or `None`: The first file that is missing or differs, with the reason; `None` if all are as written.
+    Compare a folder with its manifest, reading every file: the first file that is missing or differs, with the reason,
+    or `None`. Files that the manifest does not list may be there.
     """
     folder = Path(folder)
     try:

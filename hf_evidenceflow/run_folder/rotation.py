@@ -56,15 +56,8 @@ def set_newer_aside(output_dir: Path, step: int) -> None:
 
 def rotate(output_dir: Path, limit: int | None, best: str | os.PathLike | None) -> None:
     """
-    Remove the checkpoints of the lowest steps until `limit` are left; the newest and the best one stay.
-
-    Args:
-        output_dir (`Path`):
-            Output folder of the run.
-        limit (`int`, *optional*):
-            Checkpoints to keep; `None` or 0 for all.
-        best (`str` or `os.PathLike`, *optional*):
-            The best checkpoint.
+    Remove the checkpoints of the lowest steps until `limit` (`None` or 0: all) are left; the newest and the best one
+    stay.
     """
     if not limit or limit < 0:
         return
@@ -80,11 +73,8 @@ def rotate(output_dir: Path, limit: int | None, best: str | os.PathLike | None) 
 
 def clean_leftovers(output_dir: str | os.PathLike) -> None:
     """
-    Remove what a killed run left half-written or half-removed; a checkpoint that only lacked its name gets it.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Output folder, which nothing else works in.
+    Remove what a killed run left half-written or half-removed in an output folder in which nothing else works; a
+    checkpoint that only lacked its name gets it.
     """
     output_dir = Path(output_dir)
     for staged in list_checkpoints(output_dir / STAGING_FOLDER):

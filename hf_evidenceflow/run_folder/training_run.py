@@ -19,15 +19,8 @@ from .termination import Terminated, handle_sigterm
 @dataclass
 class TrainingRun:
     """
-    A run inside [`training_run`].
-
-    Args:
-        folder (`Path`):
-            Output folder.
-        checkpoint (`str`, *optional*):
-            What to pass to `trainer.train(resume_from_checkpoint=...)`; `None` for a new run.
-        record ([`~hf_evidenceflow.report.run_record.RunRecord`]):
-            Its run record.
+    A run inside [`training_run`]: its output folder, its record, and the checkpoint to pass to
+    `trainer.train(resume_from_checkpoint=...)`, `None` for a new run.
     """
 
     folder: Path
@@ -51,21 +44,14 @@ def training_run(
     once. So does the end of `accelerate launch` or `torchrun`, on Linux.
 
     Args:
-        output_dir (`str` or `os.PathLike`):
-            Output folder.
-        resume_from_checkpoint, overwrite:
+        output_dir, resume_from_checkpoint, overwrite:
             As in [`~run_folder.checkpoints.resolve_output_dir`].
         **configs:
             As in [`~hf_evidenceflow.report.run_record.run_record`].
 
-    Yields:
-        [`TrainingRun`]: The run.
-
     Raises:
-        FolderInUseError: If another process works in the folder.
-        ValueError: If the folder holds a run and the arguments do not say what to do with it, or if there is no whole
-            checkpoint to resume from.
-        OSError: If the folder cannot be written.
+        FolderInUseError: if another process works in the folder. ValueError: as
+        [`~run_folder.checkpoints.resolve_output_dir`]. OSError: if the folder cannot be written.
 
     Example:
 

@@ -19,17 +19,7 @@ UNLOGGED_NAME = "unlogged_{rank}.json"
 
 
 def save_unlogged(trainer, folder: Path, further: dict) -> None:
-    """
-    Write this rank's state.
-
-    Args:
-        trainer ([`ResumableTrainerMixin`]):
-            The trainer.
-        folder (`Path`):
-            Checkpoint.
-        further (`dict`):
-            Entries to be returned by [`load_unlogged`].
-    """
+    """Write this rank's state into a checkpoint, with `further` entries for [`load_unlogged`]."""
     state = {
         **further,
         "tr_loss": trainer._tr_loss.item(),
@@ -43,16 +33,7 @@ def save_unlogged(trainer, folder: Path, further: dict) -> None:
 
 def read_unlogged(trainer, checkpoint: str) -> dict | None:
     """
-    Read what [`save_unlogged`] has written for this rank.
-
-    Args:
-        trainer ([`ResumableTrainerMixin`]):
-            The trainer.
-        checkpoint (`str`):
-            Checkpoint.
-
-    Returns:
-        `dict` or `None`: The state; `None` if the checkpoint has none, as one of the stock Trainer.
+    What [`save_unlogged`] has written for this rank; `None` if the checkpoint has none, as one of the stock Trainer.
     """
     # On more ranks than there were, the new ones take what the first one knew
     paths = [Path(checkpoint) / UNLOGGED_NAME.format(rank=rank) for rank in (trainer.args.process_index, 0)]

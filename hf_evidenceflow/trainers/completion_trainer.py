@@ -22,18 +22,7 @@ class CompletionConfig(PretrainingConfig, SFTConfig):
 
     @classmethod
     def from_pretraining(cls, args: PretrainingConfig, **overrides) -> "CompletionConfig":
-        """
-        The same settings for SFT.
-
-        Args:
-            args ([`PretrainingConfig`]):
-                The settings.
-            **overrides:
-                Fields of [`~trl.SFTConfig`].
-
-        Returns:
-            [`CompletionConfig`]: the settings.
-        """
+        """The same settings for SFT, with `overrides` of [`~trl.SFTConfig`]'s fields."""
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
         return cls(**(given | overrides))
 

@@ -30,15 +30,8 @@ _KEPT_COLUMNS = {"prompt", "image", "images"}
 
 def check_data(trainer) -> None:
     """
-    Refuse data with which a trainer could not roll out or reward: columns, prompts, golds.
-
-    Args:
-        trainer ([`~trl.GRPOTrainer`]):
-            The trainer, ready to train. With an `environment_factory` only the golds are checked, since the
-            environment writes the prompts.
-
-    Raises:
-        `ValueError`: with the column, or with the row.
+    Refuse, with a `ValueError` that names the column or the row, data with which a [`~trl.GRPOTrainer`] could not roll
+    out or reward. With an `environment_factory`, which writes the prompts, only the golds are checked.
     """
     check_golds(trainer.reward_funcs, trainer.train_dataset, trainer.eval_dataset)
     if trainer.environment_factories is None:
@@ -52,18 +45,8 @@ def check_data(trainer) -> None:
 
 def check_columns(reward_funcs: Sequence[Any], datasets: Any, remove_unused_columns: bool = False) -> None:
     """
-    Refuse a data set without the prompts, or without a column that a reward function takes.
-
-    Args:
-        reward_funcs (`list`):
-            Reward functions and reward models of the trainer.
-        datasets (`datasets.Dataset`, `datasets.IterableDataset`, or `dict` or `list` of them):
-            Training and evaluation sets; `None` is passed over.
-        remove_unused_columns (`bool`, *optional*, defaults to `False`):
-            The trainer's setting, with which TRL keeps prompts and images only.
-
-    Raises:
-        `ValueError`: with the column, what needs it, and the columns that are there.
+    Refuse data sets (one, or a list or dict of them) without the prompts, or without a column that a reward function
+    takes. TRL keeps prompts and images only with `remove_unused_columns`.
     """
     for dataset in _each(datasets):
         columns = dataset.column_names
@@ -86,18 +69,8 @@ def check_columns(reward_funcs: Sequence[Any], datasets: Any, remove_unused_colu
 
 def check_prompts(datasets: Any, tokenizer, chat_template_kwargs: dict | None = None) -> None:
     """
-    Refuse prompts that are empty or neither text nor chat messages. Streams are not read.
-
-    Args:
-        datasets (`datasets.Dataset`, `datasets.IterableDataset`, or `dict` or `list` of them):
-            Training and evaluation sets; `None` is passed over.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-        chat_template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template.
-
-    Raises:
-        `ValueError`: with the row of the first such prompt.
+    Refuse prompts that are empty or neither text nor chat messages, with the row of the first one. Streams are not
+    read.
     """
     for dataset in _each(datasets):
         if isinstance(dataset, Dataset):
@@ -106,17 +79,7 @@ def check_prompts(datasets: Any, tokenizer, chat_template_kwargs: dict | None = 
 
 
 def check_prompt(prompt: Any, tokenizer, chat_template_kwargs: dict | None = None, place: str = "A row") -> None:
-    """
-    Refuse one prompt; see [`check_prompts`].
-
-    Args:
-        prompt (`Any`):
-            What the column `prompt` holds.
-        tokenizer, chat_template_kwargs:
-            As in [`check_prompts`].
-        place (`str`, *optional*, defaults to `"A row"`):
-            Where it stands, for the error.
-    """
+    """Refuse one prompt; see [`check_prompts`]. `place` is where it stands, for the error."""
     is_chat = isinstance(prompt, list) and all(isinstance(message, Mapping) for message in prompt)
     if not isinstance(prompt, str) and not (is_chat and all(message.get("role") for message in prompt)):
         shown = repr(prompt)

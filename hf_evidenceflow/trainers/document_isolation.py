@@ -12,17 +12,9 @@ LOW_PRECISION_TOLERANCE = 5e-2
 
 def check_document_isolation(model, rows: TokenRows) -> None:
     """
-    Compares a document's logits in a packed row with those of the document alone. A model that takes no positions, or
+    Compares a document's logits in a packed row, whose `position_ids` start at 0 in each document, with those of the
+    document alone; if they differ, the documents see each other, a `ValueError`. A model that takes no positions, or
     has a recurrent state, would train on mixed documents without a word.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        rows ([`TokenRows`]):
-            Rows with `position_ids` that start at 0 in each document.
-
-    Raises:
-        `ValueError`: if the documents see each other.
     """
     positions = rows.columns["position_ids"]
     row, start = next(((r, s) for r, line in enumerate(positions) for s in (line == 0).nonzero()[0] if s > 0), (0, 0))

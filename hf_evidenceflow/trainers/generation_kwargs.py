@@ -25,16 +25,8 @@ _IMPOSSIBLE = {
 
 def check_generation_kwargs(args, thinking_mode: str) -> None:
     """
-    Refuse entries of `generation_kwargs` that are unknown or could not do in rollouts what they say.
-
-    Args:
-        args ([`~trl.GRPOConfig`]):
-            Arguments. With `use_vllm` the entries are vLLM's own, which are not looked at.
-        thinking_mode (`str`):
-            Mode of the model, `"none"` for a plain one.
-
-    Raises:
-        `ValueError`: with the entry, and what to do.
+    Refuse, with a `ValueError` that says what to do, entries of `generation_kwargs` that are unknown or could not do
+    in rollouts what they say. With `use_vllm` the entries are vLLM's own, which are not looked at.
     """
     entries = args.generation_kwargs or {}
     if args.use_vllm or not entries:
@@ -145,15 +137,8 @@ def stop_lengths(
     criterion, prompt_ids: list[list[int]], completion_ids: list[list[int]], pad_id: int
 ) -> list[int | None]:
     """
-    Tokens of each completion up to the first stop string, or `None` where there is none.
-
-    Args:
-        criterion ([`~transformers.StopStringCriteria`]):
-            What ended the rows while they were generated; a string may begin in the prompt.
-        prompt_ids, completion_ids (`list[list[int]]`):
-            Tokens of each row, without padding of the prompt; what follows a stop string is padding.
-        pad_id (`int`):
-            Padding token.
+    Tokens of each completion up to the first stop string, or `None` where there is none. The criterion ended the rows
+    while they were generated, so a string may begin in the prompt, and what follows it is padding.
     """
     width, count = (max(map(len, ids)) for ids in (prompt_ids, completion_ids))
     tokens = torch.full((len(prompt_ids), width + count), pad_id)

@@ -28,19 +28,8 @@ _OTHER_ENGINES = {
 
 def thinking_config(model, model_init_kwargs: Mapping[str, Any] | None):
     """
-    Config of the thinking model that is going to be trained.
-
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Checkpoint or model.
-        model_init_kwargs (`Mapping[str, Any]`, *optional*):
-            Arguments of `from_pretrained`, for a checkpoint.
-
-    Returns:
-        [`~transformers.PreTrainedConfig`]: with the fields of [`ThinkingConfigMixin`].
-
-    Raises:
-        `ValueError`: if a model is given that does not think.
+    Config of the thinking model, a checkpoint with `model_init_kwargs` or a model, that is going to be trained; a
+    `ValueError` for a model that does not think.
     """
     if isinstance(model, str):
         kwargs = {k: v for k, v in (model_init_kwargs or {}).items() if k not in ("dtype", "device_map")}
@@ -56,22 +45,8 @@ def thinking_config(model, model_init_kwargs: Mapping[str, Any] | None):
 
 def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: Mapping[str, Any]) -> None:
     """
-    Refuse what the trainer could not do right.
-
-    Args:
-        args ([`HRPOConfig`]):
-            Arguments.
-        config ([`~transformers.PreTrainedConfig`]):
-            What [`thinking_config`] returned.
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Checkpoint or model.
-        has_adapter (`bool`):
-            Whether an adapter is trained.
-        trainer_kwargs (`Mapping[str, Any]`):
-            Further arguments of the trainer.
-
-    Raises:
-        `ValueError`: with the argument, and what to do.
+    Refuse, with a `ValueError` that says what to do, what the trainer could not do right. `config` is that of
+    [`thinking_config`], `trainer_kwargs` holds further arguments of the trainer.
     """
     has_reference = isinstance(model, str) or config.name_or_path or has_adapter
     if args.beta != 0 and not has_reference:
@@ -124,16 +99,8 @@ def warn_of_settings(trainer) -> None:
 
 def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> None:
     """
-    Freeze the thinking modules that the mode or the active adapter does not use, and keep the others in fp32.
-
-    Args:
-        model (`torch.nn.Module`):
-            A thinking model or a PEFT model around one; changed in place.
-        thinking_mode (`str`):
-            Its mode.
-
-    Raises:
-        `ValueError`: if a module that the mode uses is not trained.
+    Freeze, in place, the thinking modules that the mode or the active adapter does not use, and keep the others in
+    fp32. A module that the mode uses and nothing trains is a `ValueError`.
     """
     in_use = thinking_modules_in_use(thinking_mode)
     adapters = model.active_adapters if is_peft_model(model) else []
@@ -158,17 +125,12 @@ def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> N
 
 def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
     """
-    Make trained thinking modules, which are fp32, fit weights that are sharded in half precision.
+    Make trained thinking modules, which are fp32, fit weights that are going to be sharded in half precision; in
+    place.
 
     FSDP2 gathers weights in half precision: each thinking module gets a unit of its own, which gathers them as they
     are. ZeRO-3 holds trained weights of one dtype: it gets half-precision ones, and keeps fp32 weights in its
     optimizer.
-
-    Args:
-        model (`torch.nn.Module`):
-            A thinking model or a PEFT model around one, not sharded yet; changed in place.
-        accelerator ([`~accelerate.Accelerator`]):
-            What is going to shard the rest.
 
     Raises:
         `ValueError`: if FSDP2 loads the weights on one process only, which does not go with units of our own.
@@ -203,13 +165,8 @@ def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
 
 def with_thinking_modules(peft_config, thinking_mode):
     """
-    A copy of a PEFT config that also trains the thinking modules, in full.
-
-    Args:
-        peft_config ([`~peft.PeftConfig`]):
-            Config of an adapter. The thinking modules are added to `modules_to_save` and kept out of `target_modules`.
-        thinking_mode (`str`):
-            Mode of the model: modules that it does not use are left out.
+    A copy of a PEFT config that also trains the thinking modules that the mode uses, in full: they are in
+    `modules_to_save`, and kept out of `target_modules`.
 
     Raises:
         `ValueError`: if the method cannot train modules of the model in full.

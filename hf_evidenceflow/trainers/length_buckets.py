@@ -11,12 +11,8 @@ import torch
 @dataclass(frozen=True)
 class LengthBucket:
     """
-    Rows that are computed together.
-
-    Args:
-        rows (`torch.Tensor` of shape `(rows,)`): their places in the batch.
-        columns (`slice`): of the batch's `P + C` columns, those that any of the rows uses.
-        completion_columns (`int`): how many of them hold completions.
+    Rows that are computed together: their places in the batch, the columns of its `P + C` that any of them uses, and
+    how many of these hold completions.
     """
 
     rows: torch.Tensor
@@ -26,18 +22,11 @@ class LengthBucket:
 
 def length_buckets(attention_mask: torch.Tensor, completion_columns: int, count: int) -> list[LengthBucket]:
     """
-    Sort the rows by length and cut them into buckets of equally many.
+    Sort the rows of an `attention_mask` `(B, P + C)` by length and cut them into `count` buckets of equally many, or
+    `B`, if that is less.
 
     Their number depends on the shape of the batch alone, so that processes that hold shards of one model make the same
     calls.
-
-    Args:
-        attention_mask (`torch.Tensor` of shape `(B, P + C)`): nonzero at tokens.
-        completion_columns (`int`): `C`.
-        count (`int`): buckets, at most; there are fewer if `B` is less.
-
-    Returns:
-        `list[LengthBucket]`: each row in one of them.
     """
     used = attention_mask != 0
     prompt_columns = used.shape[1] - completion_columns
@@ -58,15 +47,7 @@ def length_buckets(attention_mask: torch.Tensor, completion_columns: int, count:
 
 def join_buckets(buckets: list[LengthBucket], parts: list[torch.Tensor], completion_columns: int) -> torch.Tensor:
     """
-    What was computed for each bucket, as one batch again.
-
-    Args:
-        buckets (`list[LengthBucket]`): the buckets.
-        parts (`list[torch.Tensor]`): values of shape `(rows, completion columns of the bucket)`.
-        completion_columns (`int`): `C`.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C)`: 0 where a bucket has no column.
+    Values `(rows, completion columns)` of each bucket as one batch `(B, C)` again, 0 where a bucket has no column.
     """
     padded = [torch.nn.functional.pad(part, (0, completion_columns - part.shape[1])) for part in parts]
     return torch.cat(padded)[torch.cat([bucket.rows for bucket in buckets]).argsort()]

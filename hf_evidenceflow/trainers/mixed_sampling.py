@@ -13,19 +13,7 @@ from ..models.thinking.cache_argument import CACHE
 
 def mixed_logps(student_logits: torch.Tensor, teacher_logits: torch.Tensor, teacher_share: float) -> torch.Tensor:
     """
-    Log-probabilities of the mixture.
-
-    Args:
-        student_logits, teacher_logits (`torch.Tensor` of shape `(..., V)`):
-            Logits of the same positions.
-        teacher_share (`float`):
-            The teacher's share a, in [0, 1].
-
-    Returns:
-        `torch.Tensor` of shape `(..., V)`.
-
-    Raises:
-        `ValueError`: if the share is not in [0, 1].
+    Log-probabilities `(..., V)` of the mixture, from logits of the same positions; the teacher's share is in [0, 1].
     """
     if not 0 <= teacher_share <= 1:
         raise ValueError(f"`teacher_share` must be in [0, 1], got {teacher_share}.")
@@ -50,23 +38,12 @@ def sample_mixed(
     pad_token_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Complete prompts from the mixture; each model keeps its own KV cache.
-
-    Args:
-        student, teacher ([`~transformers.PreTrainedModel`]):
-            Causal LMs with the same vocabulary.
-        input_ids, attention_mask (`torch.Tensor` of shape `(B, P)`):
-            Prompts, padded on the left.
-        teacher_share (`float`):
-            See [`mixed_logps`].
-        max_new_tokens (`int`):
-            Longest completion.
-        eos_token_id, pad_token_id (`int`):
-            End of a completion, and what stands behind it.
+    Complete prompts `(B, P)`, padded on the left, from the mixture of two causal LMs with the same vocabulary; each
+    keeps its own KV cache. `teacher_share` as in [`mixed_logps`].
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: token ids, the mask, 1 up to the end of sequence included,
-        and log-probabilities under the mixture, each of shape `(B, C)`.
+        and log-probabilities under the mixture, each of shape `(B, C)`. After the end of sequence stands padding.
     """
     caches, step_ids = [None, None], input_ids
     open_rows = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -64,16 +64,7 @@ def match_parameter_groups(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]], specs: Sequence[ParameterGroupSpec]
 ) -> dict[str, ParameterGroupSpec]:
     """
-    Finds the trainable parameters of each group.
-
-    Args:
-        named_parameters (`Iterable[tuple[str, torch.nn.Parameter]]`):
-            What `model.named_parameters()` gives.
-        specs (`Sequence[ParameterGroupSpec]`):
-            The groups; those with `lr=None` are skipped.
-
-    Returns:
-        `dict[str, ParameterGroupSpec]`: name -> group, of each trainable parameter that a pattern matches.
+    Finds the trainable parameters of each group, by name; groups with `lr=None` are skipped.
 
     Raises:
         ValueError: if two patterns match one parameter, or a pattern matches no trainable parameter.

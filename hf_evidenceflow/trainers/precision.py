@@ -9,12 +9,8 @@ from trl import SFTConfig
 
 def resolve_bf16(args: TrainingArguments) -> None:
     """
-    Settle `bf16` before the parent's `__post_init__`, if it was not given: on with a device for it, off on a CPU. TRL
-    takes True without `fp16`, and transformers then refuses a CPU, which hides every other error. A given True stays.
-
-    Args:
-        args ([`~transformers.TrainingArguments`]):
-            Arguments of one of TRL's trainers; `bf16` is set in place if it is None.
+    Settle `bf16` in place, before the parent's `__post_init__`, if it is None: on with a device for it, off on a CPU.
+    TRL takes True without `fp16`, and transformers then refuses a CPU, which hides every other error.
     """
     if args.bf16 is None:
         able = is_torch_bf16_gpu_available() or is_torch_xla_available()

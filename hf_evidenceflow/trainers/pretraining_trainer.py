@@ -35,7 +35,7 @@ def next_token_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `torch.Tensor` of shape `(B, 3)`: negative log-likelihood (nats), right top-1 predictions, and predicted
-        tokens of each row, float64 (float32 where the device has none).
+        tokens, float64 (float32 where the device has none).
     """
     targets = labels[:, 1:].flatten()
     predictions = logits[:, :-1].flatten(0, 1)
@@ -102,7 +102,7 @@ class CausalLMEvaluationMixin:
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """
-        Differs from Trainer in what it keeps: three sums a row instead of all logits. The model gets no labels, so
+        Differs from Trainer in what it keeps: three sums per row instead of all logits. The model gets no labels, so
         that no auxiliary loss is computed.
         """
         inputs = send_to_device(dict(inputs), self.args.device)
@@ -140,9 +140,8 @@ class CausalLMEvaluationMixin:
         What the run came to; validates unless that was done at the last step.
 
         Returns:
-            `dict`: `eval_loss`, `eval_perplexity`, `eval_accuracy`, and `eval_router_*` of a mixture of experts;
-            `train_loss` (the last one logged: with layer-wise supervision that term is in it); `train_seconds`,
-            `train_tokens`, `num_parameters`.
+            `dict`: what an evaluation has; `train_loss` (the last one logged: with layer-wise supervision that term is
+            in it); `train_seconds`, `train_tokens`, `num_parameters`.
         """
         history = self.state.log_history
         done = [row for row in history if "eval_loss" in row and row["step"] == self.state.global_step]

@@ -105,14 +105,7 @@ def _read_rollouts(path: str, settings: dict[str, str]) -> tuple[dict | None, st
 
 def dataset_fingerprint(dataset) -> str | None:
     """
-    Number of rows and a digest of some prompts, the same in each process.
-
-    Args:
-        dataset (`datasets.Dataset` or other):
-            Training data.
-
-    Returns:
-        `str` or `None`: `None` for a stream, which is not read.
+    Number of rows and a digest of some prompts, the same in each process; `None` for a stream, which is not read.
     """
     if not isinstance(dataset, Dataset):
         return None

@@ -21,8 +21,8 @@ def warmup_exponential(
     Args:
         optimizer ([`~torch.optim.Optimizer`]):
             The optimizer.
-        num_warmup_steps (`int`):
-            Optimizer steps of the warm-up.
+        num_warmup_steps, num_stable_steps (`int`):
+            Optimizer steps of the warm-up, and of the plateau.
         num_training_steps (`int`):
             Optimizer steps in all; needed for `final_ratio` only.
         decay_rate (`float`, *optional*):
@@ -30,22 +30,15 @@ def warmup_exponential(
         final_ratio (`float`, *optional*):
             Instead of `decay_rate`: the learning rate at the last step as a share of the peak, in (0, 1]; the same
             curve at any number of steps.
-        num_stable_steps (`int`, *optional*, defaults to `0`):
-            Steps of the plateau between warm-up and decay.
-
-    Returns:
-        [`~torch.optim.lr_scheduler.LambdaLR`]: the schedule.
 
     Raises:
         `ValueError`: if both or neither of `decay_rate` and `final_ratio` are given, one is not in (0, 1], or no step
-            is left for the decay to `final_ratio`.
+        is
+            left for the decay to `final_ratio`.
 
     Example:
 
     ```python
-    >>> import torch
-    >>> from hf_evidenceflow.trainers.schedules import warmup_exponential
-
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> schedule = warmup_exponential(optimizer, num_warmup_steps=2, num_training_steps=5, decay_rate=0.5)
     >>> [schedule.lr_lambdas[0](step) for step in range(5)]

@@ -12,15 +12,8 @@ def thinking_group_specs(
     weight_decay_Lambda: float | None,
 ) -> list[ParameterGroupSpec]:
     """
-    Groups of the thinking modules that a mode uses.
-
-    Args:
-        thinking_mode (`str`):
-            `"projection"`, `"embedding"` or `"none"`.
-        lr_gate, lr_Lambda, lr_projection (`float` or `None`):
-            Peak learning rates of the two gates, of Lambda and of the projection; `None` skips a group.
-        weight_decay_Lambda (`float` or `None`):
-            Weight decay of Lambda.
+    Groups of the thinking modules that a mode uses; a peak learning rate of `None` skips a group. The gate's is that
+    of both gates.
     """
     specs = [
         ParameterGroupSpec("thinking_residual_gate", lr_gate),

@@ -1,5 +1,7 @@
 """What is logged of the thinking residual in training; each is averaged or summed over processes.
 
+Masks are nonzero where a position counts; a rollout is the [`ThinkingRollout`] of this process.
+
 Shapes: B rows, C completion tokens, H hidden size, V vocabulary, N sampled tokens.
 """
 
@@ -15,14 +17,7 @@ _COSINE_TOKENS = 16
 
 
 def parity_gap(logps, expected, mask, accelerator) -> tuple[float, float]:
-    """
-    Mean and largest absolute gap between two sets of log-probabilities, over all processes.
-
-    Args:
-        logps, expected (`torch.Tensor` of shape `(B, C)`): log-probabilities.
-        mask (`torch.Tensor` of shape `(B, C)`): nonzero where a token counts.
-        accelerator ([`~accelerate.Accelerator`]): of the run.
-    """
+    """Mean and largest absolute gap between two sets of log-probabilities `(B, C)`."""
     gaps = ((logps - expected).abs() * mask).float()
     total = accelerator.reduce(torch.stack([gaps.sum(), mask.sum().float()]), reduction="sum")
     largest = accelerator.gather(gaps.max()).max()
@@ -30,26 +25,13 @@ def parity_gap(logps, expected, mask, accelerator) -> tuple[float, float]:
 
 
 def tokens_per_second(tokens: int, seconds: float, accelerator) -> float:
-    """
-    Completion tokens of all processes in the time of the slowest.
-
-    Args:
-        tokens (`int`), seconds (`float`): of this process.
-        accelerator ([`~accelerate.Accelerator`]): of the run.
-    """
+    """Completion tokens of all processes in the time of the slowest."""
     gathered = accelerator.gather(torch.tensor([[tokens, seconds]], dtype=torch.float32, device=accelerator.device))
     return (gathered[:, 0].sum() / gathered[:, 1].max()).item()
 
 
 def masked_mean(values, mask, accelerator) -> float:
-    """
-    Mean over the positions of a mask, over all processes; 0 if there are none.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, C)`): values.
-        mask (`torch.Tensor` of shape `(B, C)`): nonzero where a value counts.
-        accelerator ([`~accelerate.Accelerator`]): of the run.
-    """
+    """Mean of values `(B, C)` over the positions of a mask; 0 if there are none."""
     total = torch.stack([(values.detach() * mask).float().sum(), mask.sum().float()])
     total = accelerator.reduce(total, reduction="sum")
     return (total[0] / total[1].clamp(min=1)).item()
@@ -57,12 +39,8 @@ def masked_mean(values, mask, accelerator) -> float:
 
 def rollout_metrics(rollout, completion_tokens: int, accelerator) -> dict[str, float]:
     """
-    Mean gate, mean hidden ratio `sqrt(1 - a^2)` over fused tokens, and the share of completion tokens that think.
-
-    Args:
-        rollout ([`ThinkingRollout`]): of this process.
-        completion_tokens (`int`): completion tokens of this process up to the end of each row.
-        accelerator ([`~accelerate.Accelerator`]): of the run.
+    Mean gate, mean hidden ratio `sqrt(1 - a^2)` over fused tokens, and the share of this process's completion tokens,
+    up to the end of each row, that think.
     """
     fed = rollout.mask & (rollout.hidden_ratio > 0)  # the last token of a row need not be fed
     sums = [rollout.gate[fed].sum(), rollout.hidden_ratio[fed].sum(), fed.sum(), rollout.mask.sum()]
@@ -76,13 +54,7 @@ def rollout_metrics(rollout, completion_tokens: int, accelerator) -> dict[str, f
 
 
 def latent_weights(rollout, completion_ids) -> list[float]:
-    """
-    Mean hidden ratio `sqrt(1 - a^2)` over the tokens of each completion, those that do not think at 0.
-
-    Args:
-        rollout ([`ThinkingRollout`]): of this process.
-        completion_ids (`list[list[int]]`): its completions.
-    """
+    """Mean hidden ratio `sqrt(1 - a^2)` over the tokens of each completion, those that do not think at 0."""
     sums = (rollout.hidden_ratio * rollout.mask).float().sum(1).tolist()
     return [total / max(len(ids), 1) for total, ids in zip(sums, completion_ids)]
 
@@ -93,12 +65,8 @@ def _decoder(model):
 
 class ProjectionMetrics:
     """
-    Follows the thinking projection: weight norm, change since the start, gradient norm, and how far its states are
-    from the paper's.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): model in mode `projection`, at the start of
-        training.
+    Follows the thinking projection of a model in mode `projection`, from the start of its training: weight norm,
+    change, gradient norm, and how far its states are from the paper's.
     """
 
     def __init__(self, model):

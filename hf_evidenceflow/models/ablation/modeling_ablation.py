@@ -37,18 +37,10 @@ def make_norm(config: AblationLlamaConfig) -> nn.Module:
 
 def sinusoidal_embedding(position_ids: torch.Tensor, size: int) -> torch.Tensor:
     """
-    Positions as sines and cosines: `sin(p / 10000^(2i / H))` at 2i and the cosine at 2i + 1.
+    Positions `(B, T)` as sines and cosines `(B, T, H)`, fp32: `sin(p / 10000^(2i / H))` at 2i and the cosine at 2i +
+    1, for an even size H.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5.
-
-    Args:
-        position_ids (`torch.Tensor` of shape `(B, T)`):
-            Positions, from 0.
-        size (`int`):
-            H, even.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T, H)`, fp32.
     """
     rates = torch.exp(torch.arange(0, size, 2, device=position_ids.device) * (-math.log(10000.0) / size))
     angles = position_ids[..., None].float() * rates  # [B, T, H / 2]

@@ -22,21 +22,15 @@ def combine_terms(
     terms: Sequence[torch.Tensor], combination: str, weights: torch.Tensor | None = None, eps: float = 1e-6
 ) -> torch.Tensor:
     """
-    Combines the terms of a layer and of earlier ones.
+    Combines n terms `(..., D)`, own one last; the result has their dtype.
 
     Args:
-        terms (`Sequence[torch.Tensor]`, n of shape `(..., D)`):
-            Terms, own one last.
         combination (`str`):
             `"sum"`, `"mean"`, `"softmax"`, `"linear"` or `"depth_attention"`.
         weights (`torch.Tensor` of shape `(n,)`, or `(D,)` for `"depth_attention"`, *optional*):
-            Logits of the softmax, linear weights or query. `None` stands for equal weights (`"softmax"` of one term,
-            in a layer without earlier ones).
-        eps (`float`, *optional*, defaults to `1e-6`):
+            Logits of the softmax, linear weights or query. `None` stands for equal weights (`"softmax"` of one term).
+        eps (`float`):
             Epsilon of the norm in depth attention.
-
-    Returns:
-        `torch.Tensor` of shape `(..., D)`, in the dtype of the terms.
     """
     if combination == "depth_attention":
         return _depth_attention(terms, weights, eps)
@@ -54,17 +48,7 @@ def combine_terms(
 
 
 def combine_running(total: torch.Tensor, count: int, combination: str) -> torch.Tensor:
-    """
-    `"sum"` or `"mean"` from a running sum, which needs no list of terms.
-
-    Args:
-        total (`torch.Tensor` of shape `(..., D)`):
-            Sum of the terms.
-        count (`int`):
-            Their number n.
-        combination (`str`):
-            `"sum"` or `"mean"`.
-    """
+    """`"sum"` or `"mean"` from the sum of `count` terms, which needs no list of them."""
     return total if combination == "sum" else total / count
 
 
@@ -81,19 +65,8 @@ def _depth_attention(terms, query, eps):
 
 def initial_weights(combination: str, count: int, identity: bool) -> torch.Tensor:
     """
-    Initial weights of the terms.
-
-    Args:
-        combination (`str`):
-            `"softmax"` or `"linear"`.
-        count (`int`):
-            Number n of terms.
-        identity (`bool`):
-            Whether the own term alone is to pass: with `"softmax"` up to a share of 0.001 for the others, with
-            `"linear"` exactly. Otherwise all terms weigh the same.
-
-    Returns:
-        `torch.Tensor` of shape `(n,)`.
+    Initial weights `(n,)` for `"softmax"` or `"linear"`. With `identity` the own term alone passes: for `"softmax"` up
+    to a share of 0.001 for the others, for `"linear"` exactly. Otherwise all terms weigh the same.
     """
     if combination == "linear":
         weights = torch.zeros(count) if identity else torch.full((count,), 1 / count)

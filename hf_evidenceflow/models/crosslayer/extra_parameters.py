@@ -18,14 +18,7 @@ EXTRA_PARAMETER_NAMES = (
 
 def extra_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
-    The variant's own parameters.
-
-    Args:
-        model (`nn.Module`):
-            A cross-layer Llama, bare or wrapped (PEFT, DDP).
-
-    Returns:
-        `dict[str, nn.Parameter]`: By name in `model`; empty for variants without any.
+    The variant's own parameters by name in `model`, a cross-layer Llama, bare or wrapped (PEFT, DDP).
 
     Example:
 

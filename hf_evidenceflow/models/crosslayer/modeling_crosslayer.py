@@ -123,16 +123,10 @@ class TermCombination:
         self, own: torch.Tensor, earlier: tuple, plain: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Args:
-            own (`torch.Tensor` of shape `(..., D)`):
-                This layer's term.
-            earlier (`tuple` of tensors of that shape):
-                Terms of earlier layers, first to last, or their running sum.
-            plain (`torch.Tensor` of that shape, *optional*):
-                What Llama has in the place of the combination, if not `own`.
+        Combines this layer's term `own` with `earlier` ones, first to last, or their running sum, all `(..., D)`.
+        `plain` is what Llama has in the place of the combination, if not `own`.
 
-        Returns:
-            `tuple`: the combination, and what is handed to later layers: `own`, or the running sum.
+        Returns the combination, and what is handed to later layers: `own`, or the running sum.
         """
         if not earlier:
             return own, own
@@ -196,15 +190,9 @@ class CrossLayerLlamaAttention(TermCombination, LlamaAttention):
         **kwargs,
     ) -> tuple[torch.Tensor | None, ...]:
         """
+        Differs from [`~transformers.models.llama.modeling_llama.LlamaAttention`] in these arguments.
+
         Args:
-            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-                Input.
-            position_embeddings (`tuple` of two `torch.Tensor` of shape `(B or 1, T, D)`):
-                Cosines and sines.
-            attention_mask (*optional*):
-                What the attention implementation takes.
-            past_key_values ([`~transformers.Cache`], *optional*):
-                Cache.
             memory (`tuple`, *optional*):
                 With stream `"values"`: values `(B, K, T, D)`. With `"scores"`: queries `(B, A, T, D)` and keys `(B, K,
                 S, D)` in turn, or on the path `"running_sum"` the sum of raw scores `(B, A, T, S)`.
@@ -320,20 +308,13 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
         **kwargs,
     ) -> tuple[torch.Tensor, ...]:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-                Input.
-            *memory (`torch.Tensor`):
-                What earlier layers handed over, as the model keeps it (`config.memory_rule`): terms `(B, T, H)` or
-                their running sum; with recomputed terms queries `(B, A, T, D)` and keys `(B, K, S, D)` in turn; for
-                `"values"` and `"scores"` see [`CrossLayerLlamaAttention`].
-            position_embeddings, attention_mask, past_key_values:
-                As in [`CrossLayerLlamaAttention`].
-            earlier_layers (`tuple` of modules, *optional*):
-                Layers to run again.
+        Differs from [`~transformers.models.llama.modeling_llama.LlamaDecoderLayer`] in `memory` and `earlier_layers`,
+        which are run again.
 
-        Returns:
-            `tuple`: output `(B, T, H)`, then what is handed to later layers.
+        `memory` is what earlier layers handed over, as the model keeps it (`config.memory_rule`): terms `(B, T, H)` or
+        their running sum; with recomputed terms queries `(B, A, T, D)` and keys `(B, K, S, D)` in turn; for `"values"`
+        and `"scores"` see [`CrossLayerLlamaAttention`]. Returns the output `(B, T, H)`, then what is handed to later
+        layers.
         """
         residual = hidden_states
         earlier = memory
@@ -392,15 +373,7 @@ class CrossLayerLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, variant=None, **kwargs):
         """
         As in transformers, from a checkpoint of this class or of a plain Llama, but `variant` is the config's field,
-        not the suffix of a weight file.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Folder or Hub repository.
-            config ([`CrossLayerLlamaConfig`], *optional*):
-                Config in the place of the checkpoint's.
-            variant (`str`, *optional*):
-                Variant; if not given, the checkpoint's. Other fields of the config can be given as well.
+        not the suffix of a weight file. Other fields of the config can be given as well.
         """
         if variant is not None:
             if config is not None:

@@ -31,24 +31,19 @@ def score_path(
     is_checkpointed: bool = False,
 ) -> str:
     """
-    Which way a pass through the model computes summed scores.
+    Which way summed scores are computed: `"running_sum"`, `"concatenate"` or `"products"`.
 
     Args:
-        implementation (`str`):
-            Attention implementation, `"eager"` or `"sdpa"`.
         scale_per_layer (`bool`):
             Whether all scores summed in a layer have one scale.
         query_length (`int`):
             New positions T of the pass.
         is_checkpointed (`bool`, *optional*, defaults to `False`):
-            Whether layers are computed again in the backward pass. Then what goes from layer to layer is kept, and a
-            running sum would be a matrix a layer.
-
-    Returns:
-        `str`: `"running_sum"`, `"concatenate"` or `"products"`.
+            Whether layers are computed again in the backward pass. What goes from layer to layer is kept then, and a
+            running sum would be one matrix per layer.
 
     Raises:
-        `ValueError`: if the implementation cannot sum scores.
+        `ValueError`: if the attention implementation is neither `"eager"` nor `"sdpa"`.
     """
     if implementation not in ("eager", "sdpa"):
         raise ValueError(
@@ -64,16 +59,8 @@ def score_path(
 
 def widens_values(new_positions: int, num_terms: int, device: torch.device) -> bool:
     """
-    Whether values get zeros behind them up to the length of concatenated heads, for the fused kernel of a CPU. It
+    Whether values are padded with zeros to the length of concatenated heads, for the fused kernel of a CPU. It
     multiplies n times as many values but holds no T x S matrix, which pays for long passes over few terms.
-
-    Args:
-        new_positions (`int`):
-            T.
-        num_terms (`int`):
-            n.
-        device (`torch.device`):
-            Where the attention runs.
     """
     return device.type == "cpu" and num_terms > 1 and new_positions >= WIDENING_POSITIONS * num_terms
 
@@ -86,20 +73,9 @@ def score_scale(
     num_terms: int,
 ) -> torch.Tensor | float:
     """
-    The factors 1 / (a d_k^p m^q) of the scores that a layer sums.
+    The factors 1 / (a d_k^p m^q), `(n,)` or `()`, of the scores that a layer sums.
 
-    Args:
-        log_scale (`torch.Tensor` of shape `(n,)`, or `float`):
-            log a.
-        head_exponent (`torch.Tensor` of shape `(n,)` or `()`, or `float`):
-            p.
-        depth_exponent (`torch.Tensor` of shape `()`, or `float`):
-            q.
-        head_dim, num_terms (`int`):
-            d_k and m = n.
-
-    Returns:
-        `torch.Tensor` of shape `(n,)` or `()`, or `float` where all are.
+    Log a and p are tensors `(n,)` or numbers, q is a scalar, m = n; a `float` comes back where all are numbers.
     """
     exponent = log_scale + head_exponent * math.log(head_dim) + depth_exponent * math.log(num_terms)
     return torch.exp(-exponent) if torch.is_tensor(exponent) else math.exp(-exponent)
@@ -121,18 +97,7 @@ def initial_log_scale(
 
 def gate_scale(scale: torch.Tensor | float, gate: torch.Tensor, head_dim: int, num_terms: int) -> torch.Tensor:
     """
-    Scales between Llama's scores (gate 0: the own ones by 1 / sqrt(d_k), no others) and the variant's (gate 1).
-
-    Args:
-        scale (`torch.Tensor` of shape `(n,)` or `()`, or `float`):
-            The variant's scales.
-        gate (`torch.Tensor` of shape `()`):
-            Gate.
-        head_dim, num_terms (`int`):
-            d_k and n.
-
-    Returns:
-        `torch.Tensor` of shape `(n,)`.
+    Scales `(n,)` between Llama's scores (gate 0: the own ones by 1 / sqrt(d_k), no others) and the variant's (gate 1).
     """
     plain = torch.zeros(num_terms, dtype=gate.dtype, device=gate.device)
     plain[-1] = head_dim**-0.5
@@ -141,16 +106,8 @@ def gate_scale(scale: torch.Tensor | float, gate: torch.Tensor, head_dim: int, n
 
 def raw_scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """
-    Q K^T without scale or mask, for grouped heads without a copy of the keys.
-
-    Args:
-        query (`torch.Tensor` of shape `(B, A, T, D)`):
-            Queries.
-        key (`torch.Tensor` of shape `(B, K, S, D)`):
-            Keys.
-
-    Returns:
-        `torch.Tensor` of shape `(B, A, T, S)`, at least fp32.
+    Q K^T `(B, A, T, S)` in at least fp32, without scale or mask, of a query `(B, A, T, D)` and a key `(B, K, S, D)`;
+    for grouped heads the keys are not copied.
     """
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B, K, A/K T, D]
     scores = torch.matmul(grouped, key.mT).view(*query.shape[:3], key.shape[2])
@@ -161,16 +118,9 @@ def sum_of_products(
     queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], scales: torch.Tensor | float
 ) -> torch.Tensor:
     """
-    sum_i s_i Q_i K_i^T, one product after the other.
+    sum_i s_i Q_i K_i^T `(B, A, T, S)`, one product after the other.
 
-    Args:
-        queries, keys (`Sequence[torch.Tensor]`, n of shape `(B, A, T, D)` and `(B, K, S, D)`):
-            Of each layer, own ones last.
-        scales (`torch.Tensor` of shape `(n,)` or `()`, or `float`):
-            s.
-
-    Returns:
-        `torch.Tensor` of shape `(B, A, T, S)`.
+    Queries `(B, A, T, D)` and keys `(B, K, S, D)` of n layers, own ones last; scales `(n,)`, `()` or a number.
     """
     total = None
     for query, key in zip(_scaled(queries, scales), keys, strict=True):
@@ -183,10 +133,8 @@ def concatenate_heads(
     queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], scales: torch.Tensor | float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Queries and keys whose product is sum_i s_i Q_i K_i^T; arguments as in [`sum_of_products`].
-
-    Returns:
-        `tuple`: `torch.Tensor` of shape `(B, A, T, n D)` and `(B, K, S, n D)`.
+    Queries `(B, A, T, n D)` and keys `(B, K, S, n D)` whose product is that of [`sum_of_products`], of the same
+    arguments.
     """
     return torch.cat(_scaled(queries, scales), dim=-1), torch.cat(tuple(keys), dim=-1)
 
@@ -209,17 +157,10 @@ class ScaledSoftmax(torch.autograd.Function):
     softmax(scale * scores + mask) that keeps only its output for the backward pass, even for a learned scale.
 
     With Z the argument and P the output, dZ = P (dP - sum(P dP)); the rows of dZ sum to 0, and Z = log P + a constant
-    of the row, so the scale's gradient sum(dZ scores) is sum(dZ log P) / scale: the scores are not needed.
+    per row, so the scale's gradient sum(dZ scores) is sum(dZ log P) / scale: the scores are not needed.
 
-    Args:
-        scores (`torch.Tensor` of shape `(B, A, T, S)`):
-            Raw scores.
-        scale (`torch.Tensor` of shape `()`, or `float`):
-            Positive factor.
-        mask (`torch.Tensor` that broadcasts to the scores, *optional*):
-            Boolean (`True` is seen) or additive.
-        dtype (`torch.dtype`):
-            Of the output.
+    Raw scores `(B, A, T, S)`, a positive scale `()` or `float`, a boolean (`True` is seen) or additive mask or `None`,
+    and the dtype of the output.
     """
 
     @staticmethod
@@ -256,20 +197,8 @@ def attend(
     scores: torch.Tensor, value: torch.Tensor, scale: torch.Tensor | float, mask: torch.Tensor | None, dropout: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Attention from scores.
-
-    Args:
-        scores (`torch.Tensor` of shape `(B, A, T, S)`):
-            Raw scores.
-        value (`torch.Tensor` of shape `(B, K, S, D)`):
-            Values.
-        scale, mask:
-            As in [`ScaledSoftmax`].
-        dropout (`float`):
-            Probability that an attention probability is dropped.
-
-    Returns:
-        `tuple`: output `(B, T, A, D)` and probabilities `(B, A, T, S)`.
+    Output `(B, T, A, D)` and probabilities `(B, A, T, S)` of raw scores `(B, A, T, S)` and values `(B, K, S, D)`;
+    scale and mask as in [`ScaledSoftmax`].
     """
     probabilities = ScaledSoftmax.apply(scores, scale, mask, value.dtype)
     kept = torch.dropout(probabilities, dropout, True) if dropout else probabilities

@@ -52,14 +52,7 @@ _SPECIAL_TOKENS = {"pad_token": "[PAD]", "eos_token": "<|im_end|>", "mask_token"
 
 def convert_original_config(original: Mapping[str, Any]) -> TinySeekConfig:
     """
-    The configuration of a published model.
-
-    Args:
-        original (`Mapping[str, Any]`):
-            Content of its JSON file.
-
-    Returns:
-        [`TinySeekConfig`].
+    The [`TinySeekConfig`] of a published model, from the content of its JSON file.
 
     Raises:
         `ValueError`: if a key is missing or unknown, or a value is out of its range.
@@ -91,16 +84,13 @@ def convert_original_checkpoint(
     state_dict: Mapping[str, torch.Tensor], config: TinySeekConfig | Mapping[str, Any]
 ) -> TinySeekForCausalLM:
     """
-    The model of a published checkpoint.
+    The [`TinySeekForCausalLM`] of a published checkpoint, in eval mode and fp32.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
             Its weights, under the published names.
         config ([`TinySeekConfig`] or `Mapping[str, Any]`):
             Its configuration, converted or as published.
-
-    Returns:
-        [`TinySeekForCausalLM`] in eval mode, fp32.
 
     Raises:
         `ValueError`: if a weight is missing, unknown or of another shape than the configuration says.
@@ -208,15 +198,8 @@ def _converted(old, config):
 
 def convert_original_vocabulary(vocabulary: Mapping[str, int]) -> PreTrainedTokenizerFast:
     """
-    The tokenizer of a published vocabulary.
-
-    Args:
-        vocabulary (`Mapping[str, int]`):
-            Content of its JSON file: ids by token.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: gives the published ids. Names of special tokens in a text are
-        split like any other text, as in the published code.
+    The tokenizer of a published vocabulary, ids by token; it gives the published ids. Names of special tokens in a
+    text are split like any other text, as in the published code.
 
     Raises:
         `ValueError`: if it is no such vocabulary.
@@ -234,10 +217,7 @@ def convert_original_vocabulary(vocabulary: Mapping[str, int]) -> PreTrainedToke
 
 def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
-    Weights of a published checkpoint, without running code from the file.
-
-    Raises:
-        `ValueError`: if the file cannot be read as a plain state dict.
+    Weights of a published checkpoint, without running code from the file; a `ValueError` if it is no plain state dict.
     """
     path = readable_file(path)
     try:

@@ -11,19 +11,16 @@ class CostReport:
     Costs of a [`TinySeekModel`] with head. Made by [`cost_report`].
 
     Attributes:
-        parameters (`int`):
-            Parameters that are stored.
-        block_parameters (`int`):
-            Those of one block.
+        parameters, block_parameters (`int`):
+            Parameters that are stored, and those of one block.
         active_parameters (`int`):
             Parameters that a token meets, each counted once: without embeddings of other tokens and idle experts.
         flops_per_token (`int`):
-            Multiplications and additions of a forward pass for one token behind `context` others, keys and values
+            Multiplications and additions of a forward pass for one token after `context` others, keys and values
             expanded once. Norms, activations and softmax are left out.
-        cache_numbers_per_token (`int`):
-            Numbers in the KV cache for a token, over all layers.
-        expanded_cache_numbers_per_token (`int`):
-            The same, had keys and values been kept instead of the latent.
+        cache_numbers_per_token, expanded_cache_numbers_per_token (`int`):
+            Numbers in the KV cache per token, over all layers; and had keys and values been kept instead of the
+            latent.
     """
 
     parameters: int
@@ -34,25 +31,13 @@ class CostReport:
     expanded_cache_numbers_per_token: int
 
     def cache_bytes_per_token(self, bytes_per_number: int = 4) -> int:
-        """Bytes of the cache for a token; 4 bytes a number are fp32, 2 are bf16."""
+        """Bytes of the cache per token; 4 bytes per number are fp32, 2 are bf16."""
         return bytes_per_number * self.cache_numbers_per_token
 
 
 def cost_report(config: TinySeekConfig, context: int = 0) -> CostReport:
     """
-    Costs of a model.
-
-    Args:
-        config ([`TinySeekConfig`]):
-            Its configuration.
-        context (`int`, *optional*, defaults to `0`):
-            Tokens that the token attends to, beside itself.
-
-    Returns:
-        [`CostReport`].
-
-    Raises:
-        `ValueError`: if the context is negative.
+    Costs of a model, for a token that attends to `context` others; a `ValueError` if that is negative.
 
     Example:
 

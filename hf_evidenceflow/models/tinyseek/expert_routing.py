@@ -1,46 +1,28 @@
 """Noisy top-k routing and its balance loss.
 
 Source: Shazeer et al. 2017 (arXiv 1701.06538), equations 3 to 5 (routing) and Fedus et al. 2021 (arXiv 2101.03961),
-equations 4 to 6 (balance), for k experts a token.
+equations 4 to 6 (balance), for k experts per token.
 
-Shapes: N tokens, E routed experts, k experts of a token.
+Shapes: N tokens, E routed experts, k experts per token.
 """
 
 import torch
 
 
 def top_k_gates(logits, k):
-    """
-    The experts of each token and their gates.
-
-    Args:
-        logits (`torch.Tensor` of shape `(N, E)`):
-            Router logits.
-        k (`int`):
-            Experts of a token.
-
-    Returns:
-        `tuple`: gates `(N, k)` that sum to 1, and the experts' indices `(N, k)`.
-    """
+    """Gates `(N, k)` that sum to 1, and the indices `(N, k)` of their experts, from logits `(N, E)`."""
     values, indices = logits.topk(k, dim=-1)
     return values.softmax(dim=-1), indices
 
 
 def balance_loss(gates, indices, num_experts, token_mask=None):
     """
-    How uneven the experts are used: `E/k * sum_e f_e P_e - 1`, with f_e the share of tokens that use expert e
-    (counted, without gradient) and P_e its mean gate. 0 is even, E/k - 1 is all tokens on the same experts.
+    How uneven the experts are used, `()` in at least fp32: `E/k * sum_e f_e P_e - 1`, with f_e the share of tokens
+    that use expert e (counted, without gradient) and P_e its mean gate. 0 is even, E/k - 1 is all tokens on the same
+    experts.
 
-    Args:
-        gates, indices (`torch.Tensor` of shape `(N, k)`):
-            From [`top_k_gates`].
-        num_experts (`int`):
-            E.
-        token_mask (`torch.Tensor` of shape `(N,)`, *optional*):
-            Nonzero at tokens that count; all do if not given. Without any the loss is 0.
-
-    Returns:
-        `torch.Tensor` of shape `()`, in at least fp32.
+    Gates and indices are those of [`top_k_gates`]; `token_mask` `(N,)` is nonzero at tokens that count (all, if not
+    given). Without any the loss is 0.
     """
     gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
     counted = gates.new_ones(len(gates)) if token_mask is None else (token_mask != 0).to(gates)  # [N]

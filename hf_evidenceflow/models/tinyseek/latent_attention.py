@@ -13,17 +13,9 @@ import torch.nn.functional as F
 
 def rotate_pairs(states, cos, sin):
     """
-    Rotary embedding of the pairs (2i, 2i + 1), whose halves come out one behind the other: dot products of queries and
-    keys are those of the interleaved layout.
-
-    Args:
-        states (`torch.Tensor` of shape `(B, 1, T, R)`):
-            Queries or keys.
-        cos, sin (`torch.Tensor` of shape `(B or 1, T, R)`):
-            Cosines and sines; the first half holds the angle of each pair.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1, T, R)`.
+    Rotary embedding `(B, 1, T, R)` of the pairs (2i, 2i + 1), whose halves come out one behind the other: dot products
+    of queries and keys are those of the interleaved layout. The first half of cos and sin `(B or 1, T, R)` holds the
+    angle of each pair.
     """
     half = states.shape[-1] // 2
     cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
@@ -33,20 +25,8 @@ def rotate_pairs(states, cos, sin):
 
 def expand_latent(latent, up_projection, num_heads, nope_size):
     """
-    Keys and values of each head from the latent.
-
-    Args:
-        latent (`torch.Tensor` of shape `(B, 1, S, C)`):
-            Cached latent.
-        up_projection (`Callable`):
-            `[..., C] -> [..., A (N + D)]`, each head's key before its value.
-        num_heads (`int`):
-            A.
-        nope_size (`int`):
-            N.
-
-    Returns:
-        `tuple`: keys `(B, A, S, N)` and values `(B, A, S, D)`.
+    Keys `(B, A, S, N)` and values `(B, A, S, D)` of the heads from the latent `(B, 1, S, C)`; `up_projection` maps `C`
+    to `A (N + D)`, each head's key before its value.
     """
     both = up_projection(latent.squeeze(1)).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, A, S, N + D]
     return both[..., :nope_size], both[..., nope_size:]
@@ -54,16 +34,9 @@ def expand_latent(latent, up_projection, num_heads, nope_size):
 
 def widened(query, key, value):
     """
-    Queries, keys and values with zeros behind them up to the size of the widest, which changes neither scores nor the
-    kept part of the output: the fused kernels of scaled_dot_product_attention take equal sizes only, and are several
-    times as fast as its plain path.
-
-    Args:
-        query, key (`torch.Tensor` of shape `(B, A, T or S, N + R)`), value (`torch.Tensor` of shape `(B, A, S, D)`):
-            Inputs of attention.
-
-    Returns:
-        `tuple`: the three, with a last size of `max(N + R, D)`.
+    The three padded with zeros to a last size of `max(N + R, D)`, which changes neither scores nor the kept part of
+    the output: the fused kernels of scaled_dot_product_attention take equal sizes only, and are several times as fast
+    as its plain path.
     """
     width = max(key.shape[-1], value.shape[-1])
     return tuple(
@@ -80,20 +53,12 @@ def absorbed_attention(query, rotary_query, latent, rotary_key, weight, value_bi
     through, since the probabilities sum to 1. Equals attention on the expanded keys and values up to rounding.
 
     Args:
-        query (`torch.Tensor` of shape `(B, A, T, N)`):
-            Unrotated queries.
-        rotary_query (`torch.Tensor` of shape `(B, 1, T, R)`):
-            Rotary query, shared by the heads.
-        latent (`torch.Tensor` of shape `(B, 1, S, C)`):
-            Cached latent.
-        rotary_key (`torch.Tensor` of shape `(B, 1, S, R)`):
-            Cached rotary key, shared by the heads.
-        weight (`torch.Tensor` of shape `(A, N + D, C)`):
-            Up-projection of each head, key rows before value rows.
-        value_bias (`torch.Tensor` of shape `(A, D)`):
-            Its bias for the values.
-        scaling (`float`):
-            Factor of the scores.
+        query, rotary_query (`torch.Tensor` of shapes `(B, A, T, N)` and `(B, 1, T, R)`):
+            Unrotated queries, and the rotary one that the heads share.
+        latent, rotary_key (`torch.Tensor` of shapes `(B, 1, S, C)` and `(B, 1, S, R)`):
+            What is cached.
+        weight, value_bias (`torch.Tensor` of shapes `(A, N + D, C)` and `(A, D)`):
+            Up-projection of each head, key rows before value rows, and its bias for the values.
         mask (`torch.Tensor` of shape `(B or 1, 1, T, S)`, *optional*):
             Boolean (`True` is seen) or additive. `None`: all is seen.
 
@@ -117,18 +82,7 @@ def absorbed_attention(query, rotary_query, latent, rotary_key, weight, value_bi
 
 
 def absorbing_is_cheaper(new_positions, cached_positions, latent_size, nope_size, value_size):
-    """
-    Whether absorbing takes fewer multiplications than expanding the whole cache.
-
-    Args:
-        new_positions, cached_positions (`int`):
-            T and S.
-        latent_size, nope_size, value_size (`int`):
-            C, N and D.
-
-    Returns:
-        `bool`.
-    """
+    """Whether absorbing takes fewer multiplications than expanding the whole cache."""
     per_projection = latent_size * (nope_size + value_size)
     pairs = new_positions * cached_positions
     absorbed = new_positions * per_projection + pairs * 2 * latent_size

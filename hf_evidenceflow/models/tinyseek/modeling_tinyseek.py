@@ -107,20 +107,8 @@ class TinySeekAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-                Input.
-            position_embeddings (`tuple` of two `torch.Tensor` of shape `(B or 1, T, R)`):
-                Cosines and sines.
-            attention_mask (*optional*):
-                What the attention implementation takes.
-            past_key_values ([`~transformers.Cache`], *optional*):
-                Cache.
-            layer_idx (`int`, *optional*, defaults to `0`):
-                Its layer: the number of this call in the forward pass, since a block is called several times.
-
-        Returns:
-            `tuple`: output `(B, T, H)` and probabilities `(B, A, T, S)` or `None`.
+        As in transformers' attention modules; `layer_idx` is the number of this call in the forward pass, since a
+        block is called several times. Returns the output `(B, T, H)` and the probabilities `(B, A, T, S)` or `None`.
         """
         latent, rotary_key = self.kv_a_proj_with_mqa(hidden_states)[:, None].split(
             [self.latent_size, self.rope_size], dim=-1
@@ -186,14 +174,8 @@ class TinySeekRouter(nn.Module):
         self, hidden_states: torch.Tensor, with_logits: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(N, H)`):
-                Tokens.
-            with_logits (`bool`, *optional*, defaults to `False`):
-                Whether the logits are asked for, and so need a gradient.
-
-        Returns:
-            `tuple`: logits `(N, E)` in at least fp32, gates and indices `(N, k)`.
+        Logits `(N, E)` in at least fp32, gates and indices `(N, k)` of tokens `(N, H)`; with `with_logits` the logits
+        have a gradient.
         """
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         with torch.autocast(device_type=hidden_states.device.type, enabled=False):
@@ -258,18 +240,8 @@ class TinySeekMoE(nn.Module):
         output_router_logits: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-                Input.
-            with_balance (`bool`, *optional*, defaults to `False`):
-                Whether to compute the balance loss.
-            token_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-                Nonzero at tokens that count in it.
-            output_router_logits (`bool`, *optional*):
-                Whether the router's logits are recorded; as in the config if not given.
-
-        Returns:
-            `tuple`: output `(B, T, H)`, and the balance loss `()` or `None`.
+        Output `(B, T, H)`, and the balance loss `()` over the tokens of `token_mask` `(B, T)`, or `None` without
+        `with_balance`. `output_router_logits` is the config's if not given.
         """
         tokens = hidden_states.flatten(0, 1)
         if output_router_logits is None:
@@ -307,18 +279,11 @@ class TinySeekBlock(GradientCheckpointingLayer):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
-                Input.
-            with_balance, token_mask, output_router_logits (*optional*):
-                As in [`TinySeekMoE`].
-            active_tokens (`torch.Tensor` of shape `(B, T)`, *optional*):
-                `False` at tokens whose output is not needed, as of those that left early: their experts are not run.
-            **kwargs:
-                As in [`TinySeekAttention`].
+        Output `(B, T, H)` and the balance loss `()` or `None`; arguments as in [`TinySeekMoE`] and
+        [`TinySeekAttention`].
 
-        Returns:
-            `tuple`: output `(B, T, H)` and the balance loss `()` or `None`.
+        `active_tokens` `(B, T)` is `False` at tokens whose output is not needed, as of those that left early: their
+        experts are not run.
         """
         mix = partial(self._mix, options=(with_balance, token_mask, output_router_logits), active=active_tokens)
         if self.is_post_norm:
@@ -398,11 +363,7 @@ class TinySeekModel(TinySeekPreTrainedModel):
         balance_losses: list[torch.Tensor] | None = None,
         **kwargs,
     ) -> MoeModelOutputWithPast:
-        r"""
-        Args:
-            balance_losses (`list[torch.Tensor]`, *optional*):
-                Receives the balance loss of each layer, for [`TinySeekForCausalLM`].
-        """
+        r"""`balance_losses` is a list that receives the balance loss of each layer, for [`TinySeekForCausalLM`]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
