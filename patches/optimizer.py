@@ -32,23 +32,20 @@ def patch_parameter_group_lrs(
 
     The optimizer is still made by the trainer's own `create_optimizer`; afterwards the matched parameters move into
     groups of their own, which keep every other option, such as the weight decay or its absence. When training begins a
-    table of all groups is printed, and [`ParameterGroupWatch`] stops the run if a group does not train.
-
-    A resumed run takes the rates from its checkpoint, as Trainer does with `learning_rate`.
+    table of all groups is printed, and [`ParameterGroupWatch`] stops the run if a group does not train. A resumed run
+    takes the rates from its checkpoint, as Trainer does with `learning_rate`.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The trainer, before its optimizer exists.
         rates (`Mapping[str, float | Mapping[str, float] | None]`):
-            Regular expression (`re.search` on the parameter's name) -> peak learning rate, or
-            `{"lr": ..., "weight_decay": ...}`. A rate of `None` skips the pattern.
-
-    Returns:
-        [`ParameterGroupPatch`]: the handle, with `undo()`, usable in `with`.
+            Regular expression (`re.search` on the parameter's name) -> peak learning rate, or `{"lr": ...,
+            "weight_decay": ...}`. A rate of `None` skips the pattern.
 
     Raises:
         ValueError: if a pattern matches no trainable parameter, two patterns (here or in another active patch) match
-            the same one, or a rate is negative or no number.
+        the
+            same one, or a rate is negative or no number.
         RuntimeError: if the trainer has its optimizer already.
 
     Example:
@@ -69,29 +66,11 @@ def patch_trainer_optimizer(
     weight_decay_thinking_residual_Lambda: float | None = 0.0,
 ) -> "ParameterGroupPatch":
     """
-    Gives the thinking modules of a model under any Trainer the learning rates of HRPO.
+    Gives the thinking modules of a model under any Trainer the learning rates of HRPO, see [`HRPOConfig`]; errors are
+    those of [`patch_parameter_group_lrs`].
 
     Groups that the model's `thinking_mode` does not use are skipped: the projection in mode `embedding`, all in
     `none`. [`HRPOTrainer`] has these rates as arguments and needs no patch.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer of a thinking model, before its optimizer exists.
-        lr_thinking_residual_gate (`float` or `None`, *optional*, defaults to `1e-4`):
-            Peak learning rate of the two gates. `None` leaves them at the trainer's rate; so for the next two.
-        lr_thinking_residual_Lambda (`float` or `None`, *optional*, defaults to `1e-3`):
-            Peak learning rate of Lambda.
-        lr_thinking_projection (`float` or `None`, *optional*, defaults to `1e-4`):
-            Peak learning rate of the projection.
-        weight_decay_thinking_residual_Lambda (`float` or `None`, *optional*, defaults to `0.0`):
-            Weight decay of Lambda. `None` keeps the trainer's.
-
-    Returns:
-        [`ParameterGroupPatch`]: the handle, with `undo()`, usable in `with`.
-
-    Raises:
-        ValueError: if the model has no such trainable parameters, or a rate is negative or no number.
-        RuntimeError: if the trainer has its optimizer already.
 
     Source: arXiv 2505.18454; the projection and its rate are this project's own.
 
@@ -120,15 +99,7 @@ def patch_trainer_optimizer(
 
 
 class ParameterGroupPatch:
-    """
-    Handle of one patch, active from its construction until `undo()` or the end of its `with` block.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer, before its optimizer exists.
-        specs (`list[ParameterGroupSpec]`):
-            The groups.
-    """
+    """Handle of one patch, active from its construction until `undo()` or the end of its `with` block."""
 
     def __init__(self, trainer, specs: list[ParameterGroupSpec]):
         if trainer.optimizer is not None:

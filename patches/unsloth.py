@@ -1,7 +1,7 @@
 """Adapters of Unsloth on thinking models: the thinking modules train in fp32, and a path around them is refused.
 
 Class patch: one object stands in for `get_peft_model` of each of Unsloth's model classes. It names the thinking
-modules to the original, mends what the original leaves frozen, and runs the model once to see that it still thinks.
+modules to the original, frees what the original leaves frozen, and runs the model once to see that it still thinks.
 Models that do not think pass through untouched.
 """
 

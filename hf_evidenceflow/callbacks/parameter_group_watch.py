@@ -120,7 +120,7 @@ class ParameterGroupWatch(TrainerCallback):
         self._parameters, self._witness, self._groups = [], None, {}
 
     def _any_gradient(self):
-        # The parameter that had a gradient last time mostly has one again: one look a step.
+        # The parameter that had a gradient last time mostly has one again: one look per step.
         if self._witness is None or not _has_gradient(self._witness):
             self._witness = next(filter(_has_gradient, self._parameters), None)
         return self._witness is not None

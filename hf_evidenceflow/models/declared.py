@@ -12,10 +12,9 @@ from .router_statistics import RouterStatistics, expert_modules
 
 def no_decay_names(model: nn.Module) -> set[str]:
     """
-    Names, in a model or a wrapper of it (PEFT, DDP), of the parameters that the model keeps out of weight decay.
-
-    A model declares them as timm's do: by a method `no_weight_decay()` that returns the last parts of their names. At
-    a rate of 0.1 decay moves a parameter without any gradient, which is easily read as learning.
+    Names, in a model or a wrapper of it (PEFT, DDP), of the parameters that the model keeps out of weight decay, which
+    would move them without any gradient. It declares them as timm's models do: by a method `no_weight_decay()` that
+    returns the last parts of their names.
 
     Example:
 

@@ -114,7 +114,7 @@ def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> N
             parameter.requires_grad_(False)
         elif parameter.requires_grad:
             trained.add(module)
-            parameter.data = parameter.data.float()  # TRL casts what a quantised base trains to bf16
+            parameter.data = parameter.data.float()  # TRL casts what a quantized base trains to bf16
     if missing := [module for module in in_use if module not in trained]:
         raise ValueError(
             f"The thinking modules {missing} are not trained{f' by the active adapter {adapters}' * bool(adapters)}. "

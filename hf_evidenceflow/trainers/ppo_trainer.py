@@ -72,7 +72,7 @@ class PPOTrainer(
             Reward functions, reward models, or both; their weighted sum is the score of a completion.
         args ([`PPOConfig`], *optional*):
             Arguments.
-        train_dataset and what follows:
+        train_dataset and what follows, kwargs:
             As in [`~trl.GRPOTrainer`].
 
     Raises:
@@ -105,14 +105,9 @@ class PPOTrainer(
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
-        reward_processing_classes=None,
-        callbacks=None,
-        optimizers=(None, None),
-        quantization_config=None,
+        *,
         peft_config=None,
-        tools=None,
-        rollout_func=None,
-        environment_factory=None,
+        **kwargs,
     ):
         args = default_args(PPOConfig, "PPO", model) if args is None else args
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
@@ -123,22 +118,8 @@ class PPOTrainer(
                 "set `beta=0`."
             )
         check_generation_kwargs(args, "none")
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
-            environment_factory=environment_factory,
-        )
+        data = (train_dataset, eval_dataset, processing_class)
+        super().__init__(model, reward_funcs, args, *data, peft_config=peft_config, **kwargs)
         # TRL's takes what it leaves open from the model's generation config
         self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
         check_data(self)

@@ -29,7 +29,7 @@ class PretrainingConfig(TrainingArguments):
         eval_strategy (`str`, *optional*, defaults to `"steps"`):
             When to evaluate: `steps` (each `eval_steps`), `epoch` or `no`.
         report_to (`str`, *optional*, defaults to `"none"`):
-            Where the log goes besides `log.jsonl`: `wandb`, `tensorboard`, `trackio`, ...
+            Where the log goes next to `log.jsonl`: `wandb`, `tensorboard`, `trackio`, ...
         save_hub_code (`bool`, *optional*, defaults to `True`):
             Whether the code of a model of this package is saved next to its weights, for `trust_remote_code=True`.
     """

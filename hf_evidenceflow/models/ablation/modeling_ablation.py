@@ -108,7 +108,7 @@ class AblationLlamaModel(AblationLlamaPreTrainedModel, LlamaModel):
     """The decoder without head."""
 
     def __init__(self, config: AblationLlamaConfig):
-        # Not LlamaModel's, which would build and initialise a whole Llama first
+        # Not LlamaModel's, which would build and initialize a whole Llama first
         LlamaPreTrainedModel.__init__(self, config)
         config.check_switches()
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size

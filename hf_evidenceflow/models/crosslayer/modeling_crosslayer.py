@@ -3,12 +3,12 @@
 Variants v2 (stored outputs of earlier layers), v3 (earlier layers run again on this layer's input with their own
 attention probabilities) and v4 (attention scores summed over layers); value residual (ResFormer, arXiv 2410.17897,
 learned weights of the first layer's and the own values, 1/2 at init); DenseFormer (arXiv 2402.02622, depth-weighted
-average after each layer); depth attention (attention residuals with one layer a block; deviation in `accumulation`).
+average after each layer); depth attention (attention residuals with one layer per block; deviation in `accumulation`).
 Hyper-connections (arXiv 2409.19606) are left out: they change the number of streams, not what a layer takes.
 
 v3 computes A_i V_i as attention with the queries and keys of layer i, so no probabilities are stored. Its decoding
 needs V_i of the current layer's input at all past positions: they widen the layer's own cached values to `(l + 1) D`.
-That is L (L - 1) / 2 more values of `K D` numbers a token, where the layers' inputs would be L of H numbers. Inputs
+That is L (L - 1) / 2 more values of `K D` numbers per token, where the layers' inputs would be L of H numbers. Inputs
 hold fewer in a deep model without grouped heads, but then norm and projection of the whole past would run again for
 each new token and pair of layers. A layer that runs earlier ones again needs their weights: sharding that gathers one
 layer at a time (FSDP, ZeRO-3) does not go with v3.
@@ -501,7 +501,7 @@ class CrossLayerLlamaForCausalLM(CrossLayerLlamaPreTrainedModel, LlamaForCausalL
     """
 
     def __init__(self, config: CrossLayerLlamaConfig):
-        # Not LlamaForCausalLM's, which would build and initialise a whole Llama first
+        # Not LlamaForCausalLM's, which would build and initialize a whole Llama first
         LlamaPreTrainedModel.__init__(self, config)
         self.model = CrossLayerLlamaModel(config)
         self.vocab_size = config.vocab_size

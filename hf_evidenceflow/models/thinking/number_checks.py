@@ -58,7 +58,7 @@ def refuse_non_finite(model, source) -> None:
     """Raises a `ValueError` for the first weight of a model, loaded from `source`, that holds NaN or infinity."""
     for name, parameter in model.named_parameters():
         values = parameter.detach()
-        # Sharded and quantised weights are of types of their own
+        # Sharded and quantized weights are of types of their own
         if type(values) is not torch.Tensor or values.is_meta or not values.numel() or not values.is_floating_point():
             continue
         # One pass through memory, unlike `isfinite`; it does not know the 8-bit types

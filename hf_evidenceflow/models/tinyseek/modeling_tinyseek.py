@@ -76,7 +76,7 @@ EXPERTS["grouped_mm"] = grouped_experts_forward
 
 class TinySeekAttention(nn.Module):
     """
-    Multi-head latent attention. The cache holds latent and rotary key only, C + R numbers a token and layer; short
+    Multi-head latent attention. The cache holds latent and rotary key only, C + R numbers per token and layer; short
     passes over a long cache absorb the up-projections instead of expanding it.
     """
 
@@ -153,7 +153,7 @@ class TinySeekAttention(nn.Module):
         projection = self.kv_b_proj
         if type(projection) is nn.Linear:
             weight, bias = projection.weight, projection.bias
-        else:  # an adapter, or quantised
+        else:  # an adapter, or quantized
             identity = torch.eye(self.latent_size, device=projection.weight.device, dtype=self.o_proj.weight.dtype)
             bias = projection(torch.zeros_like(identity[:1]))[0]
             weight = (projection(identity) - bias).T
@@ -411,7 +411,7 @@ class TinySeekModel(TinySeekPreTrainedModel):
         if (found.shape[1], found.shape[3]) != (1, self.config.kv_lora_rank):
             raise ValueError(
                 f"`past_key_values` holds keys of shape {tuple(found.shape)}, as prefix tuning makes them, and "
-                f"TinySeek caches one latent of {self.config.kv_lora_rank} numbers a position. Use LoRA or prompt "
+                f"TinySeek caches one latent of {self.config.kv_lora_rank} numbers per position. Use LoRA or prompt "
                 "tuning in the place of prefix tuning, and caches that TinySeek has filled."
             )
 
