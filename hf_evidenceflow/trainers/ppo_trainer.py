@@ -98,16 +98,7 @@ class PPOTrainer(
     }
 
     def __init__(
-        self,
-        model,
-        reward_funcs=None,
-        args=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        *,
-        peft_config=None,
-        **kwargs,
+        self, model, reward_funcs=None, args=None, train_dataset=None, eval_dataset=None, *, peft_config=None, **kwargs
     ):
         args = default_args(PPOConfig, "PPO", model) if args is None else args
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
@@ -118,8 +109,7 @@ class PPOTrainer(
                 "set `beta=0`."
             )
         check_generation_kwargs(args, "none")
-        data = (train_dataset, eval_dataset, processing_class)
-        super().__init__(model, reward_funcs, args, *data, peft_config=peft_config, **kwargs)
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, peft_config=peft_config, **kwargs)
         # TRL's takes what it leaves open from the model's generation config
         self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
         check_data(self)

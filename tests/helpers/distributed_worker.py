@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from quiet_training import STEP_BY_STEP
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
@@ -49,20 +50,15 @@ class RecordedTrainer(HRPOTrainer):
 def main(checkpoint, output, processes):
     args = HRPOConfig(
         output_dir=output,
-        use_cpu=True,
+        **STEP_BY_STEP,
         ddp_timeout=60,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
         per_device_train_batch_size=4 // int(processes),
         num_generations=2,
         gradient_accumulation_steps=1,
         max_steps=2,
         max_completion_length=6,
         length_buckets=2,
-        logging_steps=1,
         save_strategy="no",
-        gradient_checkpointing=False,
         learning_rate=1e-3,
         beta=0.0,
         seed=3,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from quiet_training import STEP_BY_STEP
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
@@ -26,18 +27,13 @@ class KilledTrainer(HRPOTrainer):
 def main(checkpoint, output):
     args = HRPOConfig(
         output_dir=output,
-        use_cpu=True,
+        **STEP_BY_STEP,
         ddp_timeout=60,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
         per_device_train_batch_size=2,
         num_generations=2,
         max_steps=4,
         save_steps=2,
         max_completion_length=6,
-        logging_steps=1,
-        gradient_checkpointing=False,
         learning_rate=1e-3,
         temperature=1.0,
         beta=0.0,

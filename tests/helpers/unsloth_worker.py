@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from quiet_training import QUIET
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model, register_models  # before unsloth
@@ -47,9 +48,7 @@ def main(folder, backend, output):
     before = {name: p.detach().clone() for name, p in thinking_parameters(model).items()}
     args = HRPOConfig(
         os.path.join(output, "run"),
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET | {"use_cpu": False},
         save_strategy="no",
         per_device_train_batch_size=4,
         max_steps=2,

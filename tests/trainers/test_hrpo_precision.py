@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from quiet_training import STEP_BY_STEP
 from tiny_models import TINY
 from transformers import BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -27,28 +28,23 @@ def train(folder, tmp_path, model_init_kwargs=None, lora=True, **overrides):
     """One step of HRPO with a parity check, at rates that move everything."""
     args = HRPOConfig(
         str(tmp_path / "out"),
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
         save_strategy="no",
         per_device_train_batch_size=4,
         max_steps=2,
         max_completion_length=7,
         temperature=1.0,
         parity_check_steps=1,
-        gradient_checkpointing=False,
         learning_rate=1e-2,
         warmup_steps=0,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         beta=0.0,
-        logging_steps=1,
         model_init_kwargs={
             "thinking_residual_r_min": 0.5,
             "thinking_residual_r_max": 0.6,
             **(model_init_kwargs or {}),
         },
-        **{"bf16": False, **overrides},
+        **STEP_BY_STEP | overrides,
     )
     trainer = HRPOTrainer(
         folder,

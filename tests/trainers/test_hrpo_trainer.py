@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from hostile_generation import make_hostile
 from peft import LoraConfig, PeftModel, get_peft_model
+from quiet_training import STEP_BY_STEP
 from safetensors.torch import load_file
 from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
@@ -50,18 +51,13 @@ def make_trainer(plain_checkpoint, dataset, tmp_path):
     ):
         args = {
             "output_dir": str(tmp_path / output),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": "none",
-            "disable_tqdm": True,
+            **STEP_BY_STEP,
             "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 2,
             "max_steps": 2,
             "max_completion_length": 7,
-            "logging_steps": 1,
             "temperature": 1.0,
             "save_strategy": "no",
-            "gradient_checkpointing": False,
             "parity_check_steps": 1,
             "learning_rate": 1e-3,
             "warmup_steps": 0,

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from quiet_training import QUIET
 from tiny_tinyseek import tiny_tinyseek
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -34,9 +35,7 @@ def trained(request, plain_checkpoint, tmp_path_factory):
     rows = [{"prompt": prompt, "answer": "3"} for prompt in ("Tom has 3", "Ann?", '7+2="', "d")]
     args = HRPOConfig(
         str(folder),
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
         per_device_train_batch_size=4,
         num_generations=2,
         max_steps=1,

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from datasets import Dataset
+from quiet_training import STEP_BY_STEP
 from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from trl import GRPOTrainer
 
@@ -29,17 +30,12 @@ def make(model, output, reward_funcs, **settings):
     mode = settings.pop("thinking_mode")
     args = HRPOConfig(
         str(output),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
+        **STEP_BY_STEP,
         per_device_train_batch_size=4,
         max_steps=2,
         max_completion_length=5,
         temperature=1.0,
-        logging_steps=1,
         save_strategy="no",
-        gradient_checkpointing=False,
         learning_rate=1e-2,
         model_init_kwargs={"thinking_mode": mode, "dtype": "float32"} if isinstance(model, str) else None,
         **settings,

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from hostile_generation import make_hostile
 from peft import LoraConfig
+from quiet_training import STEP_BY_STEP
 from safetensors.torch import load_file
 from tiny_models import TINY
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
@@ -31,16 +32,11 @@ def make_trainer(plain_checkpoint, tmp_path):
         prompts = ["Tom has 3", "Ann?", "7+2=", "abc", "d"]
         settings = {
             "output_dir": str(tmp_path / output),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": "none",
-            "disable_tqdm": True,
+            **STEP_BY_STEP,
             "per_device_train_batch_size": 4,
             "max_steps": 2,
             "max_completion_length": 7,
-            "logging_steps": 1,
             "save_strategy": "no",
-            "gradient_checkpointing": False,
             "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
             "seed": 3,
@@ -302,7 +298,7 @@ def test_the_code_of_a_model_of_ours_is_saved_with_it(make_trainer, plain_checkp
 
 def test_the_parameters_have_the_names_and_the_order_of_grpo():
     own, grpo = (list(inspect.signature(trainer).parameters) for trainer in (PPOTrainer, GRPOTrainer))
-    assert own[:6] == grpo[:6] and own[6] in grpo and own[7:] == ["kwargs"]
+    assert own[:5] == grpo[:5] and own[5] in grpo and own[6:] == ["kwargs"]
 
 
 @pytest.mark.slow

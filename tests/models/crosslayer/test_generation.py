@@ -2,28 +2,16 @@
 
 import pytest
 import torch
+from moved_crosslayer import moved_model
 from tiny_models import TINY
 from transformers import DynamicCache, StaticCache
 
-from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS, CrossLayerLlamaConfig
-from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters
-from hf_evidenceflow.models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM
+from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
 
 
 IDS = torch.randint(3, TINY["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(5))
 # One of each kind of cross-layer state, where a test need not run all
 KINDS = ["v2m1", "v2m3", "v3m1", "v3m4_2", "v4m4", "v4m5", "value_residual", "denseformer"]
-
-
-def make_model(variant, implementation="sdpa", **fields):
-    torch.manual_seed(7)
-    config = CrossLayerLlamaConfig(**TINY, variant=variant, initializer_range=0.2, **fields)
-    config._attn_implementation = implementation
-    model = CrossLayerLlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in extra_parameters(model).values():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
-    return model
 
 
 def in_chunks(model, cache, sizes):
@@ -39,7 +27,7 @@ def in_chunks(model, cache, sizes):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cached_logits_equal_uncached_ones(variant, implementation, cache):
-    model = make_model(variant, implementation)
+    model = moved_model(variant, implementation)
     expected = model(IDS, use_cache=False).logits
     made = DynamicCache(config=model.config) if cache == "dynamic" else StaticCache(model.config, max_cache_len=17)
     # A first chunk, a chunk behind a past, single tokens
@@ -51,7 +39,7 @@ def test_cached_logits_equal_uncached_ones(variant, implementation, cache):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_left_padding_changes_nothing(variant, implementation):
-    model = make_model(variant, implementation)
+    model = moved_model(variant, implementation)
     short = IDS[1:, :7]
     alone = model(short).logits
     mask = torch.ones_like(IDS)
@@ -69,7 +57,7 @@ def generated(model, **arguments):
 
 @pytest.mark.parametrize("variant", KINDS)
 def test_greedy_decoding_with_each_cache_equals_recomputation(variant):
-    model = make_model(variant)
+    model = moved_model(variant)
     expected = generated(model, use_cache=False)
     assert torch.equal(generated(model), expected)
     assert torch.equal(generated(model, cache_implementation="static"), expected)
@@ -79,12 +67,12 @@ def test_greedy_decoding_with_each_cache_equals_recomputation(variant):
 
 @pytest.mark.parametrize("variant", ["v2m3", "v3m3_2", "v4m4", "v4m6"])
 def test_beam_search_with_a_cache_equals_recomputation(variant):
-    model = make_model(variant)
+    model = moved_model(variant)
     assert torch.equal(generated(model, num_beams=3), generated(model, num_beams=3, use_cache=False))
 
 
 def test_padded_rows_of_a_batch_decode_as_alone():
-    model = make_model("v3m2")
+    model = moved_model("v3m2")
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), IDS[:1, :8]], dim=1)
     batch, mask = torch.cat([padded, IDS[1:]]), torch.ones(2, 11, dtype=torch.long)
     mask[0, :3] = 0
@@ -95,7 +83,7 @@ def test_padded_rows_of_a_batch_decode_as_alone():
 
 @torch.no_grad()
 def test_recomputing_variants_cache_the_values_of_earlier_layers_with_the_own_ones():
-    model = make_model("v3m1")
+    model = moved_model("v3m1")
     cache = model(IDS, use_cache=True).past_key_values
     assert [layer.values.shape[-1] for layer in cache.layers] == [6, 12, 18]
     assert [layer.keys.shape[-1] for layer in cache.layers] == [6, 6, 6]
@@ -104,6 +92,6 @@ def test_recomputing_variants_cache_the_values_of_earlier_layers_with_the_own_on
 @torch.no_grad()
 def test_a_gated_model_decodes_with_a_cache():
     for variant in ("v2m1", "v3m2", "v4m4"):
-        model = make_model(variant, cross_layer_gate=True)
+        model = moved_model(variant, cross_layer_gate=True)
         cache = DynamicCache(config=model.config)
         torch.testing.assert_close(in_chunks(model, cache, [5, 1, 5]), model(IDS).logits, rtol=1e-5, atol=1e-5)

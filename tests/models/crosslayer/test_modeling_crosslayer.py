@@ -1,12 +1,9 @@
 """The cross-layer Llama as a transformers model: config, loading, initial weights, training, saving with its code."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from causal_lm_checks import CausalLMChecks
+from hub_round_trip import run_without_package
 from peft import LoraConfig, get_peft_model
 from tiny_models import TINY
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Trainer, TrainingArguments
@@ -393,10 +390,6 @@ def test_hub_round_trip_without_the_package(tmp_path):
         expected[name] = model(IDS).logits.detach()
     torch.save({"input_ids": IDS, "logits": expected}, tmp_path / "expected.pt")
     script = """
-        import sys
-        sys.modules["hf_evidenceflow"] = None  # cannot be imported
-        import torch
-        torch.set_num_threads(1)  # as in the test's process: sums round otherwise with more
         from transformers import AutoModelForCausalLM
         saved = torch.load("expected.pt", weights_only=True)
         for name, expected in saved["logits"].items():
@@ -404,17 +397,8 @@ def test_hub_round_trip_without_the_package(tmp_path):
             logits = model(saved["input_ids"]).logits
             assert torch.equal(logits, expected), (name, (logits - expected).abs().max())
             assert model.generate(saved["input_ids"], max_new_tokens=3, min_new_tokens=3).shape == (2, 10)
-        print("loaded", type(model).__module__)
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "loaded transformers_modules" in result.stdout
+    run_without_package(script, tmp_path)
 
 
 @pytest.mark.slow

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from crosslayer_reference import reference_logits
+from moved_crosslayer import moved_model
 from tiny_models import TINY
 
 from hf_evidenceflow.models.crosslayer import modeling_crosslayer, score_accumulation
 from hf_evidenceflow.models.crosslayer.accumulation import combine_running, combine_terms, initial_weights
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS, CrossLayerLlamaConfig
-from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters
 from hf_evidenceflow.models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM
 from hf_evidenceflow.models.crosslayer.score_accumulation import (
     ScaledSoftmax,
@@ -23,18 +23,6 @@ from hf_evidenceflow.models.crosslayer.score_accumulation import (
 
 SCORES = [name for name in VARIANTS if name.startswith("v4")]
 IDS = torch.randint(3, TINY["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(5))
-
-
-def moved_model(variant, implementation="sdpa", **fields):
-    """A model with wide weights, its extra parameters away from their init."""
-    torch.manual_seed(7)
-    config = CrossLayerLlamaConfig(**TINY, variant=variant, initializer_range=0.2, **fields)
-    config._attn_implementation = implementation
-    model = CrossLayerLlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in extra_parameters(model).values():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
-    return model
 
 
 def logits_and_gradients(model, forward):

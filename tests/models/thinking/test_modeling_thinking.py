@@ -1,12 +1,9 @@
 """The thinking models: loading, neutral setting, dtypes, initialisation."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from causal_lm_checks import CausalLMChecks
+from hub_round_trip import run_without_package
 from tiny_models import TINY
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -358,10 +355,6 @@ def test_hub_round_trip_without_the_package(cls, tmp_path):
     expected = model(input_ids, thinking_states=torch.ones(2, 3, 24), thinking_mask=torch.ones(2, 3).bool()).logits
     torch.save({"input_ids": input_ids, "logits": expected.detach()}, tmp_path / "expected.pt")
     script = """
-        import sys
-        sys.modules["hf_evidenceflow"] = None  # cannot be imported
-        import torch
-        torch.set_num_threads(1)  # as in the test's process: sums round otherwise with more
         from transformers import AutoModelForCausalLM
         saved = torch.load("expected.pt", weights_only=True)
         model = AutoModelForCausalLM.from_pretrained("model", trust_remote_code=True)
@@ -369,17 +362,8 @@ def test_hub_round_trip_without_the_package(cls, tmp_path):
         logits = model(saved["input_ids"], thinking_states=states, thinking_mask=mask).logits
         assert torch.equal(logits, saved["logits"]), (logits - saved["logits"]).abs().max()
         assert model.generate(saved["input_ids"], max_new_tokens=3, min_new_tokens=3).shape == (2, 10)
-        print("loaded", type(model).__module__)
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "loaded transformers_modules" in result.stdout
+    run_without_package(script, tmp_path)
 
 
 def test_every_thinking_module_is_named_as_published():
