@@ -14,6 +14,7 @@ from ..models.auto_thinking import thinking_class
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
 from ..models.thinking.thinking_residual import THINKING_MODULES, Float32Module, thinking_modules_in_use
 from ..peft.thinking_adapters import METHODS, ThinkingAdapterConfig
+from .policy import check_reference
 
 
 logger = get_logger(__name__)
@@ -48,13 +49,7 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
     Refuse, with a `ValueError` that says what to do, what the trainer could not do right. `config` is that of
     [`thinking_config`], `trainer_kwargs` holds further arguments of the trainer.
     """
-    has_reference = isinstance(model, str) or config.name_or_path or has_adapter
-    if args.beta != 0 and not has_reference:
-        raise ValueError(
-            f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
-            "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
-            "set `beta=0`."
-        )
+    check_reference(args, model, has_adapter)
     if args.cast_lm_head_to_fp32 and config.tie_word_embeddings and has_adapter:
         raise ValueError(
             "`cast_lm_head_to_fp32=True` with an adapter over tied embeddings is not supported by TRL, which "

@@ -74,6 +74,16 @@ def _is_no_warning_of_init_kwargs(record):
     return "`model_init_kwargs` will be ignored" not in record.getMessage()
 
 
+def check_reference(args, model, has_adapter: bool) -> None:
+    """Raises a `ValueError` for a KL penalty to a reference model that can't be loaded from anywhere."""
+    if args.beta and not (isinstance(model, str) or model.config.name_or_path or has_adapter):
+        raise ValueError(
+            f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the model "
+            "came from, and this model has none. Save it with `save_pretrained` and load it from there, or set "
+            "`beta=0`."
+        )
+
+
 def is_reference(trainer, model) -> bool:
     """Whether a model of [`~trl.GRPOTrainer`] is the reference, be it the policy without its adapter."""
     if model is trainer.ref_model:

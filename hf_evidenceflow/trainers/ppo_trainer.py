@@ -35,7 +35,7 @@ from .data_checks import check_data
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
 from .hub_code_mixin import HubCodeMixin
 from .model_card_mixins import RewardModelCardMixin
-from .policy import default_args
+from .policy import check_reference, default_args
 from .ppo_config import PPOConfig
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_metrics import masked_mean
@@ -102,12 +102,7 @@ class PPOTrainer(
     ):
         args = default_args(PPOConfig, "PPO", model) if args is None else args
         has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        if args.beta and not (isinstance(model, str) or model.config.name_or_path or has_adapter):
-            raise ValueError(
-                f"`beta={args.beta}` needs a reference model, which is loaded from the folder or Hub name that the "
-                "model came from, and this model has none. Save it with `save_pretrained` and load it from there, or "
-                "set `beta=0`."
-            )
+        check_reference(args, model, has_adapter)
         check_generation_kwargs(args, "none")
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, peft_config=peft_config, **kwargs)
         # TRL's takes what it leaves open from the model's generation config
