@@ -23,12 +23,11 @@ import torch
 from timing import prepare, setting
 from tinyseek_options import make_parser, published_config
 from tinyseek_reference import make_pair
-from transformers import AutoTokenizer
 
-from hf_evidenceflow import TinySeekForCausalLM
 from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.text import generate_documents, load_documents
 from hf_evidenceflow.early_exit import FULL_DEPTH, EarlyExitConfig, early_exit, in_turn
+from hf_evidenceflow.models.loading import load_model
 
 
 def load(args):
@@ -37,7 +36,7 @@ def load(args):
     if args.model is None:
         _, model = make_pair(published_config(args))
         return model, torch.randint(2, args.vocab_size, (rows, args.prompt_tokens))
-    model, tokenizer = TinySeekForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
+    model, tokenizer = load_model(args.model, device="cpu")
     if args.dataset_name_or_path is None:
         documents = generate_documents(train=0, validation=400)[1]
     else:
@@ -48,7 +47,7 @@ def load(args):
         if len(ids) == args.prompt_tokens:
             prompts.append(ids)
         if len(prompts) == rows:
-            return model.eval(), torch.tensor(prompts)
+            return model, torch.tensor(prompts)
     raise ValueError(
         f"Only {len(prompts)} documents have {args.prompt_tokens} tokens, {rows} are needed: lower `--prompt_tokens` "
         "or `--batch_sizes`."

@@ -1,4 +1,7 @@
-"""One process at a time for each folder: the lock of output folders and of experiments."""
+"""One process at a time for each folder: the lock of output folders and of experiments.
+
+filelock, which torch requires as well, also works on Windows and on file systems without `flock`.
+"""
 
 import contextlib
 import json

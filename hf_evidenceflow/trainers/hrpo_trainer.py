@@ -175,17 +175,23 @@ class HRPOTrainer(
         if not self.use_vllm:
             # TRL's takes what it leaves open from the model's generation config
             self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
-
         check_data(self)
+        self._prepare_thinking(config)
+        if args.max_prompt_length is not None and self.train_dataset is not None:
+            self.train_dataset = drop_long_prompts(
+                self.train_dataset, self._tokenizer, args.max_prompt_length, self.chat_template_kwargs
+            )
+        self.add_callback(RolloutGuard())
+        self._prepare_generation_kwargs()
+        warn_of_settings(self)
+
+    def _prepare_thinking(self, config):
+        args = self.args
         prepare_thinking_parameters(self.model, self.thinking_mode)
         shard_thinking_modules(self.model, self.accelerator)
         if config.thinking_answer_start is not None and self.thinking_mode != "none":
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
-        if args.max_prompt_length is not None and self.train_dataset is not None:
-            self.train_dataset = drop_long_prompts(
-                self.train_dataset, self._tokenizer, args.max_prompt_length, self.chat_template_kwargs
-            )
         self.parameter_specs = thinking_group_specs(
             self.thinking_mode,
             lr_gate=args.lr_thinking_residual_gate,
@@ -195,9 +201,6 @@ class HRPOTrainer(
         )
         if self.parameter_specs:
             self.add_callback(ParameterGroupWatch())
-        self.add_callback(RolloutGuard())
-        self._prepare_generation_kwargs()
-        warn_of_settings(self)
         self._projection_metrics = None
         if self.thinking_mode == "projection" and not (
             self.is_fsdp_enabled or self.accelerator.state.deepspeed_plugin
