@@ -24,7 +24,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, Qwen
 
 from hf_evidenceflow import RolloutEngine, ThinkingQwen2Config, ThinkingQwen2ForCausalLM
 from hf_evidenceflow.atomic_write import atomic_write_json
-from hf_evidenceflow.models.thinking.generation_thinking import collect_thinking
+from hf_evidenceflow.models.thinking.thinking_rollout import collect_thinking
 
 
 MEDIAN, SPREAD = 111, 0.42

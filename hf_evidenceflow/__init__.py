@@ -111,7 +111,7 @@ _EXPORTS = {
     "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],
     "models.hub": ["hub_code"],
     "models.thinking.answer_marker": ["MarkerAutomaton"],
-    "models.thinking.generation_thinking": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
+    "models.thinking.thinking_rollout": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
     "models.thinking.modeling_thinking_llama": [
         "ThinkingLlamaConfig",
         "ThinkingLlamaForCausalLM",

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import is_peft_model
 
 from ..data.token_ids import check_token_ids
-from ..models.thinking.generation_thinking import collect_thinking
+from ..models.thinking.thinking_rollout import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..tasks.prompts import render_prompt

@@ -18,7 +18,7 @@ import torch
 
 from ..data.tokenizer_loading import load_tokenizer
 from ..models.auto_thinking import load_thinking_model
-from ..models.thinking.generation_thinking import collect_thinking
+from ..models.thinking.thinking_rollout import collect_thinking
 
 
 if importlib.util.find_spec("lm_eval") is None:

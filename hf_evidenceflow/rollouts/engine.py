@@ -30,15 +30,16 @@ from transformers.generation import (
 from transformers.utils import logging
 
 from ..models.thinking.cache_argument import CACHE
-from ..models.thinking.generation_thinking import ThinkingGenerationMixin, current_collector, thinking_output
+from ..models.thinking.generation_thinking import ThinkingGenerationMixin
+from ..models.thinking.thinking_rollout import current_collector, thinking_output
+from ..models.thinking.thinking_state import token_logps
 from .draws import MultinomialDraws, TableDraws
 from .prefill import prefill
-from .records import RolloutRecords, thinking_rollout
+from .records import RolloutRecords, thinking_fill, thinking_rollout
 from .row_pool import RowPool
 from .shared_prompt_attention import shared_prompt_passes
 from .shared_prompt_cache import SharedPromptCache
 from .support import attention_reason, reason_against
-from .thinking_rows import ThinkingRows
 
 
 logger = logging.get_logger(__name__)
@@ -163,8 +164,8 @@ class _Rollout:
         fill = {"tokens": ((), torch.long, 0 if pad is None else int(pad))}
         self.thinking = None
         if isinstance(model, ThinkingGenerationMixin) and model.config.thinking_mode != "none":
-            self.thinking = ThinkingRows(model, tokenizer, count, self.device)
-            fill |= self.thinking.fill
+            self.thinking = model.begin_thinking(count, self.device, tokenizer)
+            fill |= thinking_fill(model)
         collector = current_collector()
         self.logps_temperature = None if collector is None else collector.logps_temperature
         if self.logps_temperature is not None and self.thinking is not None:
@@ -250,7 +251,10 @@ class _Rollout:
         pool, records = self.pool, self.records
         rows, steps, last_step = pool.tensors()
         self.cache.set_steps(pool.steps)
-        inputs = {} if self.thinking is None else self.thinking.inputs(records, rows, steps)
+        inputs = {}
+        if self.thinking is not None:
+            states, mask = (records.tensors[name][rows, steps][:, None] for name in ("states", "mask"))
+            inputs = self.thinking.inputs(states, mask)
         with shared_prompt_passes():
             outputs = self.model(
                 input_ids=records.tensors["tokens"][rows, steps][:, None],
@@ -262,8 +266,9 @@ class _Rollout:
             )
         hidden = None
         if self.thinking is not None:
-            self.thinking.record_stats(records, rows, steps, last_step)
-            hidden = self.thinking.recorder.hidden
+            hidden, stats = self.thinking.recorder.hidden, self.thinking.recorder.stats
+            if stats is not None:
+                records.write(rows, steps, last_step, stats=stats)
         pool.steps = [step + 1 for step in pool.steps]
         ended = self._choose(rows, steps + 1, last_step + 1, outputs.logits[:, -1].float(), hidden)
         pool.remove(ended)
@@ -275,11 +280,10 @@ class _Rollout:
         probs = None if self.draws is None else scores.softmax(-1)
         tokens = scores.argmax(-1) if self.draws is None else self.draws.draw(probs, rows, steps, last_step)
         if self.thinking is not None:
-            items["states"] = self.thinking.states(rows, scores, probs, hidden)
-            items["mask"] = self.thinking.observe(rows, tokens)
+            items["states"] = self.thinking.next_states(scores, hidden, probs, rows)
+            items["mask"] = self.thinking.observe(tokens, rows)
         if self.logps_temperature is not None:
-            logps = (logits / self.logps_temperature).log_softmax(-1)
-            items["logps"] = logps.gather(1, tokens[:, None]).squeeze(1)
+            items["logps"] = token_logps(logits, tokens, self.logps_temperature)
         self.records.write(rows, steps, last_step, tokens=tokens, **items)
         ended = torch.isin(tokens, self.eos) | (steps + 1 >= self.max_new_tokens)
         if self.criteria:  # the stock loop has no scores for them either

@@ -5,10 +5,19 @@ Shapes: R rows of the whole call, n rows at hand, C completion tokens, H hidden 
 
 import torch
 
-from ..models.thinking.generation_thinking import ThinkingRollout
+from ..models.thinking.thinking_rollout import UNFUSED, ThinkingRollout
 
 
 _FIRST_TOKENS = 64
+
+
+def thinking_fill(model) -> dict[str, tuple]:
+    """What [`RolloutRecords`] needs to know for a thinking model."""
+    return {
+        "states": ((model.config.hidden_size,), model.dtype, 0.0),
+        "mask": ((), torch.bool, False),
+        "stats": ((3,), torch.float32, UNFUSED),
+    }
 
 
 class RolloutRecords:
@@ -18,27 +27,28 @@ class RolloutRecords:
     Args:
         rows (`int`): rows R.
         fill (`dict[str, tuple]`): name -> (shape of an item, dtype, value where nothing was written).
-        max_tokens (`int`): most tokens of a row.
+        max_tokens (`int`): most tokens per row.
         device (`torch.device`): device.
     """
 
     def __init__(self, rows: int, fill: dict[str, tuple], max_tokens: int, device: torch.device):
-        self.fill, self.max_tokens = fill, max_tokens
-        count = min(max_tokens, _FIRST_TOKENS)
-        self.tensors = {
-            name: torch.full((rows, count, *shape), value, dtype=dtype, device=device)
-            for name, (shape, dtype, value) in fill.items()
-        }
+        self.rows, self.fill, self.max_tokens, self.device = rows, fill, max_tokens, device
+        self.capacity = min(max_tokens, _FIRST_TOKENS)
+        self.tensors = {name: self._blank(name, self.capacity) for name in fill}
         self.length = 0
+
+    def _blank(self, name, count):
+        shape, dtype, value = self.fill[name]
+        blank = torch.tensor(value, dtype=dtype, device=self.device)
+        return blank.expand(self.rows, count, *shape).clone(memory_format=torch.contiguous_format)
 
     def write(self, rows: torch.Tensor, steps: torch.Tensor, last_step: int, **items: torch.Tensor) -> None:
         """Write items `(n, ...)` of rows at their steps; `last_step` is the largest of these."""
-        count = next(iter(self.tensors.values())).shape[1]
-        if last_step >= count:
-            more = min(max(count, last_step + 1 - count), self.max_tokens - count)
+        if last_step >= self.capacity:
+            more = min(max(self.capacity, last_step + 1 - self.capacity), self.max_tokens - self.capacity)
             for name, tensor in self.tensors.items():
-                shape = (tensor.shape[0], more, *tensor.shape[2:])
-                self.tensors[name] = torch.cat([tensor, tensor.new_full(shape, self.fill[name][2])], dim=1)
+                self.tensors[name] = torch.cat([tensor, self._blank(name, more)], dim=1)
+            self.capacity += more
         for name, item in items.items():
             self.tensors[name][rows, steps] = item.to(self.fill[name][1])
         self.length = max(self.length, last_step + 1)
@@ -50,6 +60,4 @@ class RolloutRecords:
 def thinking_rollout(records: RolloutRecords) -> ThinkingRollout:
     """The records of a thinking model in the form of [`ThinkingRollout`]."""
     logps = records["logps"] if "logps" in records.tensors else None
-    return ThinkingRollout(
-        *(records[name] for name in ("states", "mask", "embeds_ratio", "gate", "hidden_ratio")), logps
-    )
+    return ThinkingRollout.from_stats(records["states"], records["mask"], records["stats"], logps)

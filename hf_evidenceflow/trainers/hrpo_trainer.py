@@ -20,7 +20,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from ..callbacks.parameter_group_watch import ParameterGroupWatch
 from ..callbacks.rollout_guards import RolloutGuard
 from ..models.thinking.answer_marker import MarkerAutomaton
-from ..models.thinking.generation_thinking import collect_thinking
+from ..models.thinking.thinking_rollout import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin

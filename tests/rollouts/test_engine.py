@@ -232,6 +232,35 @@ def test_two_threads_may_roll_out_one_model(padded):
     assert found == [expected] * 3
 
 
+@pytest.mark.parametrize("same_model", [True, False])
+def test_passes_of_two_rollouts_overlap(padded, same_model):
+    """No lock is held during a pass: each rollout waits, in the middle of its first one, for the other to be there."""
+    models = [make_plain(), make_plain()]
+    if same_model:
+        models[1] = models[0]
+    meeting, met = threading.Barrier(2, timeout=30), threading.local()
+
+    def wait(module, args, kwargs):
+        if isinstance(kwargs.get(CACHE), SharedPromptCache) and not vars(met).get("done"):
+            met.done = True
+            meeting.wait()
+
+    for model in set(models):
+        assert RolloutEngine().accepts(model, model.generation_config, {})
+        model.model.layers[0].self_attn.register_forward_pre_hook(wait, with_kwargs=True)
+    expected, found = generate(make_plain(), padded).tolist(), []
+
+    def roll_out(model):
+        found.append(generate(model, padded, RolloutEngine()).tolist())
+
+    threads = [threading.Thread(target=roll_out, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 2
+
+
 def test_a_model_of_layers_that_keep_nothing_else_may_roll_out(padded):
     torch.manual_seed(0)
     model = CrossLayerLlamaForCausalLM(CrossLayerLlamaConfig(**TINY, variant="v2m3")).eval()

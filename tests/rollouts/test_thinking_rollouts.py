@@ -25,7 +25,7 @@ def roll_out(model, prompts, tokenizer, engine=None, **kwargs):
     torch.manual_seed(0)
     kwargs = {"max_new_tokens": 11, "do_sample": True, "top_k": 0, "num_return_sequences": 3, **kwargs}
     with collect_thinking(tokenizer, logps_temperature=1.0, engine=engine) as rollouts:
-        sequences = model.generate(**prompts, **kwargs)
+        sequences = model.generate(**prompts, tokenizer=tokenizer, **kwargs)
     return sequences, rollouts[0] if rollouts else None
 
 
@@ -55,6 +55,22 @@ def test_records_are_those_of_the_stock_loop(plain_checkpoint, tokenizer, prompt
     fed = found.mask & (completions != TINY["eos_token_id"])  # the stock loop feeds it while others go on
     for name in ("embeds_ratio", "gate", "hidden_ratio"):
         torch.testing.assert_close(getattr(found, name)[fed], getattr(expected, name)[fed], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"eos_token_id": [1, *range(20, 60)]}, {"stop_strings": list("bds5Q")}], ids=lambda given: [*given][0]
+)
+@pytest.mark.parametrize("mode", ["projection", "embedding", "soft"])
+def test_rows_that_leave_and_enter_think_as_in_the_stock_loop(plain_checkpoint, tokenizer, prompts, mode, options):
+    model = make_model(plain_checkpoint, mode, marker="a").double()  # else rounding may decide between two tokens
+    options = {"do_sample": False, "top_k": None, "num_return_sequences": 1, **options}
+    expected_tokens, expected = roll_out(model, prompts, tokenizer, **options)
+    tokens, found = roll_out(model, prompts, tokenizer, RolloutEngine(max_rows=2), **options)
+    count = found.mask.shape[1]
+    assert tokens.tolist() == expected_tokens.tolist()
+    assert found.mask.tolist() == expected.mask.tolist()
+    assert len((tokens[:, -count:] != TINY["pad_token_id"]).sum(1).unique()) > 1
+    torch.testing.assert_close(found.states[found.mask], expected.states[found.mask], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("max_rows", [None, 4])

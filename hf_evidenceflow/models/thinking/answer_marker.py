@@ -71,7 +71,7 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
             Text to find, not empty.
 
     Returns:
-        `torch.Tensor` of shape `(S, V + 1)`, int16, S = bytes of the marker + 1. The last column, for ids that the
+        `torch.Tensor` of shape `(S, V + 1)`, int64, S = bytes of the marker + 1. The last column, for ids that the
         tokenizer does not have, leaves the state unchanged.
 
     Raises:
@@ -90,7 +90,7 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
             border = step[border][pattern[k]]
 
     pieces = token_bytes(tokenizer)
-    table = torch.zeros(found + 1, len(pieces) + 1, dtype=torch.int16)
+    table = torch.zeros(found + 1, len(pieces) + 1, dtype=torch.long)
     table[found] = found
     table[:found, -1] = torch.arange(found)
     letters = set(pattern)
@@ -144,4 +144,4 @@ class MarkerAutomaton:
 
     def step(self, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Next states of shape `(B,)`, int64, from states and token ids of shape `(B,)`; nothing leaves the device."""
-        return self.table[state, tokens.clamp(max=self.table.shape[1] - 1)].long()
+        return self.table[state, tokens.clamp(max=self.table.shape[1] - 1)]

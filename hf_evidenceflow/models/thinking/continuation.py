@@ -18,6 +18,8 @@ _REMEDY = "Generate from the whole text without `past_key_values`: then all of i
 @dataclass
 class ThinkingContinuation:
     """
+    What a call leaves behind.
+
     Args:
         mode (`str`): `thinking_mode` of the call.
         prompt_length, length (`int`): positions of the cache before the first completion and at the end of the call.
@@ -35,12 +37,12 @@ class ThinkingContinuation:
     mask: torch.Tensor
     marker_state: torch.Tensor
 
-    def inputs(self, count: int) -> dict:
-        """Keyword arguments of the pass over the `count` tokens that follow the cache, of which it knows the first."""
+    def inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """States `(B, n, H)` and mask `(B, n)` of the `count` tokens behind the cache, of which it knows the first."""
         states = self.states.new_zeros(len(self.states), count, self.states.shape[1])
         mask = self.mask.new_zeros(len(self.mask), count)
         states[:, 0], mask[:, 0] = self.states, self.mask
-        return {"thinking_states": states, "thinking_mask": mask}
+        return states, mask
 
 
 def leave_continuation(cache, continuation: ThinkingContinuation) -> None:
@@ -53,17 +55,13 @@ def find_continuation(cache, mode: str, input_ids: torch.Tensor, text_length: in
     What the completion that a cache ends with left behind.
 
     Args:
-        cache ([`~transformers.Cache`], *optional*):
-            `past_key_values` of the call.
-        mode (`str`):
-            `thinking_mode` of the call.
-        input_ids (`torch.Tensor` of shape `(B, T)`):
-            The whole text, or the tokens that the cache does not hold.
-        text_length (`int`):
-            Length of the whole text.
+        cache ([`~transformers.Cache`], *optional*): `past_key_values` of the call.
+        mode (`str`): `thinking_mode` of the call.
+        input_ids (`torch.Tensor` of shape `(B, T)`): the whole text, or the tokens that the cache does not hold.
+        text_length (`int`): length of the whole text.
 
     Returns:
-        `tuple`: [`ThinkingContinuation`] or `None` where the cache holds a prompt; and the number n of tokens that the
+        `tuple`: [`ThinkingContinuation`], or `None` where the cache holds a prompt; and the number n of tokens that the
         cache does not hold.
 
     Raises:

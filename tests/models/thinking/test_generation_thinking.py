@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM, collect_thinking, load_thinking_model
 from hf_evidenceflow.models.thinking import generation_thinking
-from hf_evidenceflow.models.thinking.generation_thinking import sparse_soft_state
+from hf_evidenceflow.models.thinking.thinking_state import MAX_TAIL, TOKEN_CUT, ThinkingRecorder, sparse_soft_state
 from hf_evidenceflow.models.thinking.thinking_residual import embedding_state, soft_state
 
 
@@ -160,8 +160,8 @@ def test_sparse_soft_state_keeps_its_bound(scale):
     embedding = torch.randn(8000, 13, generator=generator) + 2
     mean = embedding.mean(0)
     exact, sparse = soft_state(probs, embedding), sparse_soft_state(probs, embedding, mean)
-    tail = torch.where(probs < generation_thinking.TOKEN_CUT, probs, 0.0).sum(-1)
-    tail = torch.where(tail > generation_thinking.MAX_TAIL, 0.0, tail)
+    tail = torch.where(probs < TOKEN_CUT, probs, 0.0).sum(-1)
+    tail = torch.where(tail > MAX_TAIL, 0.0, tail)
     bound = tail * (embedding - mean).norm(dim=-1).max()
     assert ((exact - sparse).norm(dim=-1) <= bound + 1e-4).all()
     assert ((exact - sparse).norm(dim=-1) <= 5e-3 * exact.norm(dim=-1)).all()
@@ -320,14 +320,14 @@ def test_a_streamer_receives_the_completion(model, prompts, tokenizer):
 
 
 def test_states_are_kept_only_when_asked_for(model, prompts, tokenizer, monkeypatch):
-    sessions = []
-    session_class = generation_thinking.ThinkingSession
+    observers = []
+    observer = generation_thinking.ThinkingObserver
     monkeypatch.setattr(
-        generation_thinking, "ThinkingSession", lambda *a, **k: sessions.append(session_class(*a, **k)) or sessions[-1]
+        generation_thinking, "ThinkingObserver", lambda *a, **k: observers.append(observer(*a, **k)) or observers[-1]
     )
     greedy(model, prompts, tokenizer)
-    assert len(sessions[0].states) == len(sessions[0].masks) == len(sessions[0].stats) == 1
-    assert not sessions[0].logps
+    assert len(observers[0].states) == len(observers[0].masks) == len(observers[0].stats) == 1
+    assert not observers[0].logps
 
 
 def test_two_calls_in_two_threads_do_not_meet(model, tokenizer):
@@ -418,7 +418,7 @@ def test_paged_decoding_is_refused(model, call):
 def test_the_decoding_step_has_no_graph_break(plain_checkpoint):
     model = make_model(plain_checkpoint).model
     compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
-    recorder = generation_thinking.ThinkingRecorder()
+    recorder = ThinkingRecorder()
     inputs = {
         "input_ids": torch.tensor([[5], [6]]),
         "thinking_states": torch.ones(2, 1, 24),
