@@ -58,7 +58,7 @@ def test_records_are_those_of_the_stock_loop(plain_checkpoint, tokenizer, prompt
 
 
 @pytest.mark.parametrize(
-    "options", [{"eos_token_id": [1, *range(20, 60)]}, {"stop_strings": list("bds5Q")}], ids=lambda given: [*given][0]
+    "options", [{"eos_token_id": [1, *range(20, 60)]}, {"stop_strings": list("bds5Q")}], ids=["tokens", "strings"]
 )
 @pytest.mark.parametrize("mode", ["projection", "embedding", "soft"])
 def test_rows_that_leave_and_enter_think_as_in_the_stock_loop(plain_checkpoint, tokenizer, prompts, mode, options):

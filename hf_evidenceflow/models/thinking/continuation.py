@@ -61,8 +61,8 @@ def find_continuation(cache, mode: str, input_ids: torch.Tensor, text_length: in
         text_length (`int`): length of the whole text.
 
     Returns:
-        `tuple`: [`ThinkingContinuation`], or `None` where the cache holds a prompt; and the number n of tokens that the
-        cache does not hold.
+        `tuple`: [`ThinkingContinuation`], or `None` where the cache holds a prompt; and the number n of tokens that
+        the cache does not hold.
 
     Raises:
         `ValueError`: if the cache was cut within a completion, or does not belong to the text, the batch or the mode.

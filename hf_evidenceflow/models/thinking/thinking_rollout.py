@@ -82,8 +82,8 @@ def current_collector() -> ThinkingCollector | None:
 @contextmanager
 def collect_thinking(tokenizer=None, logps_temperature: float | None = None, engine: Callable | None = None):
     """
-    Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes it: for
-    callers that cannot pass `tokenizer=` and `return_dict_in_generate=True`, such as a trainer's rollout.
+    Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes it.
+    For callers that cannot pass `tokenizer=` and `return_dict_in_generate=True`, such as a trainer's rollout.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):

@@ -1,8 +1,8 @@
 """The thinking of a call's rows: one state machine for the stock decoding loop and for the rollout engine.
 
-At each step a loop asks for the states behind the scores (`next_states`), draws tokens and tells them (`observe`), which
-answers whether the rows still think, and feeds tokens and states in the next pass (`inputs`). Rows are taken as they
-are in the call; a loop that decodes some of them passes their numbers. What it records is the loop's own.
+At each step a loop asks for the states behind the scores (`next_states`), draws tokens and tells them (`observe`,
+which answers whether the rows still think), and feeds tokens and states in the next pass (`inputs`). A loop that
+decodes some of the call's rows passes their numbers. What it records is its own.
 
 Shapes: R rows of the call, n rows at hand, t tokens, H hidden size, V vocabulary.
 """
@@ -14,8 +14,10 @@ from .thinking_residual import soft_state
 
 
 class ThinkingRecorder:
-    """Carries out of a forward pass: `hidden` `[n, H]` at the last position; `stats` `[n, 3]` (a, r, sqrt(1 - a^2)) or
-    `None` where nothing was fused."""
+    """
+    Carries out of a forward pass: `hidden` `[n, H]` at the last position; `stats` `[n, 3]` (a, r, sqrt(1 - a^2)) or
+    `None` where nothing was fused.
+    """
 
     hidden: torch.Tensor | None = None
     stats: torch.Tensor | None = None
@@ -94,8 +96,8 @@ class ThinkingState:
 
     def next_states(self, scores, hidden, probs=None, rows=None) -> torch.Tensor:
         """
-        States `(n, H)` of the tokens that are about to be drawn; with weighted embeddings on a CPU 0 in rows that do not
-        think.
+        States `(n, H)` of the tokens that are about to be drawn; on a CPU weighted embeddings are 0 in rows that do
+        not think.
 
         Args:
             scores (`torch.Tensor` of shape `(n, V)`): processed scores.
