@@ -90,10 +90,10 @@ class EvidenceFlowCallback(CheckpointedCallback):
             trainer.pop_callback(self)
             # A wrapper that came later keeps calling this one, which does nothing any more
             if vars(trainer).get("training_step") is training_step:
-                del trainer.training_step
+                del vars(trainer)["training_step"]
                 vars(trainer).update({} if before is None else {"training_step": before})
 
-        trainer.training_step = training_step
+        vars(trainer)["training_step"] = training_step
         self._undo = undo
         return self
 

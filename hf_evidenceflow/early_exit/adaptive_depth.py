@@ -36,7 +36,8 @@ class AdaptiveDepth:
         self._profile = profile
         self._config = config
         self._cache: Cache | None = None
-        self._decided = self._exited = None
+        self._decided: torch.Tensor | None = None
+        self._exited: torch.Tensor | None = None
         self._any_exited = self._all_exited = False
 
     def start(self, decided: torch.Tensor | None, cache: Cache | None = None) -> None:

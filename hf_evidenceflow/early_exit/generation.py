@@ -107,7 +107,8 @@ class _GenerationSteps:
         self._is_open = True
         self._eos = eos_token_ids
         self._prompt_length = None
-        self._columns, self._written = [], []
+        self._columns: list[torch.Tensor] = []
+        self._written: list[torch.Tensor] = []
 
     def begin(self, inputs: dict) -> None:
         ids, cache = inputs.get("input_ids"), inputs.get(CACHE)

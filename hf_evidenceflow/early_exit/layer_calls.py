@@ -21,7 +21,7 @@ from torch import nn
 from ..models.decoder import DecoderParts, decoder_parts, record_layer_states
 
 
-_IN_USE = weakref.WeakSet()
+_IN_USE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)

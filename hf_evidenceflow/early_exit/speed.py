@@ -45,7 +45,7 @@ def in_turn(candidates: Mapping[str, Callable[[], int]], rounds: int) -> dict[st
     names = list(candidates)
     for candidate in candidates.values():
         candidate()
-    speeds = {name: [] for name in names}
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:

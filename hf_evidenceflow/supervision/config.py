@@ -160,14 +160,15 @@ class EvidenceFlowConfig:
                 f"`weight_schedule={self.weight_schedule!r}` with `weight_warmup_steps={self.weight_warmup_steps}` "
                 "depends on the length of the run: pass `total_steps`."
             )
+        total = total_steps or 0
         warmup = self.weight_warmup_steps
         if 0 < warmup < 1:
-            warmup = math.ceil(warmup * total_steps)
+            warmup = math.ceil(warmup * total)
         if step < warmup:
             return self.weight * (step + 1) / (warmup + 1)
         if self.weight_schedule == "constant":
             return self.weight
-        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
         left = 1 - progress if self.weight_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.weight * left
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..losses import next_token_targets
 from ..models.decoder import decoder_parts, layer_output
@@ -73,7 +74,7 @@ class EvidenceFlow:
         self._batch: _Batch | None = None
         self._micro_batch = 0
         self._ran_outside = False
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         self._readout_checked = not config.traits.reads_out
         config.weight_at(0, total_steps)
         num_layers = self.parts.model.config.get_text_config().num_hidden_layers

@@ -78,7 +78,8 @@ class OwnParameters:
                 f"The objective's own parameters are not in the checkpoint: there is no `{path}`. Pass the folder "
                 "that holds them as `EvidenceFlowCallback(..., resume_from=folder)`."
             )
-        values, states = {}, {}
+        values: dict[str, torch.Tensor] = {}
+        states: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in load_file(path).items():
             kind, _, name = key.partition(":")
             (values if kind == "value" else states.setdefault(name, {}))[name if kind == "value" else kind] = tensor
