@@ -75,6 +75,7 @@ test-docs: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: $(VENV)/.installed
 	$(RUN) -m ruff check --fix .

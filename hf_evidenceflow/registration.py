@@ -1,5 +1,7 @@
 """Registers the package's models with transformers' Auto classes, and their adapters with PEFT."""
 
+from typing import Any
+
 from peft.utils import constants
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -12,7 +14,7 @@ from .peft.thinking_adapters import register_thinking_adapters
 
 
 # Causal LM -> its model without a head
-MODEL_CLASSES = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
+MODEL_CLASSES: dict[Any, type] = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
 MODEL_CLASSES |= {
     TinySeekForCausalLM: TinySeekModel,
     CrossLayerLlamaForCausalLM: CrossLayerLlamaModel,

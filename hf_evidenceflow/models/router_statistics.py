@@ -94,7 +94,8 @@ class RouterStatistics:
             )
         self._once = once
         self._handles = []
-        self._call, self._mask = None, None
+        self._call: int | None = None
+        self._mask = None
         self.reset()
 
     def reset(self) -> None:

@@ -153,7 +153,7 @@ class EvidenceProbe:
                 probe has no tokenizer for texts, or the lens does not give the model's own logits at the last layer.
         """
         batch = isinstance(inputs, Mapping)
-        batches = [inputs] if batch else encode_texts(inputs, self.tokenizer, self.max_length)
+        batches = [inputs] if isinstance(inputs, Mapping) else encode_texts(inputs, self.tokenizer, self.max_length)
         found = [self._measure(one) for one in batches]
         names = ("rows", "positions", "input_ids", "labels")
         columns = {name: torch.cat([getattr(one, name) for one in found]).tolist() for name in names}

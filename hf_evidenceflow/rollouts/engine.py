@@ -57,7 +57,7 @@ _POINTWISE = {
     TopPLogitsWarper,
     TypicalLogitsWarper,
 }
-_DRAWS = {"table": TableDraws, "multinomial": MultinomialDraws}
+_DRAWS: dict[str, type] = {"table": TableDraws, "multinomial": MultinomialDraws}
 
 
 @dataclass
@@ -161,7 +161,7 @@ class _Rollout:
         eos = config._eos_token_tensor
         self.eos = torch.tensor([], dtype=torch.long, device=self.device) if eos is None else eos.to(self.device)
         pad = config._pad_token_tensor
-        fill = {"tokens": ((), torch.long, 0 if pad is None else int(pad))}
+        fill: dict[str, tuple] = {"tokens": ((), torch.long, 0 if pad is None else int(pad))}
         self.thinking = None
         if isinstance(model, ThinkingGenerationMixin) and model.config.thinking_mode != "none":
             self.thinking = model.begin_thinking(count, self.device, tokenizer)

@@ -3,6 +3,7 @@
 Shapes: B rows, P prompt columns (padded on the left), C completion columns (padded on the right).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ def length_buckets(attention_mask: torch.Tensor, completion_columns: int, count:
     return buckets
 
 
-def join_buckets(buckets: list[LengthBucket], parts: list[torch.Tensor], completion_columns: int) -> torch.Tensor:
+def join_buckets(buckets: list[LengthBucket], parts: Sequence[torch.Tensor], completion_columns: int) -> torch.Tensor:
     """
     Values `(rows, completion columns)` of each bucket as one batch `(B, C)` again, 0 where a bucket has no column.
     """

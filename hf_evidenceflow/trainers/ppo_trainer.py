@@ -199,8 +199,10 @@ class PPOTrainer(
     def _logps_and_values(self, model, inputs):
         """Log-probabilities, values and entropies of the completion tokens, each `[B, C]`, and the auxiliary loss."""
         self._values.clear()
-        names = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles")
-        names += ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
+        names = (
+            *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+            *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+        )
         logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),

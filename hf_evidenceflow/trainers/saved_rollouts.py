@@ -26,7 +26,7 @@ class SavedRolloutsMixin:
     """
 
     # Arguments on which the shape or the content of a rollout depends
-    _rollout_arguments = (
+    _rollout_arguments: tuple[str, ...] = (
         *("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations"),
         *("num_generations", "beta", "max_completion_length", "pad_to_multiple_of", "temperature", "top_p", "top_k"),
         *("min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs", "use_vllm", "reward_weights"),

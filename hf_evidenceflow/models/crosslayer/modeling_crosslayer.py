@@ -209,7 +209,7 @@ class CrossLayerLlamaAttention(TermCombination, LlamaAttention):
         key = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         value = self.values(hidden_states)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        handed = ()
+        handed: list[torch.Tensor] = []
         if self.stream == "values":
             value, *handed = self.combine(value, memory)
         if earlier_values:
@@ -218,7 +218,7 @@ class CrossLayerLlamaAttention(TermCombination, LlamaAttention):
             key, value = past_key_values.update(key, value, self.layer_idx)
         if earlier_values is not None:
             value, *earlier = value.split(self.head_dim, dim=-1)
-            handed = (query, key, *earlier)
+            handed = [query, key, *earlier]
         if self.stream == "scores":
             output, probabilities, *handed = self._attend_scores(query, key, value, attention_mask, memory, path)
             output = self.o_proj(output.flatten(2))

@@ -193,7 +193,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
 class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
     """Puts a thinking base model (class attribute `thinking_model_class`) into a transformers causal LM."""
 
-    thinking_model_class = None
+    thinking_model_class: type | None = None
     on_adapter = None  # set by the package: called with the config of an adapter and the model's
 
     def __init__(self, config):

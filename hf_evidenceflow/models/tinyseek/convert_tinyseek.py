@@ -141,7 +141,7 @@ def original_shapes(config: TinySeekConfig) -> dict[str, tuple[int, ...]]:
             prefix = f"synonymous_layer.moe_ffn.{kind}.{expert}"
             linear[f"{prefix}.fc1"] = (config.moe_intermediate_size, size)
             linear[f"{prefix}.fc2"] = (size, config.moe_intermediate_size)
-    shapes = {f"{name}.weight": shape for name, shape in linear.items()}
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
     for norm in ("norm1", "norm2"):
         shapes |= {f"synonymous_layer.{norm}.{part}": (size,) for part in ("gamma", "beta")}
