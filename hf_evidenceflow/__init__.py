@@ -42,11 +42,6 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .models.hub import hub_code as hub_code
     from .models.router_statistics import RouterStatistics as RouterStatistics
     from .models.thinking.answer_marker import MarkerAutomaton as MarkerAutomaton
-    from .models.thinking.generation_thinking import (
-        GenerateThinkingOutput as GenerateThinkingOutput,
-        ThinkingRollout as ThinkingRollout,
-        collect_thinking as collect_thinking,
-    )
     from .models.thinking.modeling_thinking_llama import (
         ThinkingLlamaConfig as ThinkingLlamaConfig,
         ThinkingLlamaForCausalLM as ThinkingLlamaForCausalLM,
@@ -61,6 +56,11 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
         ThinkingQwen3Config as ThinkingQwen3Config,
         ThinkingQwen3ForCausalLM as ThinkingQwen3ForCausalLM,
         ThinkingQwen3Model as ThinkingQwen3Model,
+    )
+    from .models.thinking.thinking_rollout import (
+        GenerateThinkingOutput as GenerateThinkingOutput,
+        ThinkingRollout as ThinkingRollout,
+        collect_thinking as collect_thinking,
     )
     from .models.tinyseek.configuration_tinyseek import TinySeekConfig as TinySeekConfig
     from .models.tinyseek.convert_tinyseek import convert_original_checkpoint as convert_original_checkpoint

@@ -112,7 +112,7 @@ class RewardModelCardMixin(ModelCardMixin):
     """For trainers of TRL that reward completions: graders, the rewards of the last rollout, and samples of it."""
 
     @property
-    def last_samples(self) -> dict[str, list]:
+    def last_samples(self) -> dict[str, list | dict[str, list]]:
         """Prompts, completions and rewards (one list per reward function) of the last rollout, all processes."""
         return {
             "prompts": list(self._logs["prompt"]),
