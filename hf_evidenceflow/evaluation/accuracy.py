@@ -18,13 +18,9 @@ def summarize_completions(
         rows (`Sequence[Mapping]`):
             One row per completion, the same number for each problem, with `id` (problem), `scores` and `extracted`
             (each by grader), `completion_tokens`, `thinking_tokens`, `finished` and `seconds`.
-        graders (`Sequence[str]`):
-            Graders to report.
         greedy (`bool`):
             Whether the completions are greedy, one per problem: their measure is called `"accuracy"`. That of `k`
             sampled ones is `"pass@1"` and `"pass@k"`.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the bootstrap intervals.
 
     Returns:
         `dict[str, Any]`: `"graders"`, with the measures of each grader as `{"value", "low", "high"}` and its

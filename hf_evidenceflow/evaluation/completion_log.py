@@ -52,17 +52,13 @@ class CompletionLog:
     What a crash left of a batch is dropped when the file is opened again, so that the batch is made anew as a whole.
 
     Args:
-        path (`str` or `os.PathLike`):
-            File; made when missing.
         plan (`Sequence[Sequence[tuple[int, int]]]`):
             Batches of `(prompt index, sample number)`, from [`~hf_evidenceflow.evaluation.completions.plan_batches`].
             Rows have these two under `"id"` and `"sample"`; in the file each also has a checksum, `"crc32"`.
 
     Attributes:
-        rows (`list[dict]`):
-            Rows of the whole batches.
-        batches_done (`int`):
-            Number of whole batches.
+        rows (`list[dict]`), batches_done (`int`):
+            Rows and number of the whole batches.
     """
 
     def __init__(self, path: str | os.PathLike, plan: Sequence[Sequence[tuple[int, int]]]):

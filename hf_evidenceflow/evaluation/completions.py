@@ -26,22 +26,11 @@ class Completion:
     """
     One generated completion.
 
-    Args:
-        index, sample (`int`):
-            Place of its prompt in the prompts given, and number of the sample of that prompt, from 0.
-        prompt, text (`str`):
-            Prompt as the model saw it, chat template applied, and completion without special tokens.
-        prompt_tokens, completion_tokens (`int`):
-            Lengths, the end-of-sequence token included.
-        finished (`bool`):
-            Whether the completion ended by itself, as opposed to running into `max_new_tokens`.
-        thinking_tokens (`int` or `None`):
-            Completion tokens in the thinking phase; `None` for a model without one.
-        latent_weight (`float` or `None`):
-            Weight `sqrt(1 - a^2)` of the thinking state in the inputs of its tokens, mean over all of them, 0 to 1;
-            `None` for a model without one.
-        seconds (`float`):
-            Its share of the batch's generation time.
+    `index` is the place of its prompt in those given, `sample` its number among that prompt's, from 0; `prompt` is as
+    the model saw it, `text` has no special tokens, while the lengths count the end-of-sequence token. `finished` tells
+    whether it ended by itself rather than at `max_new_tokens`, and `seconds` is its share of its batch's time. For a
+    thinking model, else `None`: the number of tokens in the thinking phase, and `latent_weight`, the weight
+    `sqrt(1 - a^2)` of the thinking state in the inputs of its tokens, mean over all of them, 0 to 1.
     """
 
     index: int

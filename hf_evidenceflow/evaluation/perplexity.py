@@ -111,7 +111,7 @@ def score_text(model: nn.Module, ids: np.ndarray, block_size: int, batch_size: i
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal LM in eval mode.
         ids (`np.ndarray` of shape `(N,)`):
-            Token ids of the text, two or more.
+            Token ids, two or more.
         block_size, batch_size (`int`):
             Tokens per row, 2 or more, and rows per pass. The first token of a row is not predicted.
 
