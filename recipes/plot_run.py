@@ -20,7 +20,6 @@ Outputs, in `output_dir`:
 - `metrics.json`: last values, fit and spread of each run; `index.html`: all of it on one page; `run.json`.
 """
 
-import html
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from rich.console import Console
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.report.curves import load_log_history
 from hf_evidenceflow.report.figures import COLOURS
-from hf_evidenceflow.report.html_page import html_page, html_picture, html_table
+from hf_evidenceflow.report.html import html_page, picture
 from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves
 from hf_evidenceflow.report.run_metrics import run_metrics
 from hf_evidenceflow.report.run_record import run_record
@@ -111,18 +110,16 @@ def main(argv: list[str] | None = None) -> dict:
 
 def page(metrics: dict, pictures: dict, args: PlotArguments) -> str:
     """All figures and numbers as one self-contained page."""
-    marks = zip(metrics, itertools.cycle(COLOURS))
-    legend = ", ".join(f'<b style="color: {colour}">&#9644;</b> {html.escape(name)}' for name, colour in marks)
-    body = [
-        html_table(COLUMNS, [table_row(name, values) for name, values in metrics.items()]),
-        "<p>Loss_p is never in the loss or the perplexity. With the EvidenceFlow callback they come from "
-        "<code>evidence_flow/model_loss</code>; a run whose log does not tell the two apart has none here. The "
-        "balance loss of a mixture of experts is in them. CV, the coefficient of variation: standard deviation / mean "
-        f"of the perplexity over {args.window} logged values; a window is unsteady above {args.cv_threshold:g}.</p>",
-        f"<p>{legend}</p>",
-    ]
-    body += [html_picture(path, CAPTIONS[name]) for name, path in pictures.items() if path is not None]
-    return html_page("Training curves", body)
+    return html_page(
+        "curves.html",
+        title="Training curves",
+        columns=COLUMNS,
+        rows=[table_row(name, values) for name, values in metrics.items()],
+        window=args.window,
+        cv_threshold=args.cv_threshold,
+        runs=list(zip(metrics, itertools.cycle(COLOURS))),
+        pictures=[picture(path, CAPTIONS[name]) for name, path in pictures.items() if path is not None],
+    )
 
 
 def table_row(name: str, values: dict) -> list:

@@ -1,38 +1,18 @@
 """A [`ProbeResult`] as one self-contained HTML page: lens table, layers, heat maps and trajectories."""
 
-import html
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..atomic_write import atomic_write_text
-from ..report.html_page import html_page, html_picture, html_table
+from ..report.html import html_page, picture
 from .heat_maps import HEAT_MAPS, split_tokens
 from .probe import ProbeResult
-from .table import layer_table
+from .table import layer_means
 from .texts import visible
 
 
-_STYLE = """
-:root { --blue: 86, 180, 233; }
-@media (prefers-color-scheme: dark) { :root { --blue: 0, 114, 178; } }
-.lens th, .lens td { padding: .2rem .4rem; text-align: center; font-size: .8125rem; }
-.lens tr > :first-child { text-align: right; }
-.lens td { border: 1px solid var(--paper); max-width: 7rem; overflow: hidden; text-overflow: ellipsis; cursor: help;
-  background: rgba(var(--blue), var(--p)); }
-.lens td.right { font-weight: 700; text-decoration: underline; text-underline-offset: 2px; }
-.lens td:hover, .lens td:focus { outline: 2px solid var(--accent); outline-offset: -2px; }
-.lens thead span { display: block; max-width: 8rem; overflow: hidden; text-overflow: ellipsis; }
-.lens thead .faint, .lens tfoot td { font-weight: 400; }
-.lens tfoot td { background: none; cursor: default; }
-.lens .tip { display: none; }
-.lens td:hover .tip, .lens td:focus .tip { display: block; position: fixed; z-index: 3; right: 1rem; bottom: 1rem;
-  max-width: calc(100vw - 2rem); padding: .75rem 1rem; color: var(--ink); background: var(--panel); text-align: left;
-  border: 1px solid var(--line); border-radius: 6px; box-shadow: 0 4px 16px rgba(0, 0, 0, .25); white-space: pre;
-  font: 400 .875rem/1.45 ui-monospace, monospace; overflow: hidden; pointer-events: none; }
-.lens td:focus .tip { z-index: 2; }
-body { padding-bottom: 14rem; }
-"""
 _LAYER_COLUMNS = {
     "layer": "layer",
     "lens_loss": "cross-entropy",
@@ -78,102 +58,69 @@ def write_probe_page(
     Returns:
         `Path`: The path written.
     """
-    last = {name: values[-1] for name, values in result.measures.items()}
-    count = len(result.labels)
-    accuracy = (last["label_rank"] == 1).double().mean().item()
-    body = [
-        f"<p>{count} tokens, {len(result.layers) - 1} layers. After the last layer: cross-entropy "
-        f"{last['lens_loss'].mean().item():.3f} nats, {accuracy:.0%} of the next tokens right. Mean drift rate "
-        f"{result.drift_rate.mean().item():+.3f} nats a layer, mean effective depth "
-        f"{result.effective_depth.double().mean().item():.1f} layers.</p>",
-        "<h2>Lens: the most probable next token after each layer</h2>",
-        "<p>Each column is a token that the model has read, with the right next token below it. Colour: probability. "
-        "<b><u>Underlined</u></b>: right. Tap or point at a cell for the most probable tokens.</p>",
-        *_lens_tables(result, max_tokens),
-        "<h2>Layers</h2>",
-        '<p class="faint">Means over the tokens. The last row is the model\'s own output.</p>',
-        _layer_rows(result),
-    ]
-    if trajectories is not None:
-        body += ["<h2>Evidence over depth</h2>", html_picture(trajectories, "Log-odds of the right next token")]
-    if heat_maps:
-        body.append("<h2>Heat maps</h2>")
-        body += [html_picture(picture, HEAT_MAPS[name].title) for name, picture in heat_maps.items()]
-    body += ["<h2>What the numbers are</h2>", _definitions(result)]
-    return atomic_write_text(path, html_page(f"Inside {model_name}", body, _STYLE))
+    means = layer_means(result)
+    layers = [dict(zip(means, values)) for values in zip(*means.values())]
+    page = html_page(
+        "probe.html",
+        title=f"Inside {model_name}",
+        result=result,
+        last=layers[-1],
+        drift_rate=result.drift_rate.mean().item(),
+        effective_depth=result.effective_depth.double().mean().item(),
+        lenses=_lenses(result, max_tokens),
+        shown=max_tokens,
+        columns=list(_LAYER_COLUMNS.values()),
+        rows=[[_layer_name(row["layer"]), *map(row.get, list(_LAYER_COLUMNS)[1:])] for row in layers],
+        trajectories=trajectories and picture(trajectories, "Log-odds of the right next token"),
+        heat_maps=[picture(png, HEAT_MAPS[name].title) for name, png in (heat_maps or {}).items()],
+    )
+    return atomic_write_text(path, page)
 
 
-def _lens_tables(result, max_tokens):
-    tables = split_tokens(result.rows, len(result.rows))  # one for each text
-    left = max_tokens
-    for tokens in tables:
-        if left <= 0:
-            break
-        if len(tables) > 1:
-            yield f'<p class="faint">Text {result.rows[tokens[0]] + 1}</p>'
-        yield _lens_table(result, tokens[:left])
-        left -= len(tokens)
-    if left < 0 or sum(map(len, tables)) > max_tokens:
-        yield f'<p class="faint">The first {max_tokens} of {len(result.rows)} tokens; the tables hold all.</p>'
+def _layer_name(layer: int) -> str:
+    return "embedding" if layer < 0 else str(layer)
 
 
-def _lens_table(result, tokens):
-    text = {index: html.escape(visible(string)) for index, string in result.token_strings.items()}
-    heads = "".join(
-        f'<th scope="col"><span>{text[result.input_ids[token]]}</span>'
-        f'<span class="faint">{text[result.labels[token]]}</span></th>'
+def _lenses(result: ProbeResult, max_tokens: int) -> Iterator[dict[str, Any]]:
+    """One lens table per text, until `max_tokens` are shown."""
+    texts = split_tokens(result.rows, len(result.rows))
+    for tokens in texts:
+        if max_tokens <= 0:
+            return
+        number = result.rows[tokens[0]] + 1 if len(texts) > 1 else None
+        yield {"text": number} | _lens(result, tokens[:max_tokens])
+        max_tokens -= len(tokens)
+
+
+def _lens(result: ProbeResult, tokens: Sequence[int]) -> dict[str, Any]:
+    text = {index: visible(string) for index, string in result.token_strings.items()}
+    heads = [
+        {
+            "read": text[result.input_ids[token]],
+            "right": text[result.labels[token]],
+            "drift_rate": result.drift_rate[token].item(),
+            "effective_depth": result.effective_depth[token].item(),
+        }
         for token in tokens
-    )
-    body = []
+    ]
+    layers = []
     for depth in reversed(range(len(result.layers))):  # the output on top
-        layer = "embedding" if result.layers[depth] < 0 else f"layer {result.layers[depth]}"
-        cells = "".join(_lens_cell(result, depth, token, layer, text) for token in tokens)
-        body.append(f'<tr><th scope="row">{layer}</th>{cells}</tr>')
-    drift = "".join(f"<td>{result.drift_rate[token]:+.2f}</td>" for token in tokens)
-    depths = "".join(f"<td>{result.effective_depth[token]}</td>" for token in tokens)
-    return (
-        '<div class="scroll lens" tabindex="0"><table>'
-        f'<thead><tr><th scope="col">read<span class="faint">right next</span></th>{heads}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody><tfoot>"
-        f'<tr><th scope="row">drift rate</th>{drift}</tr><tr><th scope="row">eff. depth</th>{depths}</tr>'
-        "</tfoot></table></div>"
-    )
+        name = _layer_name(result.layers[depth])
+        name = name if result.layers[depth] < 0 else f"layer {name}"
+        layers.append((name, [_lens_cell(result, depth, token, name, text) for token in tokens]))
+    return {"tokens": heads, "layers": layers}
 
 
-def _lens_cell(result, depth, token, layer, text):
+def _lens_cell(result: ProbeResult, depth: int, token: int, layer: str, text: Mapping[int, str]) -> dict[str, Any]:
     ids = result.top_ids[depth, token].tolist()
     probabilities = result.top_probabilities[depth, token].tolist()
-    label = result.labels[token]
-    lines = [f"{layer}, right: {text[label]}"]
-    lines += [f"{probability:7.2%}  {text[index]}" for index, probability in zip(ids, probabilities)]
     own = {name: result.measures[name][depth, token].item() for name in ("label_probability", "label_rank", "entropy")}
-    lines.append(f"right: {own['label_probability']:.2%}, rank {own['label_rank']:.0f}; entropy {own['entropy']:.2f}")
-    right = ' class="right"' if own["label_rank"] == 1 else ""
-    return (
-        f'<td tabindex="0"{right} style="--p:{0.9 * probabilities[0]:.2f}">{text[ids[0]]}'
-        f'<span class="tip">{"&#10;".join(lines)}</span></td>'
-    )
-
-
-def _layer_rows(result):
-    table = layer_table(result)
-    rows = []
-    for values in table[list(_LAYER_COLUMNS)].itertuples(index=False):
-        layer = "embedding" if values[0] < 0 else str(values[0])
-        rows.append([layer, *values[1:]])
-    return html_table(list(_LAYER_COLUMNS.values()), rows)
-
-
-def _definitions(result):
-    return (
-        "<ul><li>Lens: the state after a layer, through the model's final norm and head. Cross-entropy, rank and "
-        "probability are of the right next token; entropy is of the whole distribution, in nats.</li>"
-        "<li>Squared distance (mean over features, the token's term of Loss_p) and cosine: to the input embedding of "
-        "the right next token; the other cosine to its row of the output head.</li>"
-        "<li>Step: norm of what a layer changed; relative: divided by the norm before the layer.</li>"
-        "<li>Effective rank of the states: exp of the entropy of their normalised singular values (Roy and Vetterli "
-        f"2007); at most the number of tokens, {len(result.labels)} here.</li>"
-        "<li>Drift rate: least-squares slope of the log-odds of the right next token over the layers, from the "
-        "embedding on, in nats a layer (Ratcliff 1978).</li>"
-        f"<li>Effective depth: layers whose relative step is above {result.step_threshold:g}.</li></ul>"
-    )
+    tip = [f"{layer}, right: {text[result.labels[token]]}"]
+    tip += [f"{probability:7.2%}  {text[index]}" for index, probability in zip(ids, probabilities)]
+    tip.append(f"right: {own['label_probability']:.2%}, rank {own['label_rank']:.0f}; entropy {own['entropy']:.2f}")
+    return {
+        "best": text[ids[0]],
+        "tip": "\n".join(tip),
+        "color": 0.9 * probabilities[0],
+        "right": own["label_rank"] == 1,
+    }

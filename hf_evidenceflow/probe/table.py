@@ -1,7 +1,11 @@
-"""A [`ProbeResult`] as tables: one row a layer and token, a layer, or a token; to parquet and csv."""
+"""A [`ProbeResult`] as tables: one row per layer and token, per layer, or per token; to parquet and csv.
+
+The tables are `pandas.DataFrame`s, for which pandas must be installed: `pip install 'hf-evidenceflow[tables]'`.
+"""
 
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..atomic_write import atomic_file
@@ -14,19 +18,10 @@ if TYPE_CHECKING:
 
 def layer_token_table(result: ProbeResult) -> "pandas.DataFrame":
     """
-    One row for each layer and token.
-
-    Args:
-        result ([`ProbeResult`]):
-            Result with L+1 rows (embedding and layers) of N tokens.
-
-    Returns:
-        `pandas.DataFrame`: (L+1) * N rows, layer by layer, with `layer` (-1: embedding), `row`, `position`,
-        `token_id`, `token`, `label_id`, `label`, a column for each measure, and `top_ids`, `top_tokens`,
-        `top_probabilities` (lists, best first).
+    (L+1) * N rows, layer by layer, with `layer` (-1: embedding), `row`, `position`, `token_id`, `token`, `label_id`,
+    `label`, a column for each measure, and `top_ids`, `top_tokens`, `top_probabilities` (lists, best first).
     """
-    import pandas as pd
-
+    pd = _pandas()
     tokens = _token_columns(result)
     frames = []
     for depth, layer in enumerate(result.layers):
@@ -40,76 +35,53 @@ def layer_token_table(result: ProbeResult) -> "pandas.DataFrame":
     return pd.concat(frames, ignore_index=True)
 
 
+def layer_means(result: ProbeResult) -> dict[str, list]:
+    """
+    Columns with one value per layer: `layer` (-1: embedding), the mean over tokens of each measure, `lens_accuracy`
+    (share of tokens whose label ranks first) and `effective_rank`. Needs no pandas.
+    """
+    means = {name: values.double().mean(1).tolist() for name, values in result.measures.items()}
+    accuracy = (result.measures["label_rank"] == 1).double().mean(1).tolist()
+    return {"layer": result.layers, **means, "lens_accuracy": accuracy, "effective_rank": result.effective_rank}
+
+
 def layer_table(result: ProbeResult) -> "pandas.DataFrame":
-    """
-    One row for each layer.
-
-    Args:
-        result ([`ProbeResult`]):
-            Result with L+1 rows (embedding and layers).
-
-    Returns:
-        `pandas.DataFrame`: L+1 rows with `layer` (-1: embedding), the mean over tokens of each measure,
-        `lens_accuracy` (share of tokens whose label ranks first) and `effective_rank`.
-    """
-    import pandas as pd
-
-    means = {name: values.double().mean(1).numpy() for name, values in result.measures.items()}
-    accuracy = (result.measures["label_rank"] == 1).double().mean(1).numpy()
-    return pd.DataFrame(
-        {"layer": result.layers, **means, "lens_accuracy": accuracy, "effective_rank": result.effective_rank}
-    )
+    """[`layer_means`] as a table of L+1 rows."""
+    return _pandas().DataFrame(layer_means(result))
 
 
 def token_table(result: ProbeResult) -> "pandas.DataFrame":
     """
-    One row for each token.
-
-    Args:
-        result ([`ProbeResult`]):
-            Result of N tokens.
-
-    Returns:
-        `pandas.DataFrame`: N rows with `row`, `position`, `token_id`, `token`, `label_id`, `label`, `drift_rate` (nats
-        a layer) and `effective_depth` (layers).
+    N rows with `row`, `position`, `token_id`, `token`, `label_id`, `label`, `drift_rate` (nats a layer) and
+    `effective_depth` (layers).
     """
-    import pandas as pd
-
-    return pd.DataFrame(
-        {
-            **_token_columns(result),
-            "drift_rate": result.drift_rate.numpy(),
-            "effective_depth": result.effective_depth.numpy(),
-        }
-    )
+    measured = {"drift_rate": result.drift_rate.numpy(), "effective_depth": result.effective_depth.numpy()}
+    return _pandas().DataFrame(_token_columns(result) | measured)
 
 
 def write_tables(result: ProbeResult, folder: str | os.PathLike) -> list[Path]:
-    """
-    Write the three tables, each as parquet and as csv.
-
-    Args:
-        result ([`ProbeResult`]):
-            What to write.
-        folder (`str` or `os.PathLike`):
-            Folder of the files; made when missing.
-
-    Returns:
-        `list[Path]`: `layer_tokens`, `layers` and `tokens`, each `.parquet` and `.csv`.
-    """
-    folder, written = Path(folder), []
+    """Write `layer_tokens`, `layers` and `tokens` into a folder, each as `.parquet` and `.csv`; returns the paths."""
+    written = []
     tables = {"layer_tokens": layer_token_table, "layers": layer_table, "tokens": token_table}
     for name, make in tables.items():
         table = make(result)
         for ending, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
-            path = folder / f"{name}{ending}"
+            path = Path(folder) / f"{name}{ending}"
             with atomic_file(path) as temporary:
                 write(temporary, index=False)
             written.append(path)
     return written
 
 
-def _token_columns(result):
+def _pandas() -> ModuleType:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("Tables of a probe need pandas: pip install 'hf-evidenceflow[tables]'.") from error
+    return pandas
+
+
+def _token_columns(result: ProbeResult) -> dict[str, list]:
     text = result.token_strings
     return {
         "row": result.rows,

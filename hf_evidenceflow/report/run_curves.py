@@ -129,7 +129,8 @@ def plot_layer_terms(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
         for place, layer in enumerate(found):
             shade = colormaps["viridis"](0.9 * place / max(len(found) - 1, 1))
             steps, values = curve(histories[name], f"evidence_flow/layer_{layer}")
-            panel.plot(steps, values, "o" if len(steps) < 3 else "", ls="-", color=shade, lw=1.4, label=str(layer))
+            marker = "o" if len(steps) < 3 else None
+            panel.plot(steps, values, marker=marker, color=shade, linewidth=1.4, label=str(layer))
         panel.set_title(f"Loss_p by layer: {name}", fontsize=11, loc="left", fontweight="bold")
         panel.set_ylabel("term of the layer", fontsize=9)
         _finish(panel)

@@ -1,10 +1,8 @@
 """The report of an experiment: a table in Markdown, pictures, and one HTML page that holds both."""
 
-import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.plan import Plan
 from hf_evidenceflow.recipes.experiments.plots import plot_curves, plot_differences
 from hf_evidenceflow.recipes.experiments.runs import is_number
-from hf_evidenceflow.recipes.experiments.status_page import PAGE_STYLE
 from hf_evidenceflow.recipes.experiments.summary import (
     EQUAL_TIME,
     EQUAL_TOKENS,
@@ -22,16 +19,8 @@ from hf_evidenceflow.recipes.experiments.summary import (
     Summary,
     summarize,
 )
+from hf_evidenceflow.report.html import html_page, picture
 from hf_evidenceflow.report.tables import markdown_table
-
-
-_REPORT_STYLE = """
-img { width: 100%; height: auto; background: #fff; border-radius: .5rem; padding: .3rem; }
-figure { margin: 1rem 0; overflow-x: auto; } .run { overflow-wrap: normal; }
-@media (max-width: 720px) { img { width: 44rem; max-width: none; } }
- figcaption { color: var(--soft); font-size: .9rem; }
-code { overflow-wrap: anywhere; }
-"""
 
 
 def write_report(grid: Grid, plan: Plan, rows: Sequence[Mapping[str, Any]], output_dir: str | os.PathLike) -> Summary:
@@ -89,33 +78,15 @@ def report_html(summary: Summary, pictures: Mapping[Path, str]) -> str:
     Returns:
         `str`: HTML.
     """
-    figures = "".join(
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{escape(caption)}</figcaption></figure>'
-        for path, caption in pictures.items()
+    return html_page(
+        "experiment.html",
+        title=summary.name,
+        headline=_headline(summary),
+        pictures=[picture(path, caption) for path, caption in pictures.items()],
+        tables=_tables(summary),
+        missing=summary.missing or ["nothing"],
+        notes=_notes(summary),
     )
-    tables = "".join(_html_table(*table) for table in _tables(summary))
-    missing = "".join(f"<li>{escape(each)}</li>" for each in summary.missing or ["nothing"])
-    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(summary))
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(summary.name)}</title><style>{PAGE_STYLE}{_REPORT_STYLE}</style></head><body>
-<h1>{escape(summary.name)}</h1><p class="soft">{escape(_headline(summary))}</p>
-{figures}
-{tables}
-<h2>Missing</h2><ul>{missing}</ul>
-<h2>How to read it</h2><ul>{notes}</ul>
-</body></html>
-"""
-
-
-def _html_table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = ""
-    for first, *rest in rows:
-        cells = "".join(f'<td data-label="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header[1:], rest))
-        body += f'<tr><td class="run">{escape(first)}</td>{cells}</tr>\n'
-    return f"<h3>{escape(title)}</h3><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
 def _headline(summary: Summary) -> str:

@@ -4,9 +4,11 @@ import importlib
 import json
 
 import pytest
+from hostile_text import HOSTILE, assert_harmless
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from hf_evidenceflow.report.run_metrics import run_metrics
 from hf_evidenceflow.report.run_record import read_run_record
 
 
@@ -90,6 +92,12 @@ def test_the_figures_of_two_runs_are_written(plot_run, logs, tmp_path):
     assert json.loads((out / "metrics.json").read_text())["plain"]["perplexity_cv"]["windows"] == 26
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "&lt;ef&gt;" in page and "<ef>" not in page
+
+
+def test_no_run_can_carry_a_script_into_its_page(plot_run):
+    args = plot_run.PlotArguments([f"{HOSTILE[0].replace('=', '')}=x"], "out")
+    metrics = {HOSTILE[0]: run_metrics([{"step": 1, "loss": 2.0}]) | {"loss_key": HOSTILE[1]}}
+    assert_harmless(plot_run.page(metrics, {}, args), shown=2)
 
 
 @pytest.mark.parametrize("runs", [["only-a-path"], ["=path"], ["a=x", "a=y"]])

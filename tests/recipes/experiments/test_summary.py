@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from hostile_text import HOSTILE, assert_harmless
+from PIL import Image
 
 from hf_evidenceflow.evaluation.statistics import SampleComparison
 from hf_evidenceflow.recipes.experiments.grid_file import parse_grid
 from hf_evidenceflow.recipes.experiments.plan import make_plan
-from hf_evidenceflow.recipes.experiments.report import report_markdown, write_report
+from hf_evidenceflow.recipes.experiments.report import report_html, report_markdown, write_report
 from hf_evidenceflow.recipes.experiments.summary import SamplesOfArm, summarize
 
 
@@ -131,6 +133,22 @@ def test_samples_are_flat_in_the_json_file(grid, rows, tmp_path):
     summary.samples = [SamplesOfArm({"arm": "mse"}, "llama", "mse", "correct", 3, result)]
     (entry,) = summary.content()["samples"]
     assert entry["pairs"] == 60 and entry["seeds"] == 3 and "result" not in entry and summary.samples[0].result
+
+
+def test_no_name_can_carry_a_script_into_the_report(tmp_path):
+    name, recipe, axis, arm, base, metric, missing, git, picture = HOSTILE[:9]
+    grid = parse_grid(
+        {"name": "study", "recipe": "recipe.py", "axes": {"model": {"llama": {}}, "arm": {"none": {}, "mse": {}}}}
+        | {"seeds": [0, 1], "metrics": ["eval_loss"], "baseline": {"arm": "none"}}
+    )
+    rows = [result(grid, cell, seed) for cell in grid.cells for seed in grid.seeds]
+    summary = summary_of(grid, rows, tmp_path)
+    summary.name, summary.recipe, summary.git, summary.missing = name, recipe, [git], [missing]
+    summary.baseline, summary.metrics = {axis: base}, [metric]
+    for cell in summary.cells:
+        cell.arm, cell.metrics = arm, {metric: cell.metrics["eval_loss"]}
+    Image.new("RGB", (2, 3)).save(tmp_path / "x.png")
+    assert_harmless(report_html(summary, {tmp_path / "x.png": picture}), shown=9)
 
 
 @pytest.mark.slow
