@@ -26,11 +26,7 @@ def thinking_class(path_or_id: str, **kwargs):
     """
     The thinking class for a checkpoint of a supported family, plain or thinking, or for the base of an adapter.
 
-    Args:
-        path_or_id (`str`):
-            Hub name or local folder.
-        kwargs:
-            Where the files are (`revision`, `token`, ...); all else is ignored.
+    Of the keyword arguments only those that say where the files are (`revision`, `token`, ...) are read.
 
     Raises:
         `ValueError`: if the checkpoint's type has no thinking variant.

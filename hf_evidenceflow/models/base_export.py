@@ -22,7 +22,7 @@ def export_base_model(model, folder: str | os.PathLike, tokenizer=None) -> None:
         folder (`str` or `os.PathLike`):
             Where to save it.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Saved beside it.
+            Saved next to it.
 
     Raises:
         `ValueError`: if the model is no thinking model.

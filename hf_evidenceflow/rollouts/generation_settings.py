@@ -26,10 +26,8 @@ def own_generation_config(model, **settings) -> OwnGenerationConfig:
     The configuration of a `generate` call that depends on these settings alone.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model that generates; it gives the special tokens that the settings leave out.
-        settings:
-            Fields of [`~transformers.GenerationConfig`]. A special token set to `None` is none.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): gives the special tokens that are left out.
+        settings: fields of [`~transformers.GenerationConfig`]. A special token set to `None` is none.
 
     Returns:
         [`OwnGenerationConfig`]: to be passed as `generation_config`, without further generation arguments. Sampling is

@@ -8,20 +8,10 @@ from ..models.thinking.cache_argument import CACHE
 
 def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None):
     """
-    Run the model over left-padded prompts.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal LM.
-        prompts (`list[list[int]]`):
-            Token ids without padding.
-        device (`torch.device`):
-            Device of the inputs.
-        recorder ([`ThinkingRecorder`], *optional*):
-            Receives the last hidden state, for a thinking model.
+    Run a causal LM over prompts, token ids without padding; a thinking model tells the recorder its last hidden state.
 
     Returns:
-        `tuple`: logits behind each prompt `(m, V)` in fp32; the cache; the attention mask `(m, P)`.
+        `tuple`: logits behind each prompt `(m, V)` in fp32; the cache; the left-padded attention mask `(m, P)`.
     """
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)

@@ -8,10 +8,7 @@ from .shared_prompt_cache import SharedPromptCache
 class RowPool:
     """
     Rows by place in the cache: `rows` (number in the call), `steps` (of the last token) and the place of the prompt.
-
-    Args:
-        cache ([`SharedPromptCache`]):
-            Follows: rows and prompts that end are overwritten by the last ones.
+    The [`SharedPromptCache`] follows: rows and prompts that end are overwritten by the last ones.
     """
 
     def __init__(self, cache: SharedPromptCache):
@@ -23,13 +20,7 @@ class RowPool:
         self._rows = None
 
     def add(self, groups: list[list[int]], ended: list[bool]) -> None:
-        """
-        Add rows whose first token is drawn.
-
-        Args:
-            groups (`list[list[int]]`): rows of each new prompt; the prompts lie behind those that are there.
-            ended (`list[bool]`): for each of the rows in turn, whether its first token was its last.
-        """
+        """Add the rows of prompts that lie behind those that are there, unless their first token `ended` them."""
         verdicts = iter(ended)
         for prompt, rows in enumerate(groups, start=self.num_prompts):
             alive = [row for row in rows if not next(verdicts)]
@@ -74,13 +65,8 @@ class RowPool:
 
 def packing(kept: list[bool]) -> tuple[list[int], list[int], list[int]]:
     """
-    Close gaps by moving the last items into them.
-
-    Args:
-        kept (`list[bool]`): by place.
-
-    Returns:
-        `tuple`: places to fill, the places that move there, and the old place of each item in the new order.
+    Close gaps (not `kept`) by moving the last items into them: places to fill, the places that move there, and the old
+    place of each item in the new order.
 
     Example:
 

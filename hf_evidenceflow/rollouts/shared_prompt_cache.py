@@ -23,15 +23,8 @@ _FIRST_POSITIONS = 64
 
 class SharedPromptLayout:
     """
-    Which row belongs to which prompt and how far it is, common to all layers. Built anew when rows come or go.
-
-    Args:
-        prompts (`Sequence[int]`):
-            Place of each row's prompt.
-        num_prompts (`int`):
-            Prompts m.
-        device (`torch.device`):
-            Device of the cache.
+    Which row belongs to which prompt (`prompts`: the place of each row's), common to all layers. Built anew when rows
+    come or go.
     """
 
     def __init__(self, prompts: Sequence[int], num_prompts: int, device: torch.device):
@@ -119,18 +112,7 @@ class SharedPromptLayer:
                 buffer[targets, :, :length] = buffer[sources, :, :length]
 
     def attend(self, query: torch.Tensor, scaling: float, dropout: float = 0.0) -> torch.Tensor:
-        """
-        Args:
-            query (`torch.Tensor` of shape `(n, A, 1, D)`):
-                Queries of the position that was appended last.
-            scaling (`float`):
-                Factor of the scores.
-            dropout (`float`, *optional*, defaults to `0.0`):
-                Dropout of the probabilities.
-
-        Returns:
-            `torch.Tensor` of shape `(n, 1, A, D)`.
-        """
+        """`(n, 1, A, D)` from queries `(n, A, 1, D)` of the position appended last; `scaling` is of the scores."""
         cache, layout = self.cache, self.cache.layout
         rows, positions, kv_heads = len(query), cache.last_step + 1, self.keys.shape[1]
         query = query.squeeze(2).unflatten(1, (kv_heads, -1)) * scaling  # [n, K, q, D]
@@ -154,21 +136,14 @@ class SharedPromptLayer:
 
 class SharedPromptCache(Cache):
     """
-    Cache of rows that share prompts, for passes of one position under [`shared_prompt_attention`].
+    Cache of rows that share prompts, for passes of one position under [`shared_prompt_passes`].
 
     Args:
-        max_rows (`int`):
-            Most rows at a time.
-        max_prompts (`int`):
-            Most prompts at a time.
-        prompt_length (`int`):
-            Positions of the longest prompt.
-        max_new_tokens (`int`):
-            Most own positions of a row.
-        device (`torch.device`):
-            Device of the model's inputs.
-        dtype (`torch.dtype`):
-            Dtype of the keys.
+        max_rows, max_prompts (`int`): most rows and most prompts at a time.
+        prompt_length (`int`): positions of the longest prompt.
+        max_new_tokens (`int`): most own positions per row.
+        device (`torch.device`): device of the model's inputs.
+        dtype (`torch.dtype`): dtype of the keys.
     """
 
     def __init__(self, max_rows, max_prompts, prompt_length, max_new_tokens, device, dtype):
@@ -182,17 +157,7 @@ class SharedPromptCache(Cache):
         self.last_step, self.same_step = -1, True
 
     def put_prompts(self, first: int, prompt_cache: Cache, mask: torch.Tensor) -> None:
-        """
-        Take over prompts behind those that are there.
-
-        Args:
-            first (`int`):
-                Place of the first.
-            prompt_cache ([`~transformers.Cache`]):
-                Cache of a pass over the left-padded prompts.
-            mask (`torch.Tensor` of shape `(m, P')`):
-                1 at tokens, 0 at padding.
-        """
+        """Take over, from place `first` on, the prompts of a pass with this left-padded attention mask `(m, P')`."""
         places = slice(first, first + len(mask))
         while len(self.layers) < len(prompt_cache.layers):
             self.layers.append(SharedPromptLayer(self))

@@ -22,15 +22,7 @@ _CHECKED_TOKENS = 8
 
 def reason_against(model, generation_config, model_kwargs) -> str | None:
     """
-    Why the engine cannot run a call of `generate`, or `None`.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        generation_config ([`~transformers.GenerationConfig`]):
-            As prepared by `generate`.
-        model_kwargs (`dict`):
-            Further inputs of the model.
+    Why the engine cannot run a call of `generate` with this prepared configuration and these inputs, or `None`.
     """
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -78,11 +70,7 @@ def _length_dependent_rotary(config) -> str | None:
 def attention_reason(model) -> str | None:
     """
     Why a model's attention cannot run over a shared prompt, or `None`: one decoding step is compared with one over the
-    stock cache, without dropout and gradient checkpointing, which would leave out the cache.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model; any weights will do.
+    stock cache, without dropout and gradient checkpointing, which would leave out the cache. Any weights will do.
     """
     # Not linear layers: bitsandbytes repacks 4-bit weights in evaluation mode, on CPUs with AVX512-BF16
     training = [module for module in model.modules() if module.training and not isinstance(module, torch.nn.Linear)]

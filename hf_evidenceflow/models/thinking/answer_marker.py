@@ -20,12 +20,7 @@ def token_bytes(tokenizer) -> list[bytes | None]:
     """
     The bytes that each token adds to a text when it is not the first token.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Any tokenizer: byte-level, byte-fallback, WordPiece or WordLevel.
-
-    Returns:
-        `list[bytes | None]`: by token id; `None` for an id that no token has.
+    Any tokenizer will do: byte-level, byte-fallback, WordPiece or WordLevel. `None` for an id that no token has.
     """
     vocab = tokenizer.get_vocab()
     pieces: list[bytes | None] = [None] * (max(vocab.values(), default=-1) + 1)
@@ -63,12 +58,6 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
 
     State `k < S - 1` means that the last `k` bytes match the beginning of the marker; state `S - 1` is absorbing: the
     marker was seen.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the stream.
-        marker (`str`):
-            Text to find, not empty.
 
     Returns:
         `torch.Tensor` of shape `(S, V + 1)`, int64, S = bytes of the marker + 1. The last column, for ids that the
@@ -121,13 +110,7 @@ def marker_table(tokenizer, marker: str) -> torch.Tensor:
 
 
 class MarkerAutomaton:
-    """
-    The automaton of [`marker_table`] on a device; each row of a batch has one state, which starts at 0.
-
-    Args:
-        table (`torch.Tensor` of shape `(S, V + 1)`):
-            Transition table.
-    """
+    """The automaton of a [`marker_table`], on its device; each row of a batch has one state, which starts at 0."""
 
     def __init__(self, table: torch.Tensor):
         self.table = table

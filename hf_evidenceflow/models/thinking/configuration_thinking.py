@@ -27,9 +27,9 @@ class ThinkingConfigMixin:
             at the position before; `"embedding"` (the paper), the embedding averaged by the distribution the token was
             drawn from; `"soft"`, soft thinking (arXiv 2505.15778): the mean embedding `sum_v p_v E[v]` of that
             distribution is the input itself, without gates, so that nothing needs training; `"none"`, no state: the
-            model is exactly its base model. A runtime switch: no mode drops or re-initialises weights.
+            model is exactly its base model. A runtime switch: no mode drops or re-initializes weights.
         thinking_residual_r_min, thinking_residual_r_max (`float`, *optional*, default to `0.99` and `0.999`):
-            Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialisation. The
+            Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialization. The
             closer to 1, the closer a fresh model is to its base.
         thinking_residual_c (`float`, *optional*, defaults to `8`):
             The constant `c > 0` of `a = exp(-c * softplus(-Lambda) * r)`.
@@ -38,7 +38,7 @@ class ThinkingConfigMixin:
         thinking_projection_norm (`str`, *optional*, defaults to `"l2"`):
             Normalisation of the projected state: `"l2"`, `"layernorm"` or `"embedding_rms"`.
         thinking_projection_dropout (`float`, *optional*, defaults to `0`):
-            Dropout in [0, 1) on the normalised state, active in training where gradients flow, never in a rollout.
+            Dropout in [0, 1) on the normalized state, active in training where gradients flow, never in a rollout.
         thinking_projection_init_std (`float`, *optional*):
             Standard deviation > 0 of the projection's initial weights; `None` is `1 / sqrt(hidden_size)`. It does not
             change the forward pass under `"l2"`, but the projection's gradient grows as 1/std: at 0.001 it is 2 to 20

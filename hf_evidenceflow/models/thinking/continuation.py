@@ -89,7 +89,7 @@ def find_continuation(cache, mode: str, input_ids: torch.Tensor, text_length: in
         )
     if waiting.shape[1] == 0 or not torch.equal(waiting[:, 0], found.tokens.to(waiting.device)):
         raise ValueError(
-            f"`past_key_values` was returned for a text that goes on with the tokens {found.tokens.tolist()}, one a "
+            f"`past_key_values` was returned for a text that goes on with the tokens {found.tokens.tolist()}, one per "
             f"row; got {waiting[:, :1].flatten().tolist()}. Pass `sequences` of that call, with more tokens behind "
             f"them or without. {_REMEDY}"
         )

@@ -1,4 +1,4 @@
-"""Hybrid latent reasoning on top of a transformers base model: the forward pass with fused inputs, and initialisation.
+"""Hybrid latent reasoning on top of a transformers base model: the forward pass with fused inputs, and initialization.
 
 Source: Yue et al. 2025 (arXiv 2505.18454); the learnable projection is this project's own variant of the paper's
 state.
@@ -23,7 +23,7 @@ from .thinking_residual import (
     ThinkingLambda,
     ThinkingProjection,
     mix_thinking_state,
-    normalise_state,
+    normalize_state,
 )
 
 
@@ -100,7 +100,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
         states = states.to(embeds)
         if self.config.thinking_mode == "embedding":
             return states
-        state = normalise_state(self.thinking_projection(states), embeds, self.config.thinking_projection_norm)
+        state = normalize_state(self.thinking_projection(states), embeds, self.config.thinking_projection_norm)
         # In a rollout there are no gradients: it stays exact under dropout
         return F.dropout(
             state, self.config.thinking_projection_dropout, training=self.training and torch.is_grad_enabled()

@@ -1,7 +1,7 @@
 """The thinking residual: how a latent state is mixed into the embedding of a completion token.
 
 Source: Yue et al. 2025, Hybrid Latent Reasoning via Reinforcement Learning (arXiv 2505.18454), section 3. Deviation:
-besides the paper's probability-weighted embedding, the state may be a learned projection of the last hidden state.
+next to the paper's probability-weighted embedding, the state may be a learned projection of the last hidden state.
 
 Shapes: B rows, C completion tokens, H hidden size, V vocabulary.
 """
@@ -23,13 +23,7 @@ THINKING_MODULES = (
 
 
 def thinking_modules_in_use(thinking_mode: str) -> tuple[str, ...]:
-    """
-    Names of the thinking modules that a mode computes with, and that therefore can be trained in it.
-
-    Args:
-        thinking_mode (`str`):
-            `"projection"`, `"embedding"`, `"soft"` or `"none"`.
-    """
+    """Names of the thinking modules that a mode computes with, and that therefore can be trained in it."""
     if thinking_mode in ("soft", "none"):
         return ()
     return THINKING_MODULES if thinking_mode == "projection" else THINKING_MODULES[:3]
@@ -42,14 +36,9 @@ def mix_thinking_state(
     Mix a thinking state into token embeddings: `a * e + sqrt(1 - a^2 + 1e-8) * (i * s)` with `a = exp(log_a_max * r)`.
 
     Args:
-        embeds (`torch.Tensor` of shape `(..., H)`):
-            Token embeddings `e`, fp32.
-        state (`torch.Tensor` of shape `(..., H)`):
-            Thinking states `s`, fp32.
-        r, i (`torch.Tensor` of shape `(..., H)`):
-            Recurrence and input gates in (0, 1).
-        log_a_max (`torch.Tensor` of shape `(H,)`):
-            `-c * softplus(-Lambda)`, negative.
+        embeds, state (`torch.Tensor` of shape `(..., H)`): token embeddings `e` and thinking states `s`, fp32.
+        r, i (`torch.Tensor` of shape `(..., H)`): recurrence and input gates in (0, 1).
+        log_a_max (`torch.Tensor` of shape `(H,)`): `-c * softplus(-Lambda)`, negative.
 
     Returns:
         `tuple`: the mixed embeddings and `a`, both of shape `(..., H)`.
@@ -60,16 +49,7 @@ def mix_thinking_state(
 
 def embedding_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     """
-    The paper's thinking state `sum_v p_v E[v] / sqrt(sum_v p_v^2)`.
-
-    Args:
-        probs (`torch.Tensor` of shape `(B, V)`):
-            The distribution a token was drawn from, fp32.
-        embedding (`torch.Tensor` of shape `(V, H)`):
-            Input embedding matrix.
-
-    Returns:
-        `torch.Tensor` of shape `(B, H)`, in the dtype of `embedding`.
+    The paper's thinking state `sum_v p_v E[v] / sqrt(sum_v p_v^2)`; arguments as in [`soft_state`].
     """
     return soft_state(probs, embedding) / probs.norm(dim=-1, keepdim=True).to(embedding.dtype)
 
@@ -81,10 +61,8 @@ def soft_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     Source: Zhang et al. 2025, Soft Thinking (arXiv 2505.15778), equation 3.
 
     Args:
-        probs (`torch.Tensor` of shape `(B, V)`):
-            The distribution a token was drawn from, fp32.
-        embedding (`torch.Tensor` of shape `(V, H)`):
-            Input embedding matrix.
+        probs (`torch.Tensor` of shape `(B, V)`): the distribution a token was drawn from, fp32.
+        embedding (`torch.Tensor` of shape `(V, H)`): input embedding matrix.
 
     Returns:
         `torch.Tensor` of shape `(B, H)`, in the dtype of `embedding`.
@@ -157,7 +135,7 @@ class ThinkingLambda(Float32Module):
 
 class ThinkingProjection(_Float32Linear):
     """
-    Last hidden state -> thinking state before normalisation, [..., H] -> [..., H], fp32, one or two layers, without
+    Last hidden state -> thinking state before normalization, [..., H] -> [..., H], fp32, one or two layers, without
     bias.
     """
 
@@ -178,13 +156,12 @@ class ThinkingProjection(_Float32Linear):
             init.normal_(weight, mean=0.0, std=std)
 
 
-def normalise_state(projected: torch.Tensor, embeds: torch.Tensor, norm: str) -> torch.Tensor:
+def normalize_state(projected: torch.Tensor, embeds: torch.Tensor, norm: str) -> torch.Tensor:
     """
     Bring projected states to the scale of embeddings.
 
     Args:
-        projected, embeds (`torch.Tensor` of shape `(..., H)`):
-            Projected hidden states and the token embeddings they will be mixed with.
+        projected, embeds (`torch.Tensor` of shape `(..., H)`): projected hidden states and the token embeddings.
         norm (`str`):
             `"l2"`: unit length. `"layernorm"`: zero mean and unit variance over H, no parameters. `"embedding_rms"`:
             the root mean square of the token embedding at the same position.

@@ -1,4 +1,4 @@
-"""The thinking models: loading, neutral setting, dtypes, initialisation."""
+"""The thinking models: loading, neutral setting, dtypes, initialization."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from hf_evidenceflow.models.thinking.thinking_residual import (
     ThinkingLambda,
     embedding_state,
     mix_thinking_state,
-    normalise_state,
+    normalize_state,
 )
 
 
@@ -151,15 +151,15 @@ def test_embedding_state_is_the_weighted_embedding():
     torch.testing.assert_close(embedding_state(probs, embedding), expected, rtol=0, atol=1e-6)
 
 
-def test_normalisations_have_the_scale_they_name():
+def test_normalizations_have_the_scale_they_name():
     generator = torch.Generator().manual_seed(1)
     projected, embeds = torch.randn(2, 3, 11, generator=generator), 3 * torch.randn(2, 3, 11, generator=generator)
     rms = lambda x: x.square().mean(-1).sqrt()  # noqa: E731
-    torch.testing.assert_close(normalise_state(projected, embeds, "l2").norm(dim=-1), torch.ones(2, 3))
-    layer = normalise_state(projected, embeds, "layernorm")
+    torch.testing.assert_close(normalize_state(projected, embeds, "l2").norm(dim=-1), torch.ones(2, 3))
+    layer = normalize_state(projected, embeds, "layernorm")
     torch.testing.assert_close(layer.mean(-1), torch.zeros(2, 3), rtol=0, atol=1e-6)
     torch.testing.assert_close(rms(layer), torch.ones(2, 3), rtol=1e-3, atol=0)
-    torch.testing.assert_close(rms(normalise_state(projected, embeds, "embedding_rms")), rms(embeds))
+    torch.testing.assert_close(rms(normalize_state(projected, embeds, "embedding_rms")), rms(embeds))
 
 
 def test_lambda_is_uniform_in_its_range():
