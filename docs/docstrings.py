@@ -5,8 +5,9 @@ import re
 import griffe
 
 
-_ARGUMENT = re.compile(r"^(\s+[\w*, ]+) \((`.+)\):$", re.MULTILINE)
-_DEFAULT = re.compile(r",? \*optional\*.*$")
+_ARGUMENT = re.compile(r"^([ \t]+[\w*, ]+)\s\s*\((`[^()]*(?:\([^()]*\)[^()]*)*)\):$", re.MULTILINE)
+_DEFAULT = re.compile(r",? \*optional\*.*$", re.DOTALL)
+_LINK = re.compile(r"\[`~?(?:[\w]+\.)*(\w+)`\](?!\()")
 _LEADING_TYPE = re.compile(r"^(\s+)`([\w.]+)`: ", re.MULTILINE)
 
 
@@ -14,8 +15,11 @@ def readable(docstring: str) -> str:
     """The same without the marks around types, and without defaults, which the signature tells."""
 
     def argument(match):
-        return f"{match[1]} ({_DEFAULT.sub('', match[2]).replace('`', '')}):"
+        names = " ".join(match[1].split())
+        indent = match[1][: len(match[1]) - len(match[1].lstrip())]
+        return f"{indent}{names} ({' '.join(_DEFAULT.sub('', match[2]).replace('`', '').split())}):"
 
+    docstring = _LINK.sub(r"`\1`", docstring)
     return _LEADING_TYPE.sub(r"\1\2: ", _ARGUMENT.sub(argument, docstring))
 
 
