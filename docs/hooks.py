@@ -29,7 +29,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     if page.file.abs_src_path and Path(page.file.abs_src_path).is_relative_to(ROOT / "docs"):
-        markdown = _LINK.sub(r"](\1\2", markdown)
+        markdown = _LINK.sub(r"](\1\2", markdown).replace(".ipynb)", ".md)")
     return _PUBLIC_NAMES.sub(lambda match: public_names(match[1]), markdown)
 
 
