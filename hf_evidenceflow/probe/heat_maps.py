@@ -169,16 +169,8 @@ def plot_trajectories(result: ProbeResult, path: str | os.PathLike, named: int =
 
 def split_tokens(rows: Sequence[int], tokens_a_panel: int) -> list[list[int]]:
     """
-    Deal tokens out to panels: each holds tokens of one text, at most `tokens_a_panel`.
-
-    Args:
-        rows (`Sequence[int]`):
-            Number of the text of each token; a text's tokens stand together.
-        tokens_a_panel (`int`):
-            Most tokens of a panel.
-
-    Returns:
-        `list[list[int]]`: Indices into `rows`, panel by panel.
+    Deal tokens out to panels: indices into `rows` (number of the text of each token; a text's tokens stand together),
+    so that each panel holds tokens of one text, at most `tokens_a_panel`.
 
     Raises:
         ValueError: if `tokens_a_panel` is below 1.

@@ -53,16 +53,8 @@ def encode_texts(
 
 def token_strings(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase | None) -> dict[int, str]:
     """
-    The text of single tokens, leading spaces kept.
-
-    Args:
-        ids (`Iterable[int]`):
-            Token ids.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer; without one, and for ids beyond it, the id in brackets stands for the text.
-
-    Returns:
-        `dict[int, str]`: Text by id. A token that is part of a character only keeps its name in the vocabulary.
+    The text of single tokens by id, leading spaces kept. A token that is part of a character only keeps its name in
+    the vocabulary; without a tokenizer, and for ids beyond it, the id in brackets stands for the text.
     """
     return {index: _token_string(index, tokenizer) for index in sorted(set(ids))}
 

@@ -112,18 +112,7 @@ def top_predictions(
 
 
 def prediction_table(title: str, predictions: Sequence[Prediction]) -> tuple[str, list[str], list[list[str]]]:
-    """
-    The cells of the table of a prompt.
-
-    Args:
-        title (`str`):
-            Title of the table.
-        predictions (`Sequence[Prediction]`):
-            Result of [`top_predictions`].
-
-    Returns:
-        `tuple`: title, columns and rows. Tokens stand in quotes, what cannot be printed escaped.
-    """
+    """Title, columns and rows of the table of a prompt. Tokens stand in quotes, what cannot be printed escaped."""
 
     def cell(candidate):
         return f"{candidate.text!r} {candidate.probability:.3f}"

@@ -172,17 +172,8 @@ def plot_training_curves(
 
 def curve(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """
-    Take one curve out of a log.
-
-    Args:
-        log_history (`Sequence[Mapping]`):
-            `trainer.state.log_history`.
-        key (`str`):
-            Logged key.
-
-    Returns:
-        `tuple[list[int], list[float]]`: Steps and values, in the order of the steps. A step that was logged twice, as
-        around a resume, counts once, with its last value; values that are no finite numbers are left out.
+    Steps and values of a logged key, in the order of the steps. A step that was logged twice, as around a resume,
+    counts once, with its last value; values that are no finite numbers are left out.
     """
     points = {}
     for entry in log_history:

@@ -20,14 +20,7 @@ _FURTHER_FONTS = (
 
 def new_figure(size: Sequence[float]):
     """
-    An empty figure with constrained layout.
-
-    Args:
-        size (`Sequence[float]`):
-            Width and height in inches, at 140 dots each.
-
-    Returns:
-        `matplotlib.figure.Figure`.
+    An empty matplotlib figure of a width and height in inches, at 140 dots each, with constrained layout.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -52,18 +45,7 @@ def token_fonts() -> list[str]:
 
 
 def save_figure(figure, path: str | os.PathLike) -> Path:
-    """
-    Write a figure as PNG, whole or not at all.
-
-    Args:
-        figure (`matplotlib.figure.Figure`):
-            The figure.
-        path (`str` or `os.PathLike`):
-            PNG to write. Missing parent folders are made.
-
-    Returns:
-        `Path`: The path written.
-    """
+    """Write a figure as PNG, whole or not at all, and return its path. Missing parent folders are made."""
     picture = io.BytesIO()  # drawing takes long, and a process killed meanwhile would leave the temporary file
     figure.savefig(picture, format="png")
     with atomic_file(path) as temporary:

@@ -66,16 +66,8 @@ def plot_run_curves(
 
 def plot_log_fit(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike) -> Path | None:
     """
-    Draw the loss over the logarithm of the step, with each run's fit.
-
-    Args:
-        histories (`Mapping[str, Sequence[Mapping]]`):
-            `trainer.state.log_history` by the name of the run.
-        path (`str` or `os.PathLike`):
-            PNG to write.
-
-    Returns:
-        `Path` or `None`: The path written; `None`, and no picture, if no run has three logged losses.
+    Draw the loss over the logarithm of the step into a PNG, with each run's fit; `histories` as in
+    [`plot_run_curves`]. Returns the path; `None`, and no picture, if no run has three logged losses.
     """
     losses = {name: curve(with_derived(history), LOSS_KEY) for name, history in histories.items()}
     fits = {name: log_fit(*points) for name, points in losses.items()}
@@ -103,16 +95,8 @@ def plot_log_fit(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str
 
 def plot_layer_terms(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike) -> Path | None:
     """
-    Draw the Loss_p term of each layer, one panel for each run that logs `evidence_flow/layer_{i}`.
-
-    Args:
-        histories (`Mapping[str, Sequence[Mapping]]`):
-            `trainer.state.log_history` by the name of the run.
-        path (`str` or `os.PathLike`):
-            PNG to write.
-
-    Returns:
-        `Path` or `None`: The path written; `None`, and no picture, if no run logs them.
+    Draw the Loss_p term of each layer into a PNG, one panel per run that logs `evidence_flow/layer_{i}`; `histories`
+    as in [`plot_run_curves`]. Returns the path; `None`, and no picture, if no run logs them.
     """
     layers = {
         name: sorted({int(found[1]) for row in history for key in row if (found := _LAYER_KEY.fullmatch(key))})

@@ -83,18 +83,7 @@ def rolling_cv(values: Sequence[float], window: int) -> list[float]:
 
 
 def log_fit(steps: Sequence[int], values: Sequence[float]) -> LogFit | None:
-    """
-    Fit `value = a + b ln(step)`.
-
-    Args:
-        steps (`Sequence[int]`):
-            Optimizer steps; those below 1 are left out.
-        values (`Sequence[float]`):
-            Values at these steps.
-
-    Returns:
-        [`LogFit`] or `None`: `None` if fewer than three points are left.
-    """
+    """Fit `value = a + b ln(step)` to the steps from 1 on; `None` if fewer than three points are left."""
     from scipy.stats import linregress
 
     points = [(math.log(step), value) for step, value in zip(steps, values) if step >= 1]
@@ -144,17 +133,8 @@ def run_metrics(history: Sequence[Mapping[str, Any]], window: int = 20, cv_thres
 
 def with_derived(history: Sequence[Mapping[str, Any]], window: int = 20) -> list[dict[str, Any]]:
     """
-    A log with rows added for the derived curves.
-
-    Args:
-        history (`Sequence[Mapping]`):
-            `trainer.state.log_history`.
-        window (`int`, *optional*, defaults to `20`):
-            Logged values of a window of the rolling coefficient of variation.
-
-    Returns:
-        `list[dict]`: The rows of the log, then rows with `derived/loss`, `derived/perplexity`,
-        `derived/perplexity_cv` (at the window's last step) and, where it is not logged, `eval_perplexity`.
+    The rows of a log, then rows with `derived/loss`, `derived/perplexity`, `derived/perplexity_cv` (over `window`
+    logged values, at the last step of each) and, where it is not logged, `eval_perplexity`.
     """
     key, rows = loss_key(history), [dict(row) for row in history]
     steps, losses = curve(history, key) if key is not None else ([], [])

@@ -43,13 +43,8 @@ class RunRecord:
 
     def end(self, status: str, **entries: Any) -> None:
         """
-        Note that the run is over, even on a full disk; that it cannot be noted hides no other error.
-
-        Args:
-            status (`str`):
-                `"interrupted"` or `"failed"`.
-            **entries (`Any`):
-                As in [`add`].
+        Note that the run is over (`status`: `"interrupted"` or `"failed"`), even on a full disk, with entries as in
+        [`add`]; that it cannot be noted hides no other error.
         """
         with ignored():
             try:
@@ -58,13 +53,7 @@ class RunRecord:
                 _overwrite_status(self.path, status, error)
 
     def add(self, **entries: Any) -> None:
-        """
-        Add entries to the record and write it.
-
-        Args:
-            **entries (`Any`):
-                New top-level entries, such as `metrics={...}`; an entry that is there already is replaced.
-        """
+        """Add top-level entries, such as `metrics={...}`, to the record, or replace them, and write it."""
         self.data.update(_without_secrets(to_plain(entries)))
         if self._writes:
             atomic_write_json(self.path, self.data)
@@ -156,14 +145,7 @@ def _overwrite_status(path: Path, status: str, cause: OSError) -> None:
 
 def read_run_record(output_dir: str | os.PathLike) -> dict[str, Any] | None:
     """
-    Read the run record of a folder.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Folder of the run.
-
-    Returns:
-        `dict` or `None`: What `run.json` says; `None` where there is none.
+    What `run.json` of a run's folder says; `None` where there is none.
 
     Raises:
         ValueError: If there is a `run.json` which is not a run record.

@@ -72,17 +72,7 @@ def samples_table(
 
 
 def print_samples(*args: Any, console: Console | None = None, **kwargs: Any) -> None:
-    """
-    Print a [`samples_table`].
-
-    Args:
-        *args (`Any`):
-            Positional arguments of [`samples_table`].
-        console ([`~rich.console.Console`], *optional*):
-            Where to print; standard output by default.
-        **kwargs (`Any`):
-            Keyword arguments of [`samples_table`].
-    """
+    """Print a [`samples_table`] with these arguments to `console`, by default standard output."""
     (console or Console()).print(samples_table(*args, **kwargs))
 
 
