@@ -105,3 +105,14 @@ def test_the_smoke_demo_trains_from_the_packaged_config(command):
     result = command("demo", "--config", "smoke", "--output_dir", "demo")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Word problems" in result.stdout and (command.folder / "demo" / "demo.md").is_file()
+
+
+def test_a_packaged_grid_runs_with_its_packaged_recipe(command):
+    grid = command.folder / "grid.yaml"
+    grid.write_text(
+        "name: one\nrecipe: recipes/pretrain_clm.py\nconfig: recipes/configs/pretrain_clm/smoke.yaml\nseeds: [0]\n"
+        "metrics: [eval_loss]\noverrides: {max_steps: 2, eval_steps: 2, warmup_steps: 0, plot: false}\naxes: {arm: {plain: {}}}\n"
+    )
+    result = command("run_experiment", "--config", "grid.yaml", "--output_dir", "grid", "--launcher", "python")
+    assert result.returncode == 0, result.stderr[-2000:] + result.stdout[-2000:]
+    assert "1 of 1 runs" in (command.folder / "grid" / "report" / "report.html").read_text()

@@ -1,9 +1,21 @@
 """The grid of an experiment, multiplied out: variants (cells), and their runs with seeds and tuned values."""
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+
+_RECIPES = Path(__file__).parents[1]
+
+
+def packaged_file(path: str | os.PathLike) -> Path:
+    """The path; where there is no such file, `recipes/...` is that of the installed package."""
+    given = Path(path)
+    installed = _RECIPES.joinpath(*given.parts[1:])
+    return installed if not given.exists() and given.parts[:1] == ("recipes",) and installed.is_file() else given
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_evidenceflow.files import check_fields, read_yaml
-from hf_evidenceflow.recipes.experiments.grid import Grid, Tune, merge_options
+from hf_evidenceflow.recipes.experiments.grid import Grid, Tune, merge_options, packaged_file
 
 
 # These belong to the runner; an option of the same name would be overruled without a word.
@@ -55,19 +55,19 @@ def load_grid(path: str | os.PathLike, overrides: Mapping[str, Any] | None = Non
         ValueError: If a key is unknown or a value does not fit.
         ImportError: If `trackio` is asked for and not installed.
     """
-    path = Path(path)
+    path = packaged_file(path)
     data = read_yaml(path)
     if overrides:
         data["overrides"] = merge_options(_parse_options(data.get("overrides"), "overrides"), overrides)
     base_options = {}
     if data.get("config"):
         check_fields(data, path, config=str)
-        base_options = read_yaml(data["config"])
+        base_options = read_yaml(packaged_file(data["config"]))
     try:
         grid = parse_grid(data, base_options)
     except ValueError as error:
         raise ValueError(f"`{path}` is no grid: {error}") from error
-    if not Path(grid.recipe).is_file():
+    if not packaged_file(grid.recipe).is_file():
         raise ValueError(
             f"`recipe` of `{path}` names no file: {grid.recipe!r}. Correct it; paths are relative to {Path.cwd()}."
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from hf_evidenceflow.recipes.experiments.grid import Grid
+from hf_evidenceflow.recipes.experiments.grid import Grid, packaged_file
 from hf_evidenceflow.recipes.experiments.runs import RunFiles
 
 
@@ -71,7 +71,14 @@ def launch_command(grid: Grid, files: RunFiles, options: LaunchOptions, resume: 
     The command of a run, as it can be pasted in the folder where the runner was called; `resume` goes on from its last
     checkpoint.
     """
-    command = [*options.prefix(), grid.recipe, "--config", str(files.options), "--output_dir", str(files.folder)]
+    command = [
+        *options.prefix(),
+        str(packaged_file(grid.recipe)),
+        "--config",
+        str(files.options),
+        "--output_dir",
+        str(files.folder),
+    ]
     command += ["--seed", str(files.spec.seed)]
     return command + (["--resume_from_checkpoint", "true"] if resume else [])
 

@@ -1,8 +1,10 @@
 """The grid: what is multiplied out, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
-from hf_evidenceflow.recipes.experiments.grid import merge_options
+from hf_evidenceflow.recipes.experiments.grid import merge_options, packaged_file
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid, parse_grid
 
 
@@ -128,3 +130,10 @@ def test_options_given_next_to_the_grid_go_over_its_own(tmp_path):
     assert grid.cells[0].options == {"train_file": "b.txt", "sizes": {"width": 5, "depth": 3}}
     with pytest.raises(ValueError, match="seed"):
         load_grid(path, {"seed": 3})
+
+
+def test_a_published_grid_is_read_where_there_is_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = load_grid("recipes/configs/run_experiment/smoke.yaml")
+    assert grid.base_options["model_type"] and packaged_file(grid.recipe).name == "pretrain_clm.py"
+    assert packaged_file("recipes/nothing.py") == Path("recipes/nothing.py")
