@@ -111,8 +111,10 @@ def test_a_packaged_grid_runs_with_its_packaged_recipe(command):
     grid = command.folder / "grid.yaml"
     grid.write_text(
         "name: one\nrecipe: recipes/pretrain_clm.py\nconfig: recipes/configs/pretrain_clm/smoke.yaml\nseeds: [0]\n"
-        "metrics: [eval_loss]\noverrides: {max_steps: 2, eval_steps: 2, warmup_steps: 0, plot: false}\naxes: {arm: {plain: {}}}\n"
+        "metrics: [eval_loss]\noverrides: {max_steps: 2, eval_steps: 2, warmup_steps: 0, plot: false}\n"
+        "axes: {arm: {plain: {}}}\n"
     )
-    result = command("run_experiment", "--config", "grid.yaml", "--output_dir", "grid", "--launcher", "python")
+    options = ["--config", "grid.yaml", "--output_dir", "grid", "--launcher", "python"]
+    result = command("run_experiment", *options)
     assert result.returncode == 0, result.stderr[-2000:] + result.stdout[-2000:]
     assert "1 of 1 runs" in (command.folder / "grid" / "report" / "report.html").read_text()
