@@ -5,6 +5,7 @@ knows neither the other ranks nor an exit code, and the code behind `train()` go
 when it does all that.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -51,8 +52,23 @@ def handle_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        if _state.requested:
+            _pass_over_repeats(earlier)
+        else:
+            signal.signal(signal.SIGTERM, earlier)
         _state.requested = False
+
+
+def _pass_over_repeats(earlier) -> None:
+    """Behind the block, the signal may still come again: it must not change the exit code of a run that has saved."""
+
+    def on_repeat(number, frame):
+        if time.monotonic() - _state.first > SAME_SECONDS:
+            signal.signal(signal.SIGTERM, earlier)
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, on_repeat)
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)  # Python ends with the default handler otherwise
 
 
 def _on_sigterm(number, frame):
