@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .thinking_methods import THINKING_METHODS
+
 
 THINKING_MODULES = (
     "thinking_residual_gate_r",
@@ -24,9 +26,9 @@ THINKING_MODULES = (
 
 def thinking_modules_in_use(thinking_mode: str) -> tuple[str, ...]:
     """Names of the thinking modules that a mode computes with, and that therefore can be trained in it."""
-    if thinking_mode in ("soft", "none"):
-        return ()
-    return THINKING_MODULES if thinking_mode == "projection" else THINKING_MODULES[:3]
+    method = THINKING_METHODS[thinking_mode]
+    gates = THINKING_MODULES[:3] if method.mixer == "gated" else ()
+    return (*gates, *(THINKING_MODULES[3:] if method.source == "projection" else ()))
 
 
 def mix_thinking_state(
