@@ -1,6 +1,7 @@
 """
 The tasks: one file each, which loads the problems, asks them, and grades the answers. `TASKS` names those that recipes
-train on; `GENERATED_TASKS` those that a tiny model learns without any download, in GSM8K's format.
+train on; `GENERATED_TASKS` those that a tiny model learns without any download, in GSM8K's format; `THOUGHT_TASKS`
+those whose rows also hold `steps` and `thought_targets`, for latent training.
 
 All loaders take the same arguments:
 
@@ -41,6 +42,14 @@ from .multiple_choice import (
 from .numbers import last_number, parse_number
 from .open_qa import OPEN_QA_SYSTEM_PROMPT, extract_open_answer, load_open_qa, normalize_answer, open_qa_reward
 from .prompts import build_prompt, build_system_prompt, filter_long_prompts
+from .set_tracking import (
+    build_set_tokenizer,
+    generate_set_problems,
+    make_hasty,
+    set_runs,
+    set_tracking_reward,
+    split_set_problems,
+)
 from .text import MARKER, after_only_marker, completion_text
 from .word_problems import (
     TEMPLATES,
@@ -76,17 +85,22 @@ TASKS = {
 class GeneratedTask(NamedTuple):
     """
     A self-made task: `split` makes `{"train": rows, "test": rows}` from `train`, `test`, `seed` and its own settings;
-    `spoil` takes rows, a share and a `seed`, and gives so many of them a wrong solution. Graded by [`gsm8k_reward`].
+    `spoil` takes rows, a share and a `seed`, and gives so many of them a wrong solution; `reward` grades completions.
     """
 
     split: Callable
     spoil: Callable
     build_tokenizer: Callable
+    reward: Reward = gsm8k_reward
 
 
 GENERATED_TASKS = {
     "sums": GeneratedTask(split_word_problems, make_sloppy, build_word_problem_tokenizer),
     "graph": GeneratedTask(split_graph_problems, make_careless, build_graph_tokenizer),
+}
+
+THOUGHT_TASKS = {
+    "sets": GeneratedTask(split_set_problems, make_hasty, build_set_tokenizer, set_tracking_reward),
 }
 
 __all__ = [
@@ -101,6 +115,7 @@ __all__ = [
     "OPEN_QA_SYSTEM_PROMPT",
     "TASKS",
     "TEMPLATES",
+    "THOUGHT_TASKS",
     "GeneratedTask",
     "Reward",
     "Task",
@@ -108,6 +123,7 @@ __all__ = [
     "after_only_marker",
     "build_graph_tokenizer",
     "build_prompt",
+    "build_set_tokenizer",
     "build_system_prompt",
     "build_word_problem_tokenizer",
     "check_golds",
@@ -118,6 +134,7 @@ __all__ = [
     "extract_open_answer",
     "filter_long_prompts",
     "generate_graph_problems",
+    "generate_set_problems",
     "generate_word_problems",
     "grade",
     "grade_math",
@@ -130,6 +147,7 @@ __all__ = [
     "load_mmlu_stem",
     "load_open_qa",
     "make_careless",
+    "make_hasty",
     "make_sloppy",
     "math_reward",
     "multiple_choice_reward",
@@ -137,6 +155,9 @@ __all__ = [
     "open_qa_reward",
     "parse_number",
     "prepare_gsm8k",
+    "set_runs",
+    "set_tracking_reward",
     "split_graph_problems",
+    "split_set_problems",
     "split_word_problems",
 ]

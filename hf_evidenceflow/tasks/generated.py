@@ -3,17 +3,20 @@
 import random
 from collections.abc import Callable, Sequence
 
+from .grading import GoldRule, Reward, gold_text
+from .text import after_only_marker, completion_text
+
 
 MAX_DRAWS_IN_VAIN = 10_000  # one after the other, before the problems that the settings allow count as used up
 PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = "<pad>", "<eos>", "<unk>"
 
 
-def distinct_problems(n: int, draw: Callable[[], tuple[str, str] | None], settings: str) -> list[dict]:
+def distinct_problems(n: int, draw: Callable[[], dict | None], settings: str) -> list[dict]:
     """
     Rows with `n` different questions, in the order in which they were drawn; `draw` may also give `None`. A
     `ValueError` that names the `settings` if there are too few different ones.
     """
-    problems: dict[str, str] = {}
+    problems: dict[str, dict] = {}
     in_vain = 0
     while len(problems) < n:
         if in_vain == MAX_DRAWS_IN_VAIN:
@@ -22,12 +25,12 @@ def distinct_problems(n: int, draw: Callable[[], tuple[str, str] | None], settin
                 "one of these."
             )
         problem = draw()
-        if problem is None or problem[0] in problems:
+        if problem is None or problem["question"] in problems:
             in_vain += 1
         else:
-            problems[problem[0]] = problem[1]
+            problems[problem["question"]] = problem
             in_vain = 0
-    return [{"question": question, "answer": answer} for question, answer in problems.items()]
+    return list(problems.values())
 
 
 def hold_out(problems: list[dict], test: int) -> dict[str, list[dict]]:
@@ -36,16 +39,13 @@ def hold_out(problems: list[dict], test: int) -> dict[str, list[dict]]:
 
 
 def spoil(
-    problems: Sequence[dict], share: float, seed: int, spoiled_answer: Callable[[dict, random.Random], str]
+    problems: Sequence[dict], share: float, seed: int, spoiled: Callable[[dict, random.Random], dict]
 ) -> list[dict]:
-    """New rows, of which a `share` in [0, 1] has a spoiled answer; a `ValueError` if `share` is no probability."""
+    """New rows, of which a `share` in [0, 1] has `spoiled` columns; a `ValueError` if `share` is no probability."""
     if not 0 <= share <= 1:
         raise ValueError(f"`share` must be in [0, 1], got {share}.")
     rng = random.Random(seed)
-    return [
-        {**problem, "answer": spoiled_answer(problem, rng)} if rng.random() < share else dict(problem)
-        for problem in problems
-    ]
+    return [{**problem, **spoiled(problem, rng)} if rng.random() < share else dict(problem) for problem in problems]
 
 
 def word_level_tokenizer(pieces: Sequence[str], pattern: str):
@@ -82,3 +82,21 @@ def word_level_tokenizer(pieces: Sequence[str], pattern: str):
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def name_reward(name: str) -> Reward:
+    """[`Reward`] for the right name, a single word, after exactly one marker `####`."""
+    return Reward(name, GoldRule(_gold_name, "one word, or a text that ends in `#### <word>`"), _name_after_marker)
+
+
+def _gold_name(gold) -> str | None:
+    return _only_word(gold_text(gold) or "")
+
+
+def _name_after_marker(text: str) -> str | None:
+    return _only_word(after_only_marker(completion_text(text)) or "")
+
+
+def _only_word(text: str) -> str | None:
+    words = text.split()
+    return words[0] if len(words) == 1 else None

@@ -107,7 +107,7 @@ def shortest_path(edges: Sequence[tuple[int, int]], start: int, end: int) -> lis
     return path[::-1]
 
 
-def _draw(rng: random.Random, nodes: int, extra_edges: int, depth: int, names: int) -> tuple[str, str] | None:
+def _draw(rng: random.Random, nodes: int, extra_edges: int, depth: int, names: int) -> dict | None:
     """A question and its solution; `None` if a graph has no node at the depth."""
     named = rng.sample(range(names), 2 * nodes)
     edges, candidates = [], []
@@ -127,10 +127,11 @@ def _draw(rng: random.Random, nodes: int, extra_edges: int, depth: int, names: i
     root, right = named[asked * nodes], candidates[asked]
     rng.shuffle(candidates)
     question = ";".join(_text(edge) for edge in edges) + f"?{root}:{candidates[0]},{candidates[1]}"
-    return question, "\n".join([*map(_text, shortest_path(edges, root, right)), f"{MARKER} {right}"])
+    answer = "\n".join([*map(_text, shortest_path(edges, root, right)), f"{MARKER} {right}"])
+    return {"question": question, "answer": answer}
 
 
-def _walk(problem: dict, rng: random.Random) -> str:
+def _walk(problem: dict, rng: random.Random) -> dict:
     edges, node, candidates = read_graph_question(problem["question"])
     lines = []
     for _ in range(len(problem["answer"].split("\n")) - 1):
@@ -141,7 +142,7 @@ def _walk(problem: dict, rng: random.Random) -> str:
         lines.append(_text((node, child)))
         node = child
     answer = node if node in candidates else rng.choice(candidates)
-    return "\n".join([*lines, f"{MARKER} {answer}"])
+    return {"answer": "\n".join([*lines, f"{MARKER} {answer}"])}
 
 
 def _text(edge: tuple[int, int]) -> str:

@@ -169,7 +169,7 @@ def _check(n: int, templates: Sequence, operations: Sequence[str], max_number: i
 
 def _draw(
     rng: random.Random, template: WordProblemTemplate, operations: Sequence[str], max_number: int, steps: int
-) -> tuple[str, str] | None:
+) -> dict | None:
     """A question and its solution; `None` if a number would fall below 0 or a step would change nothing."""
     words = {"name": rng.choice(NAMES), "objects": rng.choice(OBJECTS)}
     total = rng.randint(min(2, max_number), max_number)  # not "has 1 apples"
@@ -184,14 +184,14 @@ def _draw(
         sentences.append(getattr(template, operation).format(n=number, **words))
         lines.append(f"{before}{OPERATIONS[operation]}{number}={total}")
     sentences.append(template.question.format(**words))
-    return " ".join(sentences), "\n".join([*lines, f"{MARKER} {total}"])
+    return {"question": " ".join(sentences), "answer": "\n".join([*lines, f"{MARKER} {total}"])}
 
 
 def _apply(operation: str, total: int, number: int) -> int:
     return {"add": total + number, "subtract": total - number, "multiply": total * number}[operation]
 
 
-def _leave_out_last_step(problem: dict, _: random.Random) -> str:
+def _leave_out_last_step(problem: dict, _: random.Random) -> dict:
     solution = problem["answer"]
     lines = solution.split("\n")[:-2]
     if not lines:
@@ -199,7 +199,7 @@ def _leave_out_last_step(problem: dict, _: random.Random) -> str:
             f"A solution of a single step has no step to leave out, got {solution!r}. Generate problems with "
             "`steps=2` or more."
         )
-    return "\n".join([*lines, f"{MARKER} {lines[-1].rpartition('=')[2]}"])
+    return {"answer": "\n".join([*lines, f"{MARKER} {lines[-1].rpartition('=')[2]}"])}
 
 
 def _pieces(templates: Sequence[WordProblemTemplate]) -> list[str]:
