@@ -164,7 +164,7 @@ class _Rollout:
         fill: dict[str, tuple] = {"tokens": ((), torch.long, 0 if pad is None else int(pad))}
         self.thinking = None
         if isinstance(model, ThinkingGenerationMixin) and model.config.thinking_mode != "none":
-            self.thinking = model.begin_thinking(count, self.device, tokenizer)
+            self.thinking = model.begin_thinking(input_ids, tokenizer)
             fill |= thinking_fill(model)
         collector = current_collector()
         self.logps_temperature = None if collector is None else collector.logps_temperature
@@ -278,9 +278,13 @@ class _Rollout:
         scores = self._process(rows, last_step, logits)
         items = {}
         probs = None if self.draws is None else scores.softmax(-1)
-        tokens = scores.argmax(-1) if self.draws is None else self.draws.draw(probs, rows, steps, last_step)
         if self.thinking is not None:
             items["states"] = self.thinking.next_states(scores, hidden, probs, rows)
+            restricted = self.thinking.restrict(scores, rows)
+            if restricted is not scores:
+                scores, probs = restricted, None if self.draws is None else restricted.softmax(-1)
+        tokens = scores.argmax(-1) if self.draws is None else self.draws.draw(probs, rows, steps, last_step)
+        if self.thinking is not None:
             items["mask"] = self.thinking.observe(tokens, rows)
         if self.logps_temperature is not None:
             items["logps"] = token_logps(logits, tokens, self.logps_temperature)

@@ -128,3 +128,7 @@ class MarkerAutomaton:
     def step(self, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Next states of shape `(B,)`, int64, from states and token ids of shape `(B,)`; nothing leaves the device."""
         return self.table[state, tokens.clamp(max=self.table.shape[1] - 1)]
+
+    def may_think_next(self, state: torch.Tensor) -> torch.Tensor:
+        """Whether the token behind states `(B,)` can be a thought, `(B,)`: that depends on the token."""
+        return state != self.found

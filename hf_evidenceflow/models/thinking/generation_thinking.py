@@ -18,6 +18,8 @@ from transformers.generation import GenerationMode, LogitsProcessorList, Stoppin
 from .answer_marker import MarkerAutomaton
 from .cache_argument import CACHE
 from .continuation import ThinkingContinuation, find_continuation, leave_continuation
+from .count_automaton import CountAutomaton
+from .intervention import current_intervention
 from .thinking_rollout import UNFUSED, ThinkingRollout, current_collector, thinking_output
 from .thinking_state import ThinkingState, token_logps
 
@@ -45,12 +47,12 @@ class ThinkingObserver:
         return scores
 
     def observe_scores(self, input_ids, scores):
-        """Last logits processor: what it sees is the distribution the next token is drawn from."""
+        """Last logits processor: from what it sees the state comes; from what it returns the token is drawn."""
         recorder = self.thinking.recorder
         if self.masks:
             self._push(self.stats, recorder.stats)
         self._push(self.states, self.thinking.next_states(scores, recorder.hidden))
-        return scores
+        return self.thinking.restrict(scores)
 
     def observe_tokens(self, input_ids, done):
         """Called by the stopping criteria with the new token appended, [B, P + t], and the rows that it ends, [B]."""
@@ -160,26 +162,44 @@ class ThinkingGenerationMixin:
         self._refuse_paged()
         return super().generate_batch(*args, **kwargs)
 
-    def begin_thinking(self, rows: int, device: torch.device, tokenizer=None) -> ThinkingState:
+    def begin_thinking(self, input_ids: torch.Tensor, tokenizer=None) -> ThinkingState:
         """
-        The [`ThinkingState`] of a call's rows, for a decoding loop.
+        The [`ThinkingState`] of a call's rows, for a decoding loop; obeys a [`ThinkingIntervention`].
 
         Args:
-            rows (`int`): rows of the call.
-            device (`torch.device`): device of the token ids.
+            input_ids (`torch.Tensor` of shape `(R, P)`): prompts.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): by default the collector's, else the one
                 saved next to the model.
 
         Raises:
             `ValueError`: if the answer marker needs a tokenizer and there is none, or if none of its tokens spell it.
         """
-        mode, marker, embedding, automaton = self.config.thinking_mode, self.config.thinking_answer_start, None, None
-        if mode != "projection":
+        config, embedding, kind, groups = self.config, None, current_intervention(), None
+        if config.thinking_method.reads_distribution:
             embedding = self.get_input_embeddings().weight
             embedding = embedding.full_tensor() if isinstance(embedding, DTensor) else embedding
-        if marker is not None:
-            automaton = MarkerAutomaton.for_tokenizer(self._marker_tokenizer(tokenizer), marker, device)
-        return ThinkingState(mode, embedding, automaton, rows, device)
+        if kind is not None:
+            groups = input_ids.unique(dim=0, return_inverse=True)[1]
+        return ThinkingState(
+            config.thinking_mode,
+            embedding,
+            self._thinking_end(tokenizer, input_ids.device),
+            len(input_ids),
+            input_ids.device,
+            config.token_policy,
+            config.thinking_placeholder_id,
+            kind,
+            groups,
+        )
+
+    def _thinking_end(self, tokenizer, device):
+        """The automaton that ends the thinking phase."""
+        count, marker = self.config.thinking_count, self.config.thinking_answer_start
+        if count is not None:
+            return CountAutomaton(count)
+        if marker is None:
+            return None
+        return MarkerAutomaton.for_tokenizer(self._marker_tokenizer(tokenizer), marker, device)
 
     def _marker_tokenizer(self, tokenizer):
         collector = current_collector()
@@ -241,7 +261,7 @@ class ThinkingGenerationMixin:
         returned = generation_config.return_dict_in_generate
         cache, text_length = model_kwargs.get(CACHE), model_kwargs["position_ids"].shape[-1]
         continuation, waiting = find_continuation(cache, self.config.thinking_mode, input_ids, text_length)
-        thinking = self.begin_thinking(input_ids.shape[0], input_ids.device, tokenizer)
+        thinking = self.begin_thinking(input_ids, tokenizer)
         if continuation is not None and waiting == 1:
             thinking.resume(continuation.marker_state)
         observer = ThinkingObserver(

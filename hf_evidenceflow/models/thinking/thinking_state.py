@@ -10,6 +10,8 @@ Shapes: R rows of the call, n rows at hand, t tokens, H hidden size, V vocabular
 import torch
 import torch.nn.functional as F
 
+from .intervention import StateIntervention
+from .thinking_methods import THINKING_METHODS
 from .thinking_residual import soft_state
 
 
@@ -69,24 +71,45 @@ def token_logps(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) 
 
 class ThinkingState:
     """
-    How far each row is: `thinking` `(R,)`, until its answer marker or its end, and `marker_state` `(R,)`, the place in
-    the marker.
+    How far each row is: `thinking` `(R,)`, until its answer marker, its last thought or its end, and `marker_state`
+    `(R,)`, the state of the automaton.
 
     Args:
-        mode (`str`): `"projection"`, `"embedding"` or `"soft"`.
-        embedding (`torch.Tensor` of shape `(V, H)`, *optional*): input embedding matrix; `projection` needs none.
-        automaton ([`MarkerAutomaton`], *optional*): finds the end of the thinking phase; `None`: all of it thinks.
+        mode (`str`): of [`THINKING_METHODS`], not `"none"`.
+        embedding (`torch.Tensor` of shape `(V, H)`, *optional*): input embedding matrix, where states average it.
+        automaton ([`MarkerAutomaton`] or [`CountAutomaton`], *optional*):
+            Finds the end of the thinking phase; `None`: all of it thinks.
         rows (`int`): rows R.
         device (`torch.device`): device of the token ids.
+        policy (`str`, *optional*, defaults to `"sample"`): `token_policy` of the config.
+        placeholder (`int`, *optional*): id of the token that stands for thoughts.
+        intervention (`str`, *optional*): kind of a [`ThinkingIntervention`].
+        groups (`torch.Tensor` of shape `(R,)`, *optional*): number of each row's prompt, for an intervention.
     """
 
-    def __init__(self, mode, embedding, automaton, rows: int, device: torch.device):
+    def __init__(
+        self,
+        mode,
+        embedding,
+        automaton,
+        rows: int,
+        device: torch.device,
+        policy="sample",
+        placeholder=None,
+        intervention=None,
+        groups=None,
+    ):
         self.mode, self.embedding, self.automaton = mode, embedding, automaton
+        self.method = THINKING_METHODS[mode]
+        self.policy, self.placeholder = policy, placeholder
+        self.off = intervention == "off"
+        self.fuses = self.method.fuses and not self.off
+        self.intervene = None if intervention in (None, "off") else StateIntervention(intervention, groups)
         self.recorder = ThinkingRecorder()
         self.thinking = torch.ones(rows, dtype=torch.bool, device=device)
         self.marker_state = torch.zeros(rows, dtype=torch.long, device=device)
         self.on_host = device.type == "cpu"
-        self.mean = embedding.mean(0) if self.on_host and mode != "projection" else None
+        self.mean = embedding.mean(0) if self.on_host and self.method.reads_distribution else None
 
     def resume(self, marker_state: torch.Tensor) -> None:
         """Go on behind tokens that ended in these states `(R,)` of the automaton."""
@@ -96,8 +119,8 @@ class ThinkingState:
 
     def next_states(self, scores, hidden, probs=None, rows=None) -> torch.Tensor:
         """
-        States `(n, H)` of the tokens that are about to be drawn; on a CPU weighted embeddings are 0 in rows that do
-        not think.
+        States `(n, H)` of the tokens that are about to be drawn; 0 where there is none, and weighted embeddings on a
+        CPU in rows that do not think.
 
         Args:
             scores (`torch.Tensor` of shape `(n, V)`): processed scores.
@@ -105,11 +128,23 @@ class ThinkingState:
             probs (`torch.Tensor` of shape `(n, V)`, *optional*): the softmax of the scores, if it is there.
             rows (`torch.Tensor` of shape `(n,)`, *optional*): the rows at hand; by default all.
         """
-        if self.mode == "projection":
+        if not self.fuses:
+            return torch.zeros_like(hidden)
+        states = self._states(scores, hidden, probs, rows)
+        if self.intervene is None:
+            return states
+        needed = self._at_hand(rows).nonzero().squeeze(1)
+        return states.index_put((needed,), self.intervene(states[needed], needed if rows is None else rows[needed]))
+
+    def _at_hand(self, rows):
+        return self.thinking if rows is None else self.thinking[rows]
+
+    def _states(self, scores, hidden, probs, rows):
+        if not self.method.reads_distribution:
             return hidden
         if not self.on_host:  # a choice of rows would wait for the device
             return self._weighted(scores.softmax(-1) if probs is None else probs)
-        needed = (self.thinking if rows is None else self.thinking[rows]).nonzero().squeeze(1)
+        needed = self._at_hand(rows).nonzero().squeeze(1)
         states = self.embedding.new_zeros(len(scores), self.embedding.shape[1])
         if len(needed):
             states[needed] = self._weighted(scores[needed].softmax(-1) if probs is None else probs[needed])
@@ -120,11 +155,39 @@ class ThinkingState:
             states = sparse_soft_state(probs, self.embedding, self.mean)
         else:
             states = soft_state(probs, self.embedding)
-        return states / probs.norm(dim=-1, keepdim=True).to(states.dtype) if self.mode == "embedding" else states
+        if self.method.source == "unit_mean_embedding":
+            return states / probs.norm(dim=-1, keepdim=True).to(states.dtype)
+        return states
+
+    def restrict(self, scores: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The scores `(n, V)` that the next tokens are drawn from: where that is a thought, the token policy
+        `"placeholder"` leaves only the placeholder, `"argmax"` only the likeliest token. `rows` as in `next_states`.
+        """
+        if self.policy == "sample":
+            return scores
+        thought = self._at_hand(rows)
+        if self.automaton is not None:
+            state = self.marker_state if rows is None else self.marker_state[rows]
+            thought = thought & self.automaton.may_think_next(state)
+        if self.policy == "argmax":
+            tokens = scores.argmax(-1, keepdim=True)
+        else:
+            tokens = torch.full((len(scores), 1), self.placeholder, device=scores.device)
+        # 0: a processor may have ruled the placeholder out
+        only = torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+        return torch.where(thought[:, None], only, scores)
 
     def observe(self, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Whether each row still thinks, `(n,)`, at the token `(n,)` that it drew; `rows` as in `next_states`."""
-        thinking = self.thinking if rows is None else self.thinking[rows]
+        """
+        Whether each row's token `(n,)`, which it drew, is a thought, `(n,)`; `rows` as in `next_states`. Under the
+        intervention `"off"` none is.
+        """
+        thinking = self._observe(tokens, rows)
+        return torch.zeros_like(thinking) if self.off else thinking
+
+    def _observe(self, tokens, rows):
+        thinking = self._at_hand(rows)
         if self.automaton is None:
             return thinking
         state = self.automaton.step(self.marker_state if rows is None else self.marker_state[rows], tokens)
@@ -143,6 +206,6 @@ class ThinkingState:
         """Keyword arguments of the pass over tokens with states `(n, t, H)`, fused where the mask `(n, t)` is set."""
         inputs = {"thinking_recorder": self.recorder}
         # On a CPU gates that nothing reads are left out
-        if not self.on_host or self.automaton is None or mask.any():
+        if self.fuses and (not self.on_host or self.automaton is None or mask.any()):
             inputs |= {"thinking_states": states, "thinking_mask": mask}
         return inputs
