@@ -1,0 +1,105 @@
+"""The audit on models whose thinking is known: it alone gives the answer, or it does nothing."""
+
+import pytest
+import torch
+from tiny_models import TINY
+
+from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
+from hf_evidenceflow.evaluation.thinking_audit import audit_thinking
+
+
+WORDS = "abcdefghijk"
+PLACEHOLDER = 60
+
+
+def exact(completions, answer):
+    return [float(text == gold) for text, gold in zip(completions, answer)]
+
+
+def make_model(**fields):
+    torch.manual_seed(3)
+    fields = {"thinking_mode": "soft", "thinking_count": 1, "initializer_range": 0.5, **fields}
+    return ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY, **fields)).eval()
+
+
+def without_attention(model):
+    """What follows a position depends on its input alone."""
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    return model
+
+
+def rows_of(model, tokenizer, new_tokens):
+    """Problems whose right answers are what the model says, thinking."""
+    found = [{"prompt": word, "answer": ""} for word in WORDS]
+    audit = audit_thinking(model, tokenizer, found, exact, max_new_tokens=new_tokens, interventions=())
+    return [row | {"answer": each.text} for row, each in zip(found, audit.completions["on"])]
+
+
+@pytest.fixture(scope="module")
+def thinker():
+    """The second token comes from the state of the first, whose own token is always the same."""
+    return without_attention(make_model(thinking_token_policy="placeholder", thinking_placeholder_id=PLACEHOLDER))
+
+
+@pytest.fixture(scope="module")
+def found_out(thinker, tokenizer):
+    rows = rows_of(thinker, tokenizer, 2)
+    assert len({row["answer"] for row in rows}) > 5
+    return audit_thinking(thinker, tokenizer, rows, exact, max_new_tokens=2, batch_size=4)
+
+
+@pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean"])
+def test_a_model_whose_answer_comes_from_its_state_is_found_out(found_out, kind):
+    summary = found_out.summary()
+    assert summary["on"]["accuracy"]["value"] == 1
+    assert summary[kind]["accuracy"]["value"] < 0.5
+    assert summary[kind]["difference"]["low"] > 0.2 and summary[kind]["difference"]["p_holm"] < 0.05
+    assert summary[kind]["changed"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean"])
+def test_a_model_whose_states_do_nothing_shows_nothing(tokenizer, kind):
+    model = make_model(thinking_mode="projection", thinking_count=3)
+    with torch.no_grad():
+        model.model.thinking_residual_Lambda.Lambda.fill_(100.0)  # a token's embedding is multiplied by 1
+        model.model.thinking_residual_gate_i.bias.fill_(-1e4)  # and its state by 0
+    rows = rows_of(model, tokenizer, 5)
+    audit = audit_thinking(model, tokenizer, rows, exact, max_new_tokens=5, interventions=(kind,))
+    row = audit.summary()[kind]
+    assert row["accuracy"]["value"] == 1 and row["changed"] == 0
+    assert (row["difference"]["low"], row["difference"]["high"], row["difference"]["p_holm"]) == (0, 0, 1)
+
+
+def test_all_runs_have_the_same_budget_of_tokens(found_out):
+    summary = found_out.summary()
+    assert {row["mean_tokens"] for row in summary.values()} == {2}
+    assert [row["thinking_tokens"] for row in summary.values()] == [1, 0, 1, 1, 1]
+
+
+def test_completions_are_in_the_order_of_the_problems(found_out):
+    assert [completion.prompt for completion in found_out.completions["shuffle"]] == list(WORDS)
+
+
+def test_the_table_has_a_row_for_each_intervention(found_out):
+    lines = found_out.table().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["on", "off", "zero", "shuffle", "mean"]
+    assert lines[2].split("|")[2].strip() == "1.0000"
+
+
+def test_no_problem_is_left_alone_in_a_batch(thinker, tokenizer):
+    sizes, rows = [], [{"prompt": word, "answer": ""} for word in WORDS[:7]]
+    settings = {"max_new_tokens": 1, "interventions": ("shuffle",), "on_batch": sizes.append}
+    audit_thinking(thinker, tokenizer, rows, exact, batch_size=2, **settings)
+    assert sizes == [4, 3] * 2
+
+
+def test_a_model_that_does_not_think_is_refused(tokenizer):
+    model = make_model(thinking_mode="none")
+    with pytest.raises(ValueError, match="ThinkingQwen2ForCausalLM does not think"):
+        audit_thinking(model, tokenizer, [{"prompt": "a", "answer": "b"}] * 2, exact, max_new_tokens=2)
+
+
+def test_a_single_problem_is_refused(thinker, tokenizer):
+    with pytest.raises(ValueError, match="at least 2 problems"):
+        audit_thinking(thinker, tokenizer, [{"prompt": "a", "answer": "b"}], exact, max_new_tokens=2)
