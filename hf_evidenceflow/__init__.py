@@ -80,6 +80,8 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .supervision.evidence_flow import EvidenceFlow as EvidenceFlow, evidence_flow as evidence_flow
     from .trainers.hrpo_config import HRPOConfig as HRPOConfig
     from .trainers.hrpo_trainer import HRPOTrainer as HRPOTrainer
+    from .trainers.latent_sft_config import LatentSFTConfig as LatentSFTConfig
+    from .trainers.latent_sft_trainer import LatentSFTTrainer as LatentSFTTrainer
     from .trainers.minillm_config import MiniLLMConfig as MiniLLMConfig
     from .trainers.minillm_trainer import MiniLLMTrainer as MiniLLMTrainer
     from .trainers.parameter_groups import ParameterGroupSpec as ParameterGroupSpec
@@ -138,6 +140,8 @@ _EXPORTS = {
     "run_folder.training_run": ["training_run"],
     "trainers.hrpo_config": ["HRPOConfig"],
     "trainers.hrpo_trainer": ["HRPOTrainer"],
+    "trainers.latent_sft_config": ["LatentSFTConfig"],
+    "trainers.latent_sft_trainer": ["LatentSFTTrainer"],
     "trainers.ppo_config": ["PPOConfig"],
     "trainers.ppo_trainer": ["PPOTrainer"],
     "trainers.pretraining_config": ["PretrainingConfig"],

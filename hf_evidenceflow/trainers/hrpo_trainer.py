@@ -49,6 +49,7 @@ from .policy import (
     plain_init_kwargs,
 )
 from .saved_rollouts import SavedRolloutsMixin
+from .thinking_adapter_mixin import ThinkingAdapterMixin
 from .thinking_groups import thinking_group_specs
 from .thinking_metrics import (
     ProjectionMetrics,
@@ -63,6 +64,7 @@ _ROWS_A_BUCKET = 8
 
 
 class HRPOTrainer(
+    ThinkingAdapterMixin,
     RewardModelCardMixin,
     HubCodeMixin,
     ParityCheckMixin,
@@ -327,13 +329,6 @@ class HRPOTrainer(
         return loss
 
     # Checkpoints
-
-    def _save(self, output_dir=None, state_dict=None):
-        """Differs from GRPOTrainer in the config next to an adapter, without which its thinking mode would be lost."""
-        super()._save(output_dir, state_dict)
-        base = self.accelerator.unwrap_model(self.model)
-        if is_peft_model(base) and self.args.should_save:
-            base.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
 
     def _rollout_settings(self):
         """Differs from GRPO's in the thinking mode."""

@@ -9,7 +9,7 @@ def thinking_group_specs(
     lr_gate: float | None,
     lr_Lambda: float | None,
     lr_projection: float | None,
-    weight_decay_Lambda: float | None,
+    weight_decay_Lambda: float | None = 0.0,
 ) -> list[ParameterGroupSpec]:
     """
     Groups of the thinking modules that a mode uses; a peak learning rate of `None` skips a group. The gate's is that

@@ -83,6 +83,11 @@ class ThinkingConfigMixin:
         """`thinking_token_policy`, or the mode's own."""
         return self.thinking_token_policy or self.thinking_method.token_policy
 
+    @property
+    def token_matters(self) -> bool:
+        """Whether what follows a thought depends on its token, the end of the thinking apart."""
+        return self.thinking_method.mixer != "replace" and self.token_policy != "placeholder"
+
     def __post_init__(self, **kwargs):
         names = [field.name for field in fields(ThinkingConfigMixin)]
         for key in kwargs:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .cache_argument import CACHE, accepts_cache
+from .latent_forward import latent_forward
 from .number_checks import FiniteWeightsMixin, check_numbers
 from .thinking_residual import (
     THINKING_MODULES,
@@ -98,7 +99,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             `torch.Tensor` of shape `(B, C, H)`, in the dtype of `embeds`.
         """
         states = states.to(embeds)
-        if self.config.thinking_mode == "embedding":
+        if self.config.thinking_method.source != "projection":
             return states
         state = normalize_state(self.thinking_projection(states), embeds, self.config.thinking_projection_norm)
         # In a rollout there are no gradients: it stays exact under dropout
@@ -118,7 +119,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
 
         Returns:
             `tuple`: fused embeddings `[B, T, H]` in the dtype of `embeds`, and the tensors `a`, `r` of shape `[B, C,
-            H]`. In mode `soft` the state takes the place of the embedding, and both are 0.
+            H]`. Where the state takes the place of the embedding, as in mode `soft`, both are 0.
         """
         if mask.shape != states.shape[:2] or mask.shape[0] != embeds.shape[0] or mask.shape[1] > embeds.shape[1]:
             raise ValueError(
@@ -128,8 +129,8 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
         count = mask.shape[1]
         with torch.autocast(device_type=embeds.device.type, enabled=False):
             tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32))  # [B, C, H]
-            if self.config.thinking_mode == "soft":
-                fused, a, r = states.to(tail), torch.zeros_like(tail), torch.zeros_like(tail)
+            if self.config.thinking_method.mixer == "replace":
+                fused, a, r = self.thinking_state(states, tail), torch.zeros_like(tail), torch.zeros_like(tail)
             else:
                 r = self.thinking_residual_gate_r(tail)
                 i = self.thinking_residual_gate_i(tail)
@@ -165,7 +166,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
                 Receives the last hidden state, for generation.
         """
         stats = None
-        if thinking_mask is not None and self.config.thinking_mode != "none":
+        if thinking_mask is not None and self.config.thinking_method.fuses:
             self.config.check_thinking()
             if thinking_states is None:
                 raise ValueError("`thinking_mask` needs `thinking_states` of shape [B, C, H]; got None.")
@@ -204,6 +205,45 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @accepts_cache
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        latent_mask=None,
+        latent_targets=None,
+        latent_options=None,
+        **kwargs,
+    ):
+        r"""
+        Args:
+            latent_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+                `True` at positions that think by themselves: the pass is [`latent_forward`], which says more.
+            latent_targets, latent_options:
+                `targets` and `options` of [`latent_forward`].
+        """
+        if latent_mask is not None:
+            return latent_forward(
+                self, input_ids, attention_mask, latent_mask, latent_targets, latent_options, logits_to_keep, **kwargs
+            )
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{CACHE: past_key_values},
+            **kwargs,
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

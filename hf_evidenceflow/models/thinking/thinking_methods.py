@@ -44,11 +44,6 @@ class ThinkingMethod:
         """Whether the state is an average of embeddings by the distribution the token was drawn from."""
         return self.source in ("mean_embedding", "unit_mean_embedding")
 
-    @property
-    def token_matters(self) -> bool:
-        """Whether what follows depends on the token of a thought, its end apart."""
-        return self.mixer != "replace" and self.token_policy != "placeholder"
-
 
 TOKEN_POLICIES = ("sample", "argmax", "placeholder")
 

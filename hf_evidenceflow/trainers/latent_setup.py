@@ -1,0 +1,104 @@
+"""What [`LatentSFTTrainer`] settles before it trains: the way of thinking, the number of thoughts, the placeholder."""
+
+import copy
+
+from accelerate.utils import is_peft_model
+
+from ..models.thinking.thinking_methods import THINKING_METHODS
+from .hrpo_setup import thinking_config
+from .policy import load_policy
+
+
+def load_latent_model(model, args, tokenizer, rows):
+    """
+    The thinking model, loaded if `model` is a path, with the thinking fields of the arguments in its config.
+
+    Raises:
+        `ValueError`: if the fields do not go together, or `thinking_settings` are given for a model that is there.
+    """
+    settings = dict(args.thinking_settings or {})
+    is_path = isinstance(model, str)
+    if settings and not is_path:
+        raise ValueError(
+            f"`thinking_settings={settings}` are for a model that the trainer loads. Set them where the model is made."
+        )
+    init = {**(args.model_init_kwargs or {}), **settings} if is_path else None
+    mode = args.thinking_mode or thinking_config(model, init).thinking_mode
+    if mode not in THINKING_METHODS:
+        raise ValueError(f"`thinking_mode` must be one of {', '.join(map(repr, THINKING_METHODS))}, got {mode!r}.")
+    fields = thinking_fields(mode, args, tokenizer, rows)
+    if is_path:
+        args = copy.copy(args)
+        args.model_init_kwargs = {**init, **fields}
+        return load_policy(model, args)
+    config = (model.get_base_model() if is_peft_model(model) else model).config
+    for name, value in fields.items():
+        setattr(config, name, value)
+    config.check_thinking()
+    return model
+
+
+def thinking_fields(mode: str, args, tokenizer, rows) -> dict:
+    """Fields of the thinking config that the run decides."""
+    fields: dict = {"thinking_mode": mode}
+    if mode == "none":
+        return fields
+    count = thought_count(mode, args, rows)
+    policy = args.thinking_token_policy
+    if policy is None and count is not None and args.objective != "soft_targets":
+        policy = "placeholder"  # nothing teaches these thoughts a token
+    fields |= {"thinking_count": count, "thinking_token_policy": policy}
+    if "placeholder" in (policy, THINKING_METHODS[mode].token_policy if policy is None else None):
+        fields["thinking_placeholder_id"] = placeholder_id(args, tokenizer)
+    return fields
+
+
+def thought_count(mode: str, args, rows) -> int | None:
+    """
+    Number of thoughts that the checkpoint decodes with; `None`: until the marker.
+
+    Raises:
+        `ValueError`: if it must be fixed and the rows differ, or `thinking_count` is not what is trained.
+    """
+    given, stages = args.thinking_count, args.latent_curriculum
+    if args.objective == "distill":
+        return given
+    policy = args.thinking_token_policy or THINKING_METHODS[mode].token_policy
+    if args.objective == "soft_targets" and given is None and policy != "placeholder":
+        return None
+    column, each = ("target_ids", 1) if args.objective == "soft_targets" else ("step_ids", args.latent_tokens_per_step)
+    if stages is not None and args.objective == "answer":
+        trained = {stages[-1] * each}
+    else:
+        lengths = {len(steps) for steps in rows[column]}
+        trained = {min(length, stages[-1]) if stages else length * each for length in lengths}
+    if len(trained) > 1 or (given is not None and trained != {given}):
+        raise ValueError(
+            f"`thinking_mode={mode!r}` decodes with a fixed number of thoughts, `thinking_count={given}`, and the "
+            f"rows train {sorted(trained)}. Give all rows as many, set `latent_curriculum`, or choose another mode."
+        )
+    return trained.pop()
+
+
+def placeholder_id(args, tokenizer) -> int:
+    """
+    Id of the token that stands for a thought.
+
+    Raises:
+        `ValueError`: if it is no single token or ends texts, or if none is given and the tokenizer has none to take.
+    """
+    if args.placeholder_token is not None:
+        ids = tokenizer(args.placeholder_token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.eos_token_id:
+            raise ValueError(
+                f"`placeholder_token={args.placeholder_token!r}` must be one token that ends no text, got "
+                f"{tokenizer.convert_ids_to_tokens(ids)}."
+            )
+        return ids[0]
+    for index in (tokenizer.unk_token_id, tokenizer.pad_token_id):
+        if index is not None and index != tokenizer.eos_token_id:
+            return index
+    raise ValueError(
+        "Thoughts need a placeholder, and the tokenizer has neither an unknown nor a padding token apart from its end "
+        "of text. Set `placeholder_token`, for example to '...'."
+    )

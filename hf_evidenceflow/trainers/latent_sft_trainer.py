@@ -1,0 +1,304 @@
+"""Supervised training of a model that thinks in states, on TRL's SFTTrainer.
+
+What differs from SFT: rows have thoughts, computed by the model itself with gradients through its states
+([`latent_forward`]), and an objective says what they are taught. A batch without thoughts is SFTTrainer's own.
+
+Shapes: B rows, T positions, C latent columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from trl import SFTTrainer
+
+from ..callbacks.latent_curriculum import LatentCurriculum
+from ..losses.latent import hidden_state_distance, soft_target_losses
+from ..models.thinking.latent_forward import latent_columns
+from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from .hrpo_setup import prepare_thinking_parameters, shard_thinking_modules, thinking_config, with_thinking_modules
+from .hub_code_mixin import HubCodeMixin
+from .latent_rows import IGNORE_INDEX, RowReader, batch_rows, compose, discrete, read_rows
+from .latent_setup import load_latent_model
+from .latent_sft_config import LatentSFTConfig
+from .model_card_mixins import ModelCardMixin
+from .parameter_groups import apply_parameter_groups
+from .policy import default_args, load_policy_tokenizer
+from .thinking_adapter_mixin import ThinkingAdapterMixin
+from .thinking_groups import thinking_group_specs
+
+
+class LatentSFTTrainer(
+    ThinkingAdapterMixin,
+    ModelCardMixin,
+    HubCodeMixin,
+    ResumableTrainerMixin,
+    SFTTrainer,
+):
+    """
+    Trainer of thoughts. Its rows have a `prompt` (text or chat messages), an `answer` (text), and `steps` (the texts
+    of the discrete chain) or `thought_targets` (for each thought a dictionary of texts, one token each, and weights).
+
+    Example:
+
+    ```python
+    >>> from hf_evidenceflow import LatentSFTConfig, LatentSFTTrainer
+
+    >>> rows = [{"prompt": "...", "answer": "12", "thought_targets": [{" 3": 0.5, " 4": 0.5}, {" 12": 1.0}]}]
+    >>> trainer = LatentSFTTrainer(
+    ...     model="Qwen/Qwen3-0.6B",
+    ...     args=LatentSFTConfig("qwen-latent", thinking_mode="soft", teacher_forcing_steps=0.5),
+    ...     train_dataset=rows,
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Hub name or folder of a plain or thinking checkpoint, a thinking model, or a PEFT model around one.
+        args ([`LatentSFTConfig`], *optional*):
+            Arguments.
+        train_dataset, eval_dataset (`datasets.Dataset` or `list[dict]`):
+            Rows as above.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            The thinking modules that the mode uses are added to its `modules_to_save`.
+        processing_class, callbacks, optimizers:
+            As in [`~trl.SFTTrainer`].
+    """
+
+    kept_attributes = ("_metrics", "_total_train_tokens", "curriculum_state")
+
+    _tag_names = ["trl", "latent-sft", "hf_evidenceflow"]
+    _card_tags = tuple(_tag_names)
+    _card_method = "latent supervised training"
+
+    def __init__(
+        self,
+        model,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        callbacks=None,
+        optimizers=(None, None),
+        peft_config=None,
+    ):
+        args = default_args(LatentSFTConfig, "Latent-SFT", model) if args is None else args
+        name = model if isinstance(model, str) else model.config.name_or_path
+        if processing_class is None:
+            processing_class = load_policy_tokenizer(name, args)
+        if processing_class.eos_token_id is None:
+            raise ValueError("The tokenizer has no `eos_token`, so that no text could end. Give it one.")
+        reader = RowReader(processing_class, args)
+        train_dataset = read_rows(train_dataset, reader, args.max_length)
+        if eval_dataset is not None:
+            eval_dataset = read_rows(eval_dataset, reader, args.max_length, "evaluation")
+        model = load_latent_model(model, args, processing_class, train_dataset)
+        config = thinking_config(model, None)
+        self.thinking_mode = config.thinking_mode
+        placeholder = config.thinking_placeholder_id
+        self.placeholder = processing_class.pad_token_id if placeholder is None else placeholder
+        self.thinking_count = config.thinking_count
+        self.curriculum = LatentCurriculum(
+            args.latent_curriculum or [0], args.latent_steps_per_stage, args.latent_until_loss, args.reset_optimizer
+        )
+        if peft_config is not None:
+            peft_config = with_thinking_modules(peft_config, self.thinking_mode)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=list,  # rows are composed when the stage of their step is known
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), self.curriculum],
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        prepare_thinking_parameters(self.model, self.thinking_mode)
+        shard_thinking_modules(self.model, self.accelerator)
+        self.parameter_specs = thinking_group_specs(
+            self.thinking_mode,
+            lr_gate=args.lr_thinking_residual_gate,
+            lr_Lambda=args.lr_thinking_residual_Lambda,
+            lr_projection=args.lr_thinking_projection,
+        )
+        self._most_thoughts = max(len(row["target_ids"]) for row in train_dataset)
+
+    # Data
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        """Differs from SFTTrainer in that the rows have been read."""
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = list(self.train_dataset.column_names)
+
+    @property
+    def curriculum_state(self):
+        """Where the curriculum is, for a checkpoint."""
+        return self.curriculum.state_dict()
+
+    @curriculum_state.setter
+    def curriculum_state(self, state):
+        self.curriculum.load_state_dict(state)
+
+    def _stage(self):
+        return None if self.args.latent_curriculum is None else self.curriculum.stages[self.curriculum.index]
+
+    def _compose(self, rows, train):
+        """The batch of rows as the curriculum has them now."""
+        stages = [self._stage()] * len(rows)
+        share = self.args.earlier_stage_share
+        if train and share and self.curriculum.index:
+            earlier = self.curriculum.stages[: self.curriculum.index]
+            draws, picks = torch.rand(len(rows)).tolist(), torch.randint(len(earlier), (len(rows),)).tolist()
+            stages = [earlier[pick] if draw < share else stage for draw, pick, stage in zip(draws, picks, stages)]
+        pad = self._tokenizer.pad_token_id
+        count = self.thinking_count
+        composed = [compose(row, stage, self.args, self.placeholder, count) for row, stage in zip(rows, stages)]
+        batch = batch_rows(composed, pad)
+        if self.args.objective == "distill":
+            teacher = batch_rows([discrete(row) for row in rows], pad)
+            batch |= {f"teacher_{name}": tensor for name, tensor in teacher.items()}
+        return batch
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Differs from Trainer in composing the rows now, when the stage of their optimizer step is known."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.latent_curriculum is not None:
+            self.curriculum.at(self.state.global_step, self.state.max_steps)
+        batches = [self._compose(rows, train=True) for rows in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _prepare_inputs(self, inputs):
+        """Differs from Trainer in composing the rows of an evaluation."""
+        return super()._prepare_inputs(self._compose(inputs, train=False) if isinstance(inputs, list) else inputs)
+
+    # Loss
+
+    def _is_taught(self):
+        share = self.args.teacher_forcing_steps
+        steps = share * self.state.max_steps if share < 1 else share
+        return self.model.training and self.state.global_step < steps
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Differs from SFTTrainer in batches with thoughts."""
+        if self.args.latent_curriculum is not None:
+            self._log_latent("stage", self._stage())
+        if "latent_mask" not in inputs:
+            plain = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+            return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
+        objective = self._distill_loss if self.args.objective == "distill" else self._latent_loss
+        loss, outputs = objective(model, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model, inputs, **kwargs):
+        """Outputs, and the logits that precede the columns from the first thought on, `(B, T - start + 1, V)`."""
+        start, _ = latent_columns(inputs["latent_mask"])
+        targets = None
+        if "target_ids" in inputs and self._is_taught():
+            targets = inputs["target_ids"], inputs["target_weights"]
+        return model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            latent_mask=inputs["latent_mask"],
+            latent_targets=targets,
+            latent_options=self.args.latent_options(),
+            logits_to_keep=inputs["input_ids"].shape[1] - start + 1,
+            **kwargs,
+        ), start
+
+    def _latent_loss(self, model, inputs, num_items_in_batch):
+        outputs, start = self._forward(model, inputs)
+        logits = outputs.logits[:, :-1]
+        labels = inputs["labels"][:, start:]
+        thoughts = 0
+        total = 0.0
+        if "target_ids" in inputs:
+            thoughts = inputs["target_ids"].shape[1]
+            kl, share = soft_target_losses(logits[:, :thoughts], inputs["target_ids"], inputs["target_weights"])
+            total = self.args.soft_target_weight * kl.sum()
+            self._log_thoughts(kl, share, inputs["target_weights"].sum(-1) > 0)
+            has_target = torch.zeros_like(labels, dtype=torch.bool)
+            has_target[:, :thoughts] = inputs["target_weights"].sum(-1) > 0
+            text = labels.masked_fill(has_target, IGNORE_INDEX)
+        else:
+            text = labels
+        cross_entropy = self._cross_entropy(logits, text)
+        items = labels.ne(IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (total + cross_entropy) / items
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        self._log_tokens(logits, text, cross_entropy, inputs["attention_mask"])
+        return loss, outputs
+
+    def _cross_entropy(self, logits, labels):
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+
+    def _distill_loss(self, model, inputs, num_items_in_batch):
+        """Cross-entropy of the chain and of the answer after thoughts, and the distance before the answer."""
+        outputs, start = self._forward(model, inputs, output_hidden_states=True)
+        teacher = model(
+            input_ids=inputs["teacher_input_ids"],
+            attention_mask=inputs["teacher_attention_mask"],
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        logits, labels = outputs.logits[:, :-1], inputs["labels"][:, start:]
+        rows = torch.arange(len(labels), device=labels.device)
+        distance = hidden_state_distance(
+            [layer[rows, inputs["answer_at"]] for layer in outputs.hidden_states],
+            [layer[rows, inputs["teacher_answer_at"]] for layer in teacher.hidden_states],
+        )
+        answer = self._cross_entropy(logits, labels)
+        chain_labels = inputs["teacher_labels"][:, 1:]
+        chain = self._cross_entropy(teacher.logits[:, :-1], chain_labels) / chain_labels.ne(IGNORE_INDEX).sum()
+        loss = answer / labels.ne(IGNORE_INDEX).sum() + chain + self.args.distill_weight * distance
+        if num_items_in_batch is not None:  # Trainer then leaves the mean over an accumulation to the loss
+            loss = loss / self.current_gradient_accumulation_steps
+        self._log_latent("distance", distance.item())
+        self._log_latent("chain_loss", chain.item())
+        self._log_tokens(logits, labels, answer, inputs["attention_mask"])
+        return loss, outputs
+
+    # Log
+
+    def _log_latent(self, name, value):
+        self._metrics["train" if self.model.training else "eval"][f"latent/{name}"].append(value)
+
+    def _log_thoughts(self, kl, share, is_target):
+        counts = is_target.sum(0)
+        numbers = torch.stack([kl.detach().sum(0), (share * is_target).sum(0), counts.to(kl)])
+        # Thoughts end together: padded in front, the columns of all processes agree
+        numbers = self.accelerator.reduce(F.pad(numbers, (self._most_thoughts - numbers.shape[1], 0)))
+        kl, share, _ = (numbers.sum(-1) / numbers[2].sum()).tolist()
+        self._log_latent("kl", kl)
+        self._log_latent("target_share", share)
+        first = self._most_thoughts - int((numbers[2] > 0).sum())
+        for number, (value, count) in enumerate(zip(*numbers[[0, 2], first:].tolist()), 1):
+            self._log_latent(f"kl_{number}", value / count)
+
+    def _log_tokens(self, logits, labels, cross_entropy, attention_mask):
+        mode = "train" if self.model.training else "eval"
+        valid = labels.ne(IGNORE_INDEX)
+        right = (logits.argmax(-1) == labels)[valid].sum()
+        numbers = torch.stack([cross_entropy.detach(), right, valid.sum(), attention_mask.sum()]).double()
+        loss, right, valid, tokens = self.accelerator.reduce(numbers).tolist()
+        self._log_latent("answer_loss", loss / max(valid, 1))
+        self._metrics[mode]["mean_token_accuracy"].append(right / max(valid, 1))
+        if mode == "train":
+            self._total_train_tokens += int(tokens)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    # Optimizer and checkpoint
+
+    def create_optimizer(self, model=None):
+        """Differs from SFTTrainer in the learning rates of the thinking modules."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if new and self.parameter_specs:
+            apply_parameter_groups(
+                optimizer, (self.model if model is None else model).named_parameters(), self.parameter_specs
+            )
+        return optimizer
