@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .callbacks.log_file import LogFileCallback as LogFileCallback
     from .callbacks.parameter_group_watch import ParameterGroupWatch as ParameterGroupWatch
     from .callbacks.router_statistics_callback import RouterStatisticsCallback as RouterStatisticsCallback
+    from .data.thought_targets import (
+        thought_targets_from_traces as thought_targets_from_traces,
+        traces_from_samples as traces_from_samples,
+    )
     from .losses.next_token import NextTokenTargets as NextTokenTargets
     from .models.ablation.configuration_ablation import AblationLlamaConfig as AblationLlamaConfig
     from .models.ablation.modeling_ablation import (
@@ -101,6 +105,7 @@ _EXPORTS = {
     "callbacks.router_statistics_callback": ["RouterStatisticsCallback"],
     "probe.probe": ["EvidenceProbe", "ProbeResult"],
     "models.router_statistics": ["RouterStatistics"],
+    "data.thought_targets": ["thought_targets_from_traces", "traces_from_samples"],
     "losses.next_token": ["NextTokenTargets"],
     "models.ablation.configuration_ablation": ["AblationLlamaConfig"],
     "models.ablation.modeling_ablation": ["AblationLlamaForCausalLM", "AblationLlamaModel"],

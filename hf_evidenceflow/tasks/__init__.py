@@ -20,6 +20,13 @@ from typing import NamedTuple
 
 from .grading import Reward, check_golds
 from .graph_reachability import build_graph_tokenizer, generate_graph_problems, make_careless, split_graph_problems
+from .graph_stories import (
+    build_story_tokenizer,
+    generate_graph_stories,
+    make_wandering,
+    split_graph_stories,
+    story_reward,
+)
 from .gsm8k import (
     GRADERS,
     GSM8K_SYSTEM_PROMPT,
@@ -101,6 +108,7 @@ GENERATED_TASKS = {
 
 THOUGHT_TASKS = {
     "sets": GeneratedTask(split_set_problems, make_hasty, build_set_tokenizer, set_tracking_reward),
+    "stories": GeneratedTask(split_graph_stories, make_wandering, build_story_tokenizer, story_reward),
 }
 
 __all__ = [
@@ -124,6 +132,7 @@ __all__ = [
     "build_graph_tokenizer",
     "build_prompt",
     "build_set_tokenizer",
+    "build_story_tokenizer",
     "build_system_prompt",
     "build_word_problem_tokenizer",
     "check_golds",
@@ -134,6 +143,7 @@ __all__ = [
     "extract_open_answer",
     "filter_long_prompts",
     "generate_graph_problems",
+    "generate_graph_stories",
     "generate_set_problems",
     "generate_word_problems",
     "grade",
@@ -149,6 +159,7 @@ __all__ = [
     "make_careless",
     "make_hasty",
     "make_sloppy",
+    "make_wandering",
     "math_reward",
     "multiple_choice_reward",
     "normalize_answer",
@@ -158,6 +169,8 @@ __all__ = [
     "set_runs",
     "set_tracking_reward",
     "split_graph_problems",
+    "split_graph_stories",
     "split_set_problems",
     "split_word_problems",
+    "story_reward",
 ]

@@ -5,9 +5,11 @@ asks from the root of one of them; the wrong answer lies in the other graph, as 
 places in the text thus say nothing about the answer, and only the edges do.
 """
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .generated import distinct_problems, hold_out, spoil, word_level_tokenizer
 from .text import MARKER
@@ -42,11 +44,7 @@ def generate_graph_problems(
     Raises:
         `ValueError`: if an argument is out of its range, or if the settings do not allow so many different problems.
     """
-    for name, value, least in (("n", n, 0), ("depth", depth, 1), ("nodes", nodes, depth + 1)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-    if extra_edges < 0:
-        raise ValueError(f"`extra_edges` must be at least 0, got {extra_edges}.")
+    check_graphs(n, nodes, extra_edges, depth)
     if names < 2 * nodes:
         raise ValueError(f"`names` must be at least {2 * nodes} for two graphs of {nodes} nodes, got {names}.")
     rng = random.Random(seed)
@@ -89,7 +87,7 @@ def read_graph_question(question: str) -> tuple[list[tuple[int, int]], int, tupl
     return [tuple(map(int, edge.split(">"))) for edge in edges.split(";")], int(root), (first, second)
 
 
-def shortest_path(edges: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]] | None:
+def shortest_path(edges: Sequence[tuple], start: Any, end: Any) -> list[tuple] | None:
     """Edges of a shortest path from `start` to `end` by breadth-first search; `None` if there is no path."""
     came_from, queue = {start: None}, deque([start])
     while queue and end not in came_from:
@@ -107,42 +105,76 @@ def shortest_path(edges: Sequence[tuple[int, int]], start: int, end: int) -> lis
     return path[::-1]
 
 
-def _draw(rng: random.Random, nodes: int, extra_edges: int, depth: int, names: int) -> dict | None:
-    """A question and its solution; `None` if a graph has no node at the depth."""
-    named = rng.sample(range(names), 2 * nodes)
+class Search(NamedTuple):
+    """A search problem: edges in the order of the text, both roots, the two candidates, and which can be reached."""
+
+    edges: list[tuple]
+    root: Any
+    other_root: Any
+    candidates: list
+    right: Any
+
+
+def draw_search(rng: random.Random, labels: Sequence, nodes: int, extra_edges: int, depth: int) -> Search | None:
+    """A problem of two graphs whose nodes have these `labels`; `None` if a graph has no node at the depth."""
     edges, candidates = [], []
-    for labels in (named[:nodes], named[nodes:]):
+    for named in (labels[:nodes], labels[nodes:]):
         # Parents come before their children, so that there is no cycle
-        graph = {(labels[rng.randrange(child)], labels[child]) for child in range(1, nodes)}
-        graph |= {tuple(labels[node] for node in sorted(rng.sample(range(nodes), 2))) for _ in range(extra_edges)}
+        graph = {(named[rng.randrange(child)], named[child]) for child in range(1, nodes)}
+        graph |= {tuple(named[node] for node in sorted(rng.sample(range(nodes), 2))) for _ in range(extra_edges)}
         graph = sorted(graph)
         edges += graph
-        paths = [shortest_path(graph, labels[0], node) for node in labels]
-        deep = [node for node, path in zip(labels, paths) if len(path) == depth]
+        paths = [shortest_path(graph, named[0], node) for node in named]
+        deep = [node for node, path in zip(named, paths) if len(path) == depth]
         if not deep:
             return None
         candidates.append(rng.choice(deep))
     rng.shuffle(edges)  # before the path is taken: of several shortest ones it must not be that of an order by name
     asked = rng.randrange(2)
-    root, right = named[asked * nodes], candidates[asked]
+    root, other_root, right = labels[asked * nodes], labels[(1 - asked) * nodes], candidates[asked]
     rng.shuffle(candidates)
-    question = ";".join(_text(edge) for edge in edges) + f"?{root}:{candidates[0]},{candidates[1]}"
-    answer = "\n".join([*map(_text, shortest_path(edges, root, right)), f"{MARKER} {right}"])
-    return {"question": question, "answer": answer}
+    return Search(edges, root, other_root, candidates, right)
 
 
-def _walk(problem: dict, rng: random.Random) -> dict:
-    edges, node, candidates = read_graph_question(problem["question"])
-    lines = []
-    for _ in range(len(problem["answer"].split("\n")) - 1):
+def random_walk(rng: random.Random, edges: Sequence[tuple], node: Any, length: int) -> list:
+    """The nodes after `node` on a walk of so many edges, or to a dead end."""
+    walk = []
+    for _ in range(length):
         children = [target for source, target in edges if source == node]
         if not children:
             break
-        child = rng.choice(children)
-        lines.append(_text((node, child)))
-        node = child
-    answer = node if node in candidates else rng.choice(candidates)
-    return {"answer": "\n".join([*lines, f"{MARKER} {answer}"])}
+        node = rng.choice(children)
+        walk.append(node)
+    return walk
+
+
+def check_graphs(n: int, nodes: int, extra_edges: int, depth: int) -> None:
+    """A `ValueError` for sizes out of their range."""
+    for name, value, least in (("n", n, 0), ("depth", depth, 1), ("nodes", nodes, depth + 1)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if extra_edges < 0:
+        raise ValueError(f"`extra_edges` must be at least 0, got {extra_edges}.")
+
+
+def _draw(rng: random.Random, nodes: int, extra_edges: int, depth: int, names: int) -> dict | None:
+    """A question and its solution; `None` if a graph has no node at the depth."""
+    search = draw_search(rng, rng.sample(range(names), 2 * nodes), nodes, extra_edges, depth)
+    if search is None:
+        return None
+    first, second = search.candidates
+    path = shortest_path(search.edges, search.root, search.right)
+    return {
+        "question": ";".join(map(_text, search.edges)) + f"?{search.root}:{first},{second}",
+        "answer": "\n".join([*map(_text, path), f"{MARKER} {search.right}"]),
+    }
+
+
+def _walk(problem: dict, rng: random.Random) -> dict:
+    edges, root, candidates = read_graph_question(problem["question"])
+    nodes = [root, *random_walk(rng, edges, root, len(problem["answer"].split("\n")) - 1)]
+    answer = nodes[-1] if nodes[-1] in candidates else rng.choice(candidates)
+    return {"answer": "\n".join([*map(_text, itertools.pairwise(nodes)), f"{MARKER} {answer}"])}
 
 
 def _text(edge: tuple[int, int]) -> str:

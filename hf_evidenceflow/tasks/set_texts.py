@@ -10,7 +10,7 @@ from .text import MARKER
 
 
 LETTERS = string.ascii_uppercase
-# Common words: with the space before it, each is one token of GPT-2's and SmolLM2's tokenizers
+# Common words: with the space before it, each is one token of SmolLM2's tokenizer
 # fmt: off
 WORD_NAMES = (
     "red", "blue", "green", "black", "white", "gold", "pink", "orange", "brown", "yellow", "purple", "silver",
