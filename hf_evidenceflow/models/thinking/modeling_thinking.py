@@ -166,8 +166,9 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
                 Receives the last hidden state, for generation.
         """
         stats = None
-        if thinking_mask is not None and self.config.thinking_method.fuses:
+        if thinking_mask is not None:
             self.config.check_thinking()
+        if thinking_mask is not None and self.config.thinking_method.fuses:
             if thinking_states is None:
                 raise ValueError("`thinking_mask` needs `thinking_states` of shape [B, C, H]; got None.")
             if inputs_embeds is None:
