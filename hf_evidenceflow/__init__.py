@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .models.hub import hub_code as hub_code
     from .models.router_statistics import RouterStatistics as RouterStatistics
     from .models.thinking.answer_marker import MarkerAutomaton as MarkerAutomaton
+    from .models.thinking.intervention import ThinkingIntervention as ThinkingIntervention
     from .models.thinking.modeling_thinking_llama import (
         ThinkingLlamaConfig as ThinkingLlamaConfig,
         ThinkingLlamaForCausalLM as ThinkingLlamaForCausalLM,
@@ -118,6 +119,7 @@ _EXPORTS = {
     "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],
     "models.hub": ["hub_code"],
     "models.thinking.answer_marker": ["MarkerAutomaton"],
+    "models.thinking.intervention": ["ThinkingIntervention"],
     "models.thinking.thinking_rollout": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
     "models.thinking.modeling_thinking_llama": [
         "ThinkingLlamaConfig",

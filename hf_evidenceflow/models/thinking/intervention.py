@@ -36,7 +36,7 @@ class ThinkingIntervention:
     Example:
 
     ```python
-    >>> from hf_evidenceflow.models.thinking.intervention import ThinkingIntervention
+    >>> from hf_evidenceflow import ThinkingIntervention
 
     >>> with ThinkingIntervention("shuffle"):
     ...     model.generate(**inputs, max_new_tokens=64)

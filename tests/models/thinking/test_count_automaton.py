@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from thinking_models import MASK, PLACEHOLDER, PROMPTS, make_thinker, naive_completions, think
+from thinking_models import FIELDS, MASK, PLACEHOLDER, PROMPTS, make_thinker, naive_completions, think
 
 from hf_evidenceflow import RolloutEngine
 from hf_evidenceflow.models.thinking import thinking_state
 from hf_evidenceflow.models.thinking.count_automaton import CountAutomaton
 
 
-COUNTED = ["pause", "soft", "projection"]
+COUNTED = ["coconut", "codi", "pause", "soft", "projection"]
 each_mode = pytest.mark.parametrize("mode", COUNTED)
 each_loop = pytest.mark.parametrize("engine", [False, True], ids=["stock", "engine"])
 
@@ -54,7 +54,7 @@ def test_tokens_are_those_of_the_naive_loop(mode, sample, engine, exact_states):
 
 @each_loop
 @pytest.mark.parametrize("policy", ["sample", "argmax", "placeholder"])
-@pytest.mark.parametrize("mode", ["soft", "projection"])
+@pytest.mark.parametrize("mode", ["coconut", "soft", "projection"])
 def test_each_token_policy_goes_with_each_mode(mode, policy, engine, exact_states):
     model = make_thinker(mode, thinking_token_policy=policy, thinking_placeholder_id=PLACEHOLDER)
     output = think(model, do_sample=True, top_k=0, **loop(engine))
@@ -72,7 +72,7 @@ def test_without_thoughts_the_tokens_are_the_base_models(mode, engine):
 
 @each_loop
 def test_the_placeholder_wins_where_a_processor_has_ruled_it_out(engine):
-    output = think(make_thinker("pause"), do_sample=True, top_k=1, **loop(engine))
+    output = think(make_thinker("coconut"), do_sample=True, top_k=1, **loop(engine))
     tokens = output.sequences[:, PROMPTS.shape[1] :]
     assert (tokens[:, :3] == PLACEHOLDER).all() and not (tokens[:, 3:] == PLACEHOLDER).all()
 
@@ -123,12 +123,20 @@ def test_a_pass_with_the_recorded_states_gives_the_next_tokens(mode):
     assert logits.argmax(-1).tolist() == output.sequences[:, PROMPTS.shape[1] + 3 :].tolist()
 
 
+def test_pause_records_states_that_change_nothing():
+    model = make_thinker("pause")
+    output = think(model)
+    inputs = {"thinking_states": output.thinking_states + 1, "thinking_mask": output.thinking_mask}
+    with torch.no_grad():
+        assert torch.equal(model(output.sequences, **inputs).logits, model(output.sequences).logits)
+
+
 def test_a_count_needs_no_tokenizer_and_no_marker():
     output = think(make_thinker("soft", count=5, thinking_answer_start="####"))
     assert output.thinking_mask.sum(1).tolist() == [5, 5, 5]
 
 
-@each_mode
+@pytest.mark.parametrize("mode", [mode for mode in FIELDS if mode != "none"])
 def test_a_prompt_that_is_longer_than_a_chunk_thinks_alike(mode):
     model = make_thinker(mode)
     assert think(model, prefill_chunk_size=2).sequences.tolist() == think(model).sequences.tolist()

@@ -6,16 +6,11 @@ import pytest
 import torch
 from thinking_models import MASK, PROMPTS, make_thinker, think
 
-from hf_evidenceflow import RolloutEngine
-from hf_evidenceflow.models.thinking.intervention import (
-    StateIntervention,
-    ThinkingIntervention,
-    current_intervention,
-    derangement,
-)
+from hf_evidenceflow import RolloutEngine, ThinkingIntervention
+from hf_evidenceflow.models.thinking.intervention import StateIntervention, current_intervention, derangement
 
 
-FUSING = ["soft", "projection", "embedding"]
+FUSING = ["coconut", "codi", "soft", "projection", "embedding"]
 each_loop = pytest.mark.parametrize("engine", [False, True], ids=["stock", "engine"])
 
 
@@ -45,6 +40,13 @@ def test_off_gives_the_logits_of_the_base_model_bit_for_bit(mode):
     expected = think(make_thinker("none"), output_logits=True)
     found = under("off", make_thinker(mode), output_logits=True)
     assert all(torch.equal(one, other) for one, other in zip(found.logits, expected.logits))
+
+
+@each_loop
+@pytest.mark.parametrize("mode", ["coconut", "codi"])
+def test_off_feeds_the_placeholders_of_thoughts_as_themselves(mode, engine):
+    expected = think(make_thinker("pause"))
+    assert under("off", make_thinker(mode), **loop(engine)).sequences.tolist() == expected.sequences.tolist()
 
 
 @pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean"])
@@ -96,7 +98,7 @@ def test_both_loops_intervene_alike(mode, kind):
 
 
 def test_shuffle_avoids_samples_of_the_same_prompt():
-    model = make_thinker("soft")
+    model = make_thinker("coconut")
     settings = {"do_sample": True, "num_return_sequences": 2}
     states = think(model, **settings).thinking_states[:, 0]
     shuffled = under("shuffle", model, **settings).thinking_states[:, 0]
