@@ -12,8 +12,8 @@ OBJECTIVES = ("soft_targets", "answer", "distill")
 @dataclass
 class LatentSFTConfig(DeviceSFTConfig):
     r"""
-    Configuration of [`LatentSFTTrainer`]. Differs from [`~trl.SFTConfig`] in the fields below and in
-    `gradient_checkpointing`, which is off: thoughts wait for each other.
+    Configuration of [`LatentSFTTrainer`]. Differs from [`~trl.SFTConfig`] in the fields below, in
+    `gradient_checkpointing`, which is off since thoughts wait for each other, and in `remove_unused_columns`.
 
     Parameters:
         thinking_mode (`str`, *optional*):
@@ -67,6 +67,7 @@ class LatentSFTConfig(DeviceSFTConfig):
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Not possible while thoughts are computed one after the other."}
     )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Would remove the thoughts of the rows."})
 
     thinking_mode: str | None = field(default=None, metadata={"help": "Way of thinking; by default the model's."})
     thinking_count: int | None = field(default=None, metadata={"help": "Fixed number of thoughts in decoding."})
@@ -135,6 +136,9 @@ class LatentSFTConfig(DeviceSFTConfig):
             raise ValueError(f"`latent_tokens_per_step` must be at least 1, got {self.latent_tokens_per_step}.")
         if self.objective == "distill" and not self.thinking_count:
             raise ValueError("`objective='distill'` needs `thinking_count`, the number of thoughts.")
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns=True` would remove the thoughts of the rows. Set it to False.")
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}  # rows are read by us
         self.latent_options()
 
     def latent_options(self) -> LatentOptions:

@@ -6,6 +6,8 @@ What differs from SFT: rows have thoughts, computed by the model itself with gra
 Shapes: B rows, T positions, C latent columns.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from trl import SFTTrainer
@@ -87,10 +89,9 @@ class LatentSFTTrainer(
             processing_class = load_policy_tokenizer(name, args)
         if processing_class.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, so that no text could end. Give it one.")
-        reader = RowReader(processing_class, args)
-        train_dataset = read_rows(train_dataset, reader, args.max_length)
-        if eval_dataset is not None:
-            eval_dataset = read_rows(eval_dataset, reader, args.max_length, "evaluation")
+        self._reader = RowReader(processing_class, args)
+        train_dataset = read_rows(train_dataset, self._reader, args.max_length)
+        eval_dataset = self._read_evaluation(eval_dataset, args)
         model = load_latent_model(model, args, processing_class, train_dataset)
         config = thinking_config(model, None)
         self.thinking_mode = config.thinking_mode
@@ -125,12 +126,12 @@ class LatentSFTTrainer(
 
     # Data
 
-    def _prepare_dataset(self, dataset, *args, **kwargs):
-        """Differs from SFTTrainer in that the rows have been read."""
-        return dataset
-
-    def _set_signature_columns_if_needed(self):
-        self._signature_columns = list(self.train_dataset.column_names)
+    def _read_evaluation(self, dataset, args):
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        if isinstance(dataset, Mapping):
+            return {name: self._read_evaluation(rows, args) for name, rows in dataset.items()}
+        return read_rows(dataset, self._reader, args.max_length, "evaluation")
 
     @property
     def curriculum_state(self):
@@ -163,15 +164,18 @@ class LatentSFTTrainer(
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Differs from Trainer in composing the rows now, when the stage of their optimizer step is known."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.latent_curriculum is not None:
             self.curriculum.at(self.state.global_step, self.state.max_steps)
-        batches = [self._compose(rows, train=True) for rows in batches]
-        return batches, self._get_num_items_in_batch(batches, device)
+        composed = (self._compose(rows, train=True) for rows in epoch_iterator)
+        return super().get_batch_samples(composed, num_batches, device)
 
-    def _prepare_inputs(self, inputs):
-        """Differs from Trainer in composing the rows of an evaluation."""
-        return super()._prepare_inputs(self._compose(inputs, train=False) if isinstance(inputs, list) else inputs)
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        """Differs from SFTTrainer in composing the rows."""
+        return super().prediction_step(model, self._compose(inputs, train=False), *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        """Differs from SFTTrainer in reading rows as those of the training."""
+        return super().evaluate(self._read_evaluation(eval_dataset, self.args), *args, **kwargs)
 
     # Loss
 
