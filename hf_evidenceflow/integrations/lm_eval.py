@@ -7,7 +7,8 @@ python -m hf_evidenceflow.integrations.lm_eval --model thinking-hf \
     --model_args pretrained=outputs/hrpo-gsm8k,thinking_mode=projection --tasks gsm8k --batch_size 16
 ```
 
-Tasks that generate think: the harness's stock greedy or sampled generation, each completion with its states. Tasks
+Tasks that generate think: the harness's stock greedy or sampled generation, each completion with its states, or for a
+checkpoint with a `thinking_count` after so many thoughts, which count as generated tokens. Tasks
 that compare log-likelihoods do not: a prompt is never fused, and a given continuation has no states, so their scores
 are those of the base model. With `thinking_mode=none` both are exactly those of `--model hf` with the base model.
 """

@@ -38,6 +38,12 @@ class HRPOConfig(GRPOConfig):
         parity_tolerance (`float`, *optional*):
             Gap beyond which a parity check stops the run. `None`: 1e-3 (largest gap) in fp32, 2e-2 (mean gap) in half
             precision.
+        train_thought_tokens (`bool`, *optional*, defaults to `False`):
+            Give the log-probabilities of thoughts an advantage, a KL term and a parity check even where the token of a
+            thought changes nothing that follows: in the modes `soft`, `coconut`, `codi` and `pause`, and with a token
+            policy other than `"sample"`. By default only the text after the thoughts trains there. Its gradient
+            reaches the weights that read a thought, not those that made it, since states are recorded. Where the
+            number of thoughts is learned, only the token that ends the thinking carries the choice, not those before.
         save_hub_code (`bool`, *optional*, defaults to `True`):
             Save the model's code (a few small files) with it, so that it loads with `trust_remote_code=True` where
             this package is not installed. An adapter has none.
@@ -93,6 +99,10 @@ class HRPOConfig(GRPOConfig):
         metadata={
             "help": "Parity gap that stops the run; by default 1e-3 (max) in fp32, 2e-2 (mean) in half precision."
         },
+    )
+    train_thought_tokens: bool = field(
+        default=False,
+        metadata={"help": "Train the log-probabilities of thoughts whose token changes nothing that follows."},
     )
     save_hub_code: bool = field(
         default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}

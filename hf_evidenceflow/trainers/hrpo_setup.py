@@ -57,6 +57,12 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
         )
     if config.thinking_mode == "none":
         return
+    count, most = config.thinking_count, args.max_completion_length
+    if count is not None and most is not None and count >= most:
+        raise ValueError(
+            f"`max_completion_length={most}` leaves no token of text behind `thinking_count={count}` thoughts, which "
+            "are part of the completion. Raise it."
+        )
     for name, engine in _OTHER_ENGINES.items():
         if getattr(args, name):
             raise ValueError(

@@ -2,12 +2,13 @@
 
 What differs from GRPO: the rollout records the thinking states, they ride with the batch, and each policy
 log-probability is computed with the same fused inputs that the rollout had. The reference log-probabilities use plain
-tokens.
+tokens, unless the reference is a thinking checkpoint itself.
 
 Shapes: B rows, C completion tokens, H hidden size.
 """
 
 import functools
+import math
 import textwrap
 import time
 from contextlib import nullcontext
@@ -36,6 +37,7 @@ from .hrpo_setup import (
     with_thinking_modules,
 )
 from .hub_code_mixin import HubCodeMixin
+from .idle_thoughts import idle_thoughts, leave_out, trains_thoughts
 from .length_buckets import fit_columns, join_buckets, length_buckets
 from .model_card_mixins import RewardModelCardMixin
 from .parameter_groups import apply_parameter_groups
@@ -47,6 +49,7 @@ from .policy import (
     load_policy,
     load_policy_tokenizer,
     plain_init_kwargs,
+    reference_thinks,
 )
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_adapter_mixin import ThinkingAdapterMixin
@@ -144,6 +147,7 @@ class HRPOTrainer(
 
         config = thinking_config(model, args.model_init_kwargs)
         self.thinking_mode = config.thinking_mode
+        self._trains_thoughts = trains_thoughts(args, config)
         is_path = isinstance(model, str)
         has_adapter = peft_config is not None or (not is_path and is_peft_model(model))
         rollouts = {"tools": tools, "environment_factory": environment_factory, "rollout_func": rollout_func}
@@ -191,7 +195,9 @@ class HRPOTrainer(
         args = self.args
         prepare_thinking_parameters(self.model, self.thinking_mode)
         shard_thinking_modules(self.model, self.accelerator)
-        if config.thinking_answer_start is not None and self.thinking_mode != "none":
+        self._reference_thinks = reference_thinks(self, self.thinking_mode)
+        by_marker = config.thinking_count is None and config.thinking_answer_start is not None
+        if by_marker and self.thinking_mode != "none":
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
         self.parameter_specs = thinking_group_specs(
@@ -204,7 +210,7 @@ class HRPOTrainer(
         if self.parameter_specs:
             self.add_callback(ParameterGroupWatch())
         self._projection_metrics = None
-        if self.thinking_mode == "projection" and not (
+        if config.thinking_method.source == "projection" and not (
             self.is_fsdp_enabled or self.accelerator.state.deepspeed_plugin
         ):
             # They read whole weights, which a process does not have where the weights are sharded
@@ -259,8 +265,8 @@ class HRPOTrainer(
 
     def _generate_and_score_completions(self, inputs):
         """
-        Differs from GRPOTrainer in what rides with the batch: `thinking_states`, `thinking_mask`, and for a check
-        `rollout_logps`.
+        Differs from GRPOTrainer in what rides with the batch: `thinking_states`, `thinking_mask`, for a check
+        `rollout_logps`, and a `tool_mask` that leaves idle thoughts out.
         """
         self._thinking = self._expected_logps = None
         output = super()._generate_and_score_completions(inputs)
@@ -269,6 +275,9 @@ class HRPOTrainer(
             states, mask = self._thinking
             output["thinking_states"] = fit_columns(states, count)
             output["thinking_mask"] = fit_columns(mask, count)
+            if not self._trains_thoughts:
+                idle = idle_thoughts(output["thinking_mask"], output["completion_ids"], self.eos_token_ids)
+                leave_out(output, idle, self.accelerator)
             if self._expected_logps is not None:
                 output["rollout_logps"] = fit_columns(self._expected_logps, count)
                 # Rows of one batch, so that it survives splitting
@@ -283,13 +292,14 @@ class HRPOTrainer(
     ):
         """
         Differs from GRPOTrainer in the inputs of the policy, completion tokens being fused with the states of the
-        rollout, and in computing rows of like length together, without the padding of longer ones.
+        rollout, in computing rows of like length together, without the padding of longer ones, and in 0 for idle
+        thoughts.
         """
         count = self.args.length_buckets or -(-len(input_ids) // _ROWS_A_BUCKET)
         if batch_size is not None:
             count = max(count, -(-len(input_ids) // batch_size))
         buckets = length_buckets(attention_mask, logits_to_keep, count)
-        thinking = None if is_reference(self, model) else self._thinking
+        thinking = self._thinking if self._reference_thinks or not is_reference(self, model) else None
         results = []
         for bucket in buckets:
             policy = model
@@ -302,6 +312,10 @@ class HRPOTrainer(
             )
         logps, entropies, aux_losses = zip(*results)
         logps = join_buckets(buckets, logps, logits_to_keep)
+        if self._thinking is not None and not self._trains_thoughts:
+            mask = fit_columns(self._thinking[1], logits_to_keep)
+            # A forced token may be so unlikely that its ratio to the reference is no number
+            logps = logps.masked_fill(idle_thoughts(mask, input_ids[:, -logits_to_keep:], self.eos_token_ids), 0.0)
         entropies = None if entropies[0] is None else join_buckets(buckets, entropies, logits_to_keep)
         if thinking is not None and entropies is not None:
             entropy = masked_mean(entropies, fit_columns(thinking[1], logits_to_keep), self.accelerator)
@@ -316,9 +330,18 @@ class HRPOTrainer(
         try:
             if "rollout_logps" in inputs and int(inputs["rollout_step"][0]) == self.state.global_step:
                 self._check_parity(model, inputs)
-            return super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)
+            self._replace_means_of_nothing()
+            return loss
         finally:
             self._thinking = None
+
+    def _replace_means_of_nothing(self):
+        """Where each token of a batch is an idle thought, GRPOTrainer logs a share of clipped tokens of 0 / 0."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in ("clip_ratio/low_min", "clip_ratio/high_max"):
+            if metrics[name] and math.isnan(metrics[name][-1]):
+                metrics[name][-1] = 0.0
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Differs from GRPOTrainer in measuring the projection's gradient, before clipping."""
@@ -331,5 +354,6 @@ class HRPOTrainer(
     # Checkpoints
 
     def _rollout_settings(self):
-        """Differs from GRPO's in the thinking mode."""
-        return {**super()._rollout_settings(), "thinking_mode": self.thinking_mode}
+        """Differs from GRPO's in the thinking."""
+        thinking = {"thinking_mode": self.thinking_mode, "train_thought_tokens": str(self._trains_thoughts)}
+        return {**super()._rollout_settings(), **thinking}

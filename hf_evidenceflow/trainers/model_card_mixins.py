@@ -85,10 +85,7 @@ class ModelCardMixin:
         data = f" on {_shown(dataset)}" if dataset else ""
         text = f"{kind} of type `{config.model_type}`{origin}, trained by {self._card_method}{data}."
         if thinks:
-            text += (
-                " It thinks in its own vector space while it writes: until the answer marker, the input of each token "
-                "is its embedding mixed with a state of the model."
-            )
+            text += _how_it_thinks(config)
         return text
 
     def _card_settings(self) -> dict:
@@ -179,6 +176,21 @@ def _loader(model_type: str, adapter: bool) -> str:
     if model_type.startswith(_OWN_TYPES):
         imported += "; import hf_evidenceflow  # registers the model"
     return f"{imported}\nmodel = {kind}.from_pretrained(name)"
+
+
+def _how_it_thinks(config) -> str:
+    """Sentence about the thinking of a config, with the space before it."""
+    until = "until the answer marker"
+    if config.thinking_count is not None:
+        until = f"for the first {config.thinking_count} tokens of a completion"
+    elif config.thinking_answer_start is None:
+        until = "over the whole completion"
+    if not config.thinking_method.fuses:
+        return f" It pauses before it writes: {until}, its tokens are placeholders."
+    fed = "its embedding mixed with a state of the model"
+    if config.thinking_method.mixer == "replace":
+        fed = "a state of the model in the place of an embedding"
+    return f" It thinks in its own vector space while it writes: {until}, the input of each token is {fed}."
 
 
 def _thinking(config) -> dict:

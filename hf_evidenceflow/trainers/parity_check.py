@@ -5,6 +5,7 @@ Shapes: B rows, C completion tokens.
 
 import torch
 
+from .idle_thoughts import loss_mask
 from .thinking_metrics import parity_gap
 
 
@@ -27,7 +28,7 @@ class ParityCheckMixin:
                 torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
                 inputs["completion_ids"].shape[1],
             )
-        mean, largest = parity_gap(logps, inputs["rollout_logps"], inputs["completion_mask"], self.accelerator)
+        mean, largest = parity_gap(logps, inputs["rollout_logps"], loss_mask(inputs), self.accelerator)
         self._metrics["train"]["thinking/parity_gap"].append(largest)
         self._metrics["train"]["thinking/parity_gap_mean"].append(mean)
         # Not `model.dtype`: with a head in fp32 that may be the head's

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
@@ -93,6 +93,21 @@ def is_reference(trainer, model) -> bool:
         return False
     layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
     return layer.disable_adapters or "ref" in layer.active_adapters
+
+
+def reference_thinks(trainer, thinking_mode: str) -> bool:
+    """
+    Whether the reference is a checkpoint that thinks in the policy's mode: then it is what the training began with,
+    and is told the thoughts. A plain checkpoint sees tokens, as in the paper.
+    """
+    if not trainer.beta:
+        return False
+    if trainer.ref_model is not None:
+        config = trainer.accelerator.unwrap_model(trainer.ref_model).config
+        return config.model_type.startswith("thinking_") and config.thinking_mode == thinking_mode
+    path = trainer.accelerator.unwrap_model(trainer.model).get_base_model().config.name_or_path
+    saved = PreTrainedConfig.get_config_dict(path)[0] if path else {}
+    return saved.get("thinking_mode") == thinking_mode
 
 
 class SyncReferenceCallback(SyncRefModelCallback):
