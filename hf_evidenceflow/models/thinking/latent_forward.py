@@ -52,6 +52,11 @@ class LatentOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1 or None, got {value}.")
+        if self.backprop is not None and self.iterations is not None:
+            raise ValueError(
+                f"`backprop={self.backprop}` cuts thoughts that are computed one after the other, and "
+                f"`iterations={self.iterations}` computes them all at once. Leave one of them out."
+            )
 
 
 def latent_columns(latent_mask: torch.Tensor) -> tuple[int, int]:
@@ -118,10 +123,11 @@ class _Thinker:
         chooses = self.config.token_matters
         if not (chooses or self.method.reads_distribution):
             return hidden, None
-        logits = self.head(hidden).float()
+        logits = self.head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         tokens = None
         if chooses:
-            tokens = _choose(logits.detach(), self.config.token_policy)
+            tokens = _draw(logits.detach().softmax(-1), self.config.token_policy)
         if not self.method.reads_distribution:
             return hidden, tokens
         probs = logits.softmax(-1)
@@ -183,7 +189,7 @@ class _Thinker:
         if self.config.token_matters:
             flat = weights.flatten(0, 1)
             flat = torch.where(flat.sum(-1, keepdim=True) > 0, flat, torch.ones_like(flat))
-            drawn = torch.multinomial(flat.float(), 1).view(*tokens.shape, 1)
+            drawn = _draw(flat, self.config.token_policy).view(*tokens.shape, 1)
             tokens = torch.where(self.latent[:, self.start : self.stop], ids.gather(-1, drawn).squeeze(-1), tokens)
         states = None
         if self.method.fuses:
@@ -192,11 +198,11 @@ class _Thinker:
         return states, tokens
 
 
-def _choose(logits, policy):
+def _draw(probs, policy):
+    """Tokens `(...)` of distributions `(..., V)`."""
     if policy == "argmax":
-        return logits.argmax(-1)
-    flat = logits.softmax(-1).flatten(0, -2)
-    return torch.multinomial(flat, 1).view(logits.shape[:-1])
+        return probs.argmax(-1)
+    return torch.multinomial(probs.flatten(0, -2), 1).view(probs.shape[:-1])
 
 
 def latent_forward(
