@@ -2,11 +2,11 @@
 Does latent training pay? Arms of supervised latent thinking and their controls, over seeds and rules of one task.
 
 ```bash
-python recipes/compare_latent.py --config recipes/configs/compare_latent/tuning.yaml --output_dir outputs/latent/tuning
-python recipes/compare_latent.py --config recipes/configs/compare_latent/headline.yaml --output_dir outputs/latent/headline
+python recipes/compare_latent.py --config recipes/configs/compare_latent/tuning.yaml --output_dir outputs/tuning
+python recipes/compare_latent.py --config recipes/configs/compare_latent/headline.yaml --output_dir outputs/headline
 ```
 
-The arms are those of `recipes/experiments/latent_arms.py`, each with a seed is one run of
+The arms are those of `recipes/experiments/latent_arms.py`. Each with a seed is one run of
 `recipes/compare_latent_arm.py`, or of `recipes/compare_latent_rl.py`, in a folder of its own: the same command again
 goes on, and finished runs stay. `tuning.yaml` picks learning rates on validation problems; the other grids read test
 problems. `--report true` writes the report of what is finished. `smoke.yaml` takes a minute on one CPU core, offline.
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
+
+import yaml
 
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.recipes.experiments.grid import Grid

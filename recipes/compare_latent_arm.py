@@ -5,9 +5,9 @@ One arm of `recipes/compare_latent.py` with one seed: training, and greedy evalu
 python recipes/compare_latent_arm.py --output_dir outputs/arm --arm latent_soft --learning_rate 0.003
 ```
 
-A minute or two on one CPU core at the default sizes, offline. All arms train with [`LatentSFTTrainer`] on problems that
-they see once, from the same random weights, and are graded on what stock `generate` writes. A run that was cut off
-begins anew.
+A minute or two on one CPU core at the default sizes, offline. All arms train with [`LatentSFTTrainer`], from the same
+random weights and on problems that they see once, and are graded on what stock `generate` writes. A run that was cut
+off begins anew.
 
 Outputs, in `output_dir`: `log.jsonl`, `eval_samples.jsonl` (score of each problem), `run.json`, and the model.
 """
@@ -97,8 +97,10 @@ class TaskArguments:
         return split(train=n, **dict.fromkeys(SPLITS, 0), seed=seed, **self.task_settings)["train"]
 
     def tokenizer(self):
+        """The task's tokenizer, which takes some of the task's settings."""
         build = THOUGHT_TASKS[self.task].build_tokenizer
-        return build(**{name: value for name, value in self.task_settings.items() if name in signature(build).parameters})
+        known = signature(build).parameters
+        return build(**{name: value for name, value in self.task_settings.items() if name in known})
 
 
 @dataclass
@@ -209,9 +211,7 @@ def finish(args: TaskArguments, run, model, tokenizer, problems: list[dict], met
     scores = evaluate_thinking(model, tokenizer, problems, reward, args.eval_batch_size)
     means = {f"{args.evaluate_on}_{name}": sum(values) / len(values) for name, values in scores.items()}
     rows = [dict(zip(("id", *scores), (index, *values))) for index, values in enumerate(zip(*scores.values()))]
-    atomic_write_text(
-        Path(args.output_dir) / "eval_samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-    )
+    atomic_write_text(Path(args.output_dir) / "eval_samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     run.record.add(metrics=metrics | means)
     return metrics | means
 

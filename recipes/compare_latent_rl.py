@@ -2,7 +2,7 @@
 Reinforcement learning of a checkpoint of `recipes/compare_latent.py`: HRPO, or GRPO, which is HRPO without thinking.
 
 ```bash
-python recipes/compare_latent_rl.py --output_dir outputs/rl --checkpoint "outputs/latent/headline/runs/arm=latent_soft,rule=0,seed=0"
+python recipes/compare_latent_rl.py --checkpoint "outputs/latent/headline/runs/arm=latent_soft,rule=0,seed=0"
 ```
 
 Some minutes on one CPU core, offline. It trains on problems that the checkpoint has not seen, and evaluates as

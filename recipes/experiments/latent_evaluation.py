@@ -1,4 +1,4 @@
-"""Greedy accuracy of a thinking model by stock `generate`: as trained, forced to choose, and with its states altered."""
+"""Greedy accuracy of a thinking model by stock `generate`: as trained, forced to choose, and with altered states."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,28 +77,35 @@ def greedy_scores(
 
 def completion_tokens(tokenizer, problems: Problems) -> int:
     """Room for the thoughts, the marker with the longest answer, and the end."""
-    longest = max(len(tokenizer(f"{MARKER} {name}")["input_ids"]) for row in problems for name in row["candidates"])
+    names = {name for problem in problems for name in problem["candidates"]}
+    longest = max(len(_ids(tokenizer, f"{MARKER} {name}")) for name in names)
     return max(len(problem["thought_targets"]) for problem in problems) + longest + 1
 
 
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def _candidates_only(tokenizer, problems: Problems, width: int) -> Callable[[int, torch.Tensor], list[int]]:
-    """Tokens that may come next in a batch with prompts of `width`: behind the marker, only those of an answer."""
-    everything = list(range(len(tokenizer)))
-    marker = tokenizer(f"{MARKER} ", add_special_tokens=False)["input_ids"]
+    """Tokens that may come next in a batch with prompts of `width`: behind the marker only those of a candidate."""
+    everything, marker = list(range(len(tokenizer))), _ids(tokenizer, MARKER)
     answers = [
-        [tokenizer(f"{MARKER} {name}", add_special_tokens=False)["input_ids"][len(marker) :] for name in row["candidates"]]
-        for row in problems
+        [_ids(tokenizer, f"{MARKER} {name}")[len(marker) :] for name in problem["candidates"]] for problem in problems
     ]
 
     def allowed(row: int, ids: torch.Tensor) -> list[int]:
-        written = ids[width:].tolist()
-        for place in range(len(written) - len(marker), -1, -1):
-            if written[place : place + len(marker)] == marker:
-                said = written[place + len(marker) :]
-                following = [
-                    answer[len(said)] for answer in answers[row] if len(answer) > len(said) and answer[: len(said)] == said
-                ]
-                return following or [tokenizer.eos_token_id]
-        return everything
+        said = _after(marker, ids[width:].tolist())
+        if said is None:
+            return everything
+        begun = [answer for answer in answers[row] if answer[: len(said)] == said]
+        return [answer[len(said)] for answer in begun if len(answer) > len(said)] or [tokenizer.eos_token_id]
 
     return allowed
+
+
+def _after(marker: list[int], ids: list[int]) -> list[int] | None:
+    """What follows the first marker, if there is one."""
+    for place in range(len(ids) - len(marker) + 1):
+        if ids[place : place + len(marker)] == marker:
+            return ids[place + len(marker) :]
+    return None

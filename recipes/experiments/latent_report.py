@@ -91,9 +91,10 @@ def control_contrasts(grid: Grid, group: str, arms: Mapping[str, Runs]) -> list[
     metric is a family of its own for Holm's correction.
     """
     studied, found = grid.baseline["arm"], []
+    own = arms.get(studied, {})
     for metric in [name for name in grid.metrics if name == grid.metrics[0] or name.endswith("_forced")]:
         pairs = {
-            arm: {draw: (runs[draw][metric], own[metric]) for draw, own in arms.get(studied, {}).items() if draw in runs}
+            arm: {draw: (runs[draw][metric], own[draw][metric]) for draw in own if draw in runs}
             for arm, runs in arms.items()
             if arm != studied
         }
