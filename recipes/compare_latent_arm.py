@@ -85,16 +85,11 @@ class TaskArguments:
         if self.rule_seed is not None:
             self.task_settings = {**self.task_settings, "rule_seed": self.rule_seed}
 
-    def held_out_problems(self) -> list[dict]:
-        """The problems of `evaluate_on`; those of the other split are not made."""
-        sizes = {"train": 0, **dict.fromkeys(SPLITS, 0), self.evaluate_on: self.eval_problems}
-        return THOUGHT_TASKS[self.task].split(**sizes, seed=self.seed, **self.task_settings)[self.evaluate_on]
-
-    def training_problems(self, n: int, stage: int = 0) -> list[dict]:
-        """So many problems for a stage of training: other ones for each."""
-        seed = self.seed + 1_000_000 * stage
-        split = THOUGHT_TASKS[self.task].split
-        return split(train=n, **dict.fromkeys(SPLITS, 0), seed=seed, **self.task_settings)["train"]
+    def problems(self, train: int) -> tuple[list[dict], list[dict]]:
+        """So many problems to train on, and those of `evaluate_on`; those of the other split are not made."""
+        sizes = {**dict.fromkeys(SPLITS, 0), self.evaluate_on: self.eval_problems, "train": train}
+        problems = THOUGHT_TASKS[self.task].split(**sizes, seed=self.seed, **self.task_settings)
+        return problems["train"], problems[self.evaluate_on]
 
     def tokenizer(self):
         """The task's tokenizer, which takes some of the task's settings."""
@@ -223,9 +218,9 @@ def main(argv: list[str] | None = None) -> dict:
     start = time.perf_counter()
     with training_run(args.output_dir, overwrite=True, arm=args) as run:
         tokenizer = args.tokenizer()
-        problems = args.training_problems(args.train_steps * args.batch_size)
-        model, seconds = train_arm(args, LATENT_ARMS[args.arm], problems, tokenizer)
-        metrics = finish(args, run, model, tokenizer, args.held_out_problems(), {"train_seconds": seconds})
+        train, held_out = args.problems(args.train_steps * args.batch_size)
+        model, seconds = train_arm(args, LATENT_ARMS[args.arm], train, tokenizer)
+        metrics = finish(args, run, model, tokenizer, held_out, {"train_seconds": seconds})
     print(json.dumps(metrics), f"{time.perf_counter() - start:.0f} seconds")
     return metrics
 

@@ -38,6 +38,8 @@ class LatentRLArguments(TaskArguments):
     Args:
         checkpoint (`str`, *optional*, defaults to `"outputs/arm"`):
             Folder of the model; `{rule_seed}` and `{seed}` in it are replaced.
+        seen_problems (`int`, *optional*, defaults to `32000`):
+            Training problems that the checkpoint has seen; the training takes those after them.
         thinking (`bool`, *optional*, defaults to `True`):
             Whether to think in training and evaluation; without it this is GRPO.
         thinking_mode (`str`, *optional*):
@@ -53,6 +55,7 @@ class LatentRLArguments(TaskArguments):
     """
 
     checkpoint: str = "outputs/arm"
+    seen_problems: int = 32_000
     thinking: bool = True
     thinking_mode: str | None = None
     thinking_settings: dict = field(default_factory=dict)
@@ -119,11 +122,10 @@ def main(argv: list[str] | None = None) -> dict:
     start = time.perf_counter()
     with training_run(args.output_dir, overwrite=True, rl=args) as run:
         tokenizer = args.tokenizer()
-        problems = args.held_out_problems()
-        train = args.training_problems(args.rl_steps * args.samples_per_step // 8, stage=1)
+        train, problems = args.problems(args.seen_problems + args.rl_steps * args.samples_per_step // 8)
         model = args.load_model()
         before = greedy_scores(model, tokenizer, problems, THOUGHT_TASKS[args.task].reward, args.eval_batch_size)
-        seconds = reinforce(args, model, train, tokenizer)
+        seconds = reinforce(args, model, train[args.seen_problems :], tokenizer)
         metrics = {f"{args.evaluate_on}_before": sum(before) / len(before), "train_seconds": seconds}
         metrics = finish(args, run, model, tokenizer, problems, metrics)
     print(json.dumps(metrics), f"{time.perf_counter() - start:.0f} seconds")
