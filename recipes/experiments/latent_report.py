@@ -1,5 +1,6 @@
 """The report of the latent study: means by arm, contrasts of one arm with each control, tables and a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from hf_evidenceflow.report.tables import markdown_table
 
 # Their levels are further draws, as seeds are; the levels of other axes are compared with each other
 DRAWS = ("rule",)
-SECONDS = "train_seconds"
+SECONDS, FORCED = "train_seconds", "forced"
 ALPHA = 0.05
 
 Runs = Mapping[tuple, Mapping[str, Any]]  # metrics by (rule, seed)
@@ -57,8 +58,8 @@ class ControlContrast(SeedDifference):
     metric: str
     first: str
     second: str
-    holm_low: float = float("nan")
-    holm_high: float = float("nan")
+    holm_low: float = math.nan
+    holm_high: float = math.nan
 
 
 def by_group(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Runs]]:
@@ -92,7 +93,7 @@ def control_contrasts(grid: Grid, group: str, arms: Mapping[str, Runs]) -> list[
     """
     studied, found = grid.baseline["arm"], []
     own = arms.get(studied, {})
-    for metric in [name for name in grid.metrics if name == grid.metrics[0] or name.endswith("_forced")]:
+    for metric in [name for name in grid.metrics if name == grid.metrics[0] or title(name) == FORCED]:
         pairs = {
             arm: {draw: (runs[draw][metric], own[draw][metric]) for draw in own if draw in runs}
             for arm, runs in arms.items()
@@ -108,7 +109,7 @@ def state_contrasts(grid: Grid, group: str, arm: str, runs: Runs) -> list[Contro
     pairs = {
         name: {draw: (metrics[name], metrics[first]) for draw, metrics in runs.items()}
         for name in others
-        if all(name in metrics for metrics in runs.values())
+        if title(name) != FORCED and all(name in metrics for metrics in runs.values())
     }
     return _family(group, first, arm, {f"{arm}, {title(name)}": each for name, each in pairs.items()})
 
@@ -153,9 +154,9 @@ def report_markdown(
                 title(each.metric),
                 len(each.seeds),
                 f"{each.difference:+.3f}",
-                f"[{each.low:+.3f}, {each.high:+.3f}]",
+                _ends(each.low, each.high),
                 "" if each.p_holm is None else f"{each.p_holm:.1e}" if each.p_holm < 1e-3 else f"{each.p_holm:.3f}",
-                f"[{each.holm_low:+.3f}, {each.holm_high:+.3f}]",
+                _ends(each.holm_low, each.holm_high),
             )
             for each in family
         ]
@@ -173,7 +174,11 @@ def _mean(each: ArmMeans, name: str) -> str:
     if name not in each.means:
         return ""
     mean = each.means[name]
-    return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]" if mean.low == mean.low else f"{mean.value:.3f}"
+    return f"{mean.value:.3f}" if math.isnan(mean.low) else f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+
+
+def _ends(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
 
 
 def _seconds(each: ArmMeans) -> str:
