@@ -112,8 +112,6 @@ class LatentArmArguments(TaskArguments):
             Peak of a cosine with 5 % of warm-up and a tenth at its end.
         hidden_size, num_layers (`int`, *optional*, default to `64` and `2`):
             Sizes of the Qwen2.
-        teacher_forcing_steps (`float`, *optional*, defaults to `0`):
-            Share of the steps with the states of the targets, in arms that have such.
     """
 
     arm: str = "latent_soft"
@@ -122,7 +120,6 @@ class LatentArmArguments(TaskArguments):
     learning_rate: float = 3e-3
     hidden_size: int = 64
     num_layers: int = 2
-    teacher_forcing_steps: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -147,6 +144,7 @@ def cpu_settings(args: TaskArguments) -> dict:
         "report_to": "none",
         "disable_tqdm": True,
         "weight_decay": 0.0,
+        "adam_beta2": 0.99,
         "max_grad_norm": 1.0,
     }
 
@@ -182,7 +180,6 @@ def train_arm(args: LatentArmArguments, arm: LatentArm, problems: list[dict], to
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=max(1, args.train_steps // 20),
         logging_steps=max(1, args.train_steps // 20),
-        **({"teacher_forcing_steps": args.teacher_forcing_steps} if args.teacher_forcing_steps else {}),
     )
     clock = TrainingClock()
     with TemporaryDirectory() as start:

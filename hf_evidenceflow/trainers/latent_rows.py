@@ -3,6 +3,7 @@
 Shapes: B rows, T positions, C latent columns, M tokens of a target.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class RowReader:
 
     def __init__(self, tokenizer, args, chat_template_kwargs: dict | None = None):
         self.tokenizer, self.args, self.chat_template_kwargs = tokenizer, args, chat_template_kwargs
+        self._ids = functools.lru_cache(10_000)(self._ids)  # short tasks say the same steps again and again
         self.prefix = self._ids(args.answer_template.partition("{answer}")[0].rstrip())
         self._tokens: dict[str, int] = {}
 

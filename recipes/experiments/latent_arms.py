@@ -54,8 +54,11 @@ def _answer(mode: str, **fields) -> LatentArm:
     return LatentArm(settings={"thinking_mode": mode, "objective": "answer"}, **fields)
 
 
+# Half of the steps feed the states, or tokens, of the targets in one parallel pass, then the model feeds itself
+_TAUGHT = {"teacher_forcing_steps": 0.5}
+
 LATENT_ARMS = {
-    "latent_soft": _soft("soft"),
+    "latent_soft": _soft("soft", **_TAUGHT),
     "discrete": _answer("none", chain="right"),
     "mixed": _answer("none", chain="mixed"),
     "pause_soft": LatentArm(
@@ -63,9 +66,9 @@ LATENT_ARMS = {
     ),
     "none": _answer("none"),
     "pause": _answer("pause", counted=True, curriculum="all"),
-    "latent_embedding": _soft("embedding", thinking_settings=_WIDE_GATES),
+    "latent_embedding": _soft("embedding", thinking_settings=_WIDE_GATES, **_TAUGHT),
     "latent_projection": _soft("projection", thinking_settings=_WIDE_GATES),
-    "token_feedback": _soft("none"),
+    "token_feedback": _soft("none", **_TAUGHT),
     "coconut": _answer("coconut", chain="right", counted=True, curriculum="growing"),
     "codi": LatentArm(chain="right", counted=True, settings={"thinking_mode": "codi", "objective": "distill"}),
 }
