@@ -58,9 +58,10 @@ class ScriptArguments:
             The control: no thinking, that is GRPO.
         thinking_mode, thinking_residual_r_min, thinking_residual_r_max, thinking_residual_c,
         thinking_projection_layers, thinking_projection_norm, thinking_projection_dropout,
-        thinking_projection_init_std, thinking_answer_start (*optional*):
-            Fields of the model's config. What is not given stays as in the checkpoint. `thinking_answer_start=none`
-            thinks over the whole completion.
+        thinking_projection_init_std, thinking_answer_start, thinking_count, thinking_token_policy,
+        thinking_placeholder_id (*optional*):
+            Fields of the model's config. What is not given stays as in the checkpoint, such as one of
+            `recipes/latent_sft.py`. `thinking_answer_start=none` thinks over the whole completion.
         plot (`bool`, *optional*, defaults to `True`):
             Whether to draw `curves.png` at the end.
         shown_samples (`int`, *optional*, defaults to `4`):
@@ -81,6 +82,9 @@ class ScriptArguments:
     thinking_projection_dropout: float | None = None
     thinking_projection_init_std: float | None = None
     thinking_answer_start: str | None = None
+    thinking_count: int | None = None
+    thinking_token_policy: str | None = None
+    thinking_placeholder_id: int | None = None
     plot: bool = True
     shown_samples: int = 4
 

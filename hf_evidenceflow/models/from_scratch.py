@@ -72,16 +72,18 @@ def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer,
     return AutoModelForCausalLM.from_config(config_from_scratch(model_type, overrides, tokenizer), **kwargs)
 
 
-def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
+def parse_overrides(
+    overrides: Mapping[str, Any] | str | None, name: str = "config_overrides", example: str = '{"hidden_size": 64}'
+) -> dict[str, Any]:
     """
-    Fields of a config as a person gives them: a mapping, as from YAML, or a JSON object, as on a command line.
-    Anything else is a `ValueError`.
+    Fields of a config as a person gives them in the option `name`: a mapping, as from YAML, or a JSON object, as on a
+    command line. Anything else is a `ValueError`.
     """
     if isinstance(overrides, str):
-        remedy = f"It must be a JSON object such as '{{\"hidden_size\": 64}}', got {overrides!r}."
-        overrides = parse_json(overrides, "`config_overrides`", remedy=remedy)
+        remedy = f"It must be a JSON object such as '{example}', got {overrides!r}."
+        overrides = parse_json(overrides, f"`{name}`", remedy=remedy)
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise ValueError(f"`config_overrides` must map fields to values, got {overrides!r}.")
+        raise ValueError(f"`{name}` must map fields to values, got {overrides!r}.")
     return dict(overrides or {})
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from quiet_training import STEP_BY_STEP
 from repository import RECIPES
 from transformers import AutoModelForCausalLM, pipeline
 
-from hf_evidenceflow import HRPOTrainer, load_thinking_model
+from hf_evidenceflow import HRPOTrainer, LatentSFTConfig, LatentSFTTrainer, load_thinking_model
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.report.run_record import read_run_record
 
@@ -68,6 +69,32 @@ def test_only_grpo_trains_without_thinking(recipe, arguments, tmp_path):
     trainer = recipe.main([*arguments, "--only_grpo", "true", "--plot", "false"])
     assert trainer.thinking_mode == "none"
     assert not any("thinking" in key for entry in trainer.state.log_history for key in entry)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["soft", "coconut"])
+def test_a_latent_checkpoint_goes_on_with_its_own_thinking(recipe, arguments, scratch, tmp_path, mode):
+    settings = {"thinking_mode": mode, "objective": "answer", "latent_curriculum": [2], "max_steps": 2}
+    trainer = LatentSFTTrainer(
+        model=str(scratch),
+        args=LatentSFTConfig(str(tmp_path / "latent"), **settings, **STEP_BY_STEP, save_strategy="no"),
+        train_dataset=[
+            {"prompt": f"{n} + 3\n", "steps": [f"{n} + 3", "done"], "answer": str(n + 3)} for n in range(9)
+        ],
+    )
+    trainer.train()
+    trainer.save_model()
+    weights = {name: value.clone() for name, value in trainer.model.named_parameters() if "thinking" in name}
+    run = recipe.main(
+        [*arguments, "--model_name_or_path", str(tmp_path / "latent"), "--plot", "false", "--parity_check_steps", "1"]
+    )
+    config = run.model.config
+    assert (config.thinking_mode, config.thinking_count, config.token_policy) == (mode, 2, "placeholder")
+    assert config.thinking_placeholder_id == trainer.model.config.thinking_placeholder_id
+    frozen = dict(run.model.named_parameters())
+    assert all(torch.equal(frozen[name], value) for name, value in weights.items())
+    gaps = [row["thinking/parity_gap"] for row in run.state.log_history if "thinking/parity_gap" in row]
+    assert len(gaps) == 4 and max(gaps) <= 1e-4
 
 
 PUBLISHED = """--use_peft true --lora_r 32 --learning_rate 5e-6 --lr_thinking_residual_gate 1e-4
