@@ -89,6 +89,23 @@ def test_thinking_changes_what_is_generated_and_no_log_likelihood(checkpoint, pl
 
 
 @pytest.fixture(scope="module")
+def counted(checkpoint, tmp_path_factory):
+    """A checkpoint that has three thoughts before it writes."""
+    folder = str(tmp_path_factory.mktemp("counted"))
+    fields = {"thinking_mode": "coconut", "thinking_count": 3, "thinking_placeholder_id": 60}
+    load_thinking_model(checkpoint, **fields).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_fixed_number_of_thoughts_is_thought_however_the_harness_loads_the_model(counted, tasks):
+    expected = evaluate(counted, tasks, "thinking-hf")
+    assert evaluate(counted, tasks, "hf") == expected
+    assert evaluate(counted, tasks, "thinking-hf", thinking_mode="pause") != expected
+
+
+@pytest.fixture(scope="module")
 def adapter(checkpoint, tmp_path_factory):
     """An adapter of the thinking checkpoint, as our trainer saves it, and what is generated with it."""
     folder = str(tmp_path_factory.mktemp("adapter"))
