@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .callbacks.log_file import LogFileCallback as LogFileCallback
     from .callbacks.parameter_group_watch import ParameterGroupWatch as ParameterGroupWatch
     from .callbacks.router_statistics_callback import RouterStatisticsCallback as RouterStatisticsCallback
+    from .data.thought_rows import load_thought_rows as load_thought_rows
     from .data.thought_targets import (
         thought_targets_from_traces as thought_targets_from_traces,
         traces_from_samples as traces_from_samples,
@@ -106,6 +107,7 @@ _EXPORTS = {
     "callbacks.router_statistics_callback": ["RouterStatisticsCallback"],
     "probe.probe": ["EvidenceProbe", "ProbeResult"],
     "models.router_statistics": ["RouterStatistics"],
+    "data.thought_rows": ["load_thought_rows"],
     "data.thought_targets": ["thought_targets_from_traces", "traces_from_samples"],
     "losses.next_token": ["NextTokenTargets"],
     "models.ablation.configuration_ablation": ["AblationLlamaConfig"],

@@ -37,7 +37,7 @@ options. A recipe that trains takes those of `accelerate launch` too (--num_proc
 with a file of `accelerate config` or a packaged one."""
 
 # Those that `accelerate launch` starts; the others run in one process
-TRAINING = ("hrpo_gsm8k", "pretrain_clm", "pretrain_tinyseek", "train_from_scratch")
+TRAINING = ("hrpo_gsm8k", "latent_sft", "pretrain_clm", "pretrain_tinyseek", "train_from_scratch")
 
 
 class CommandError(SystemExit):
@@ -97,11 +97,15 @@ def recipe_lines() -> list[str]:
 
 
 def packaged_configs(name: str) -> dict[str, Path]:
-    """The YAML files of a recipe by the names that `--config` takes. A recipe of the course has one, `smoke`."""
+    """
+    The YAML files of a recipe by the names that `--config` takes, such as `smoke` and `coconut/paper`. A recipe of the
+    course has one, `smoke`.
+    """
     folder = _recipe_folder() / "configs"
     if name.startswith("course/"):
         return {"smoke": folder / f"{name}.yaml"}
-    return {path.stem: path for path in sorted((folder / name).glob("*.yaml"))}
+    folder /= name
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def start(name: str, arguments: Sequence[str]) -> int:
@@ -217,9 +221,11 @@ def _summary(path: Path) -> str:
 
 def _config_path(recipe: str, value: str) -> str:
     """A path stays; a name, without folder and suffix, is looked up among the recipe's packaged files."""
-    if Path(value).name != value or Path(value).suffix or Path(value).is_file():
+    files = packaged_configs(recipe)
+    is_path = (Path(value).name != value and value not in files) or Path(value).suffix
+    if is_path or Path(value).is_file():
         return value
-    return _packaged(value, packaged_configs(recipe), f"`{recipe}` has no packaged config `{value}`.")
+    return _packaged(value, files, f"`{recipe}` has no packaged config `{value}`.")
 
 
 def _accelerate_config(value: str) -> str:

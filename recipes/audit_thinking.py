@@ -34,6 +34,7 @@ from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.thinking.intervention import INTERVENTIONS
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.tasks import GENERATED_TASKS, TASKS, THOUGHT_TASKS, build_prompt
+from hf_evidenceflow.tasks.prompts import system_prompt_argument
 
 
 GENERATED = {**GENERATED_TASKS, **THOUGHT_TASKS}
@@ -59,6 +60,8 @@ class AuditArguments:
             Hub name, jsonl or parquet file, or folder. If not given, the task's data set on the Hub.
         dataset_split (`str`, *optional*, defaults to `"test"`):
             Split of the data set.
+        system_prompt (`str`, *optional*):
+            Instruction before the question of a data set; `none`: the question alone. If not given, the task's own.
         max_samples (`int`, *optional*):
             Number of problems, from the first. If not given, all of a data set, and 500 generated ones.
         interventions (`list[str]`, *optional*, defaults to all):
@@ -83,6 +86,7 @@ class AuditArguments:
     task_settings: dict | str | None = None
     dataset_name_or_path: str | None = None
     dataset_split: str = "test"
+    system_prompt: str | None = None
     max_samples: int | None = None
     interventions: list[str] = field(default_factory=lambda: list(INTERVENTIONS))
     max_new_tokens: int = 64
@@ -160,7 +164,11 @@ def load_problems(args: AuditArguments, conversational: bool):
     if args.task not in GENERATED:
         task = TASKS[args.task]
         rows = task.load(
-            args.dataset, split=args.dataset_split, conversational=conversational, max_samples=args.max_samples
+            args.dataset,
+            split=args.dataset_split,
+            conversational=conversational,
+            max_samples=args.max_samples,
+            **system_prompt_argument(args.system_prompt),
         )
         return list(rows), task.reward
     task = GENERATED[args.task]

@@ -37,6 +37,7 @@ from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import TASKS
+from hf_evidenceflow.tasks.prompts import system_prompt_argument
 
 
 @dataclass
@@ -46,12 +47,15 @@ class ScriptArguments:
 
     Args:
         task (`str`, *optional*, defaults to `"gsm8k"`):
-            One of [`~hf_evidenceflow.tasks.TASKS`]: `gsm8k`, `math`, `mmlu_stem`, `arc_challenge` or `open_qa`.
+            One of [`~hf_evidenceflow.tasks.TASKS`]: `gsm8k`, `math`, `mmlu_stem`, `arc_challenge`,
+            `open_qa`, or `rows` of one's own with `prompt` or `question`, and `answer`.
         dataset_name_or_path (`str`, *optional*):
             Hub name, jsonl or parquet file, or folder. If not given, the task's data set on the Hub, which `open_qa`
-            has not.
+            and `rows` have not.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split to train on.
+        system_prompt (`str`, *optional*):
+            Instruction before a question; `none`: the question alone. If not given, the task's own.
         max_samples (`int`, *optional*):
             Number of problems, drawn with `seed`. If not given, all.
         only_grpo (`bool`, *optional*, defaults to `False`):
@@ -71,6 +75,7 @@ class ScriptArguments:
     task: str = field(default="gsm8k", metadata={"choices": list(TASKS)})
     dataset_name_or_path: str | None = None
     dataset_split: str = "train"
+    system_prompt: str | None = None
     max_samples: int | None = None
     only_grpo: bool = False
     thinking_mode: str | None = None
@@ -148,6 +153,7 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
             conversational=tokenizer.chat_template is not None,
             max_samples=script_args.max_samples,
             seed=training_args.seed,
+            **system_prompt_argument(script_args.system_prompt),
         )
         training_args.model_init_kwargs = {
             "revision": model_args.model_revision,

@@ -15,8 +15,10 @@ do: they are taken from `evidence_flow/model_loss`, which the callback logs.
 
 Outputs, in `output_dir`:
 - `curves.png`: loss, perplexity, held-out loss, Loss_p and its weight, load balance, learning rate and the rolling
-  coefficient of variation of the perplexity, as far as they are logged;
-- `log_fit.png`: the loss over ln(step) with its least-squares line; `layers.png`: Loss_p by layer, where it is logged;
+  coefficient of variation of the perplexity, and of latent training KL, probability on the targets, loss after the
+  thoughts and stage, as far as they are logged;
+- `log_fit.png`: the loss over ln(step) with its least-squares line; `layers.png`: Loss_p by layer, and `thoughts.png`:
+  KL by thought, where they are logged;
 - `metrics.json`: last values, fit and spread of each run; `index.html`: all of it on one page; `run.json`.
 """
 
@@ -32,7 +34,7 @@ from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.report.curves import load_log_history
 from hf_evidenceflow.report.figures import COLOURS
 from hf_evidenceflow.report.html import html_page, picture
-from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves
+from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves, plot_thoughts
 from hf_evidenceflow.report.run_metrics import run_metrics
 from hf_evidenceflow.report.run_record import run_record
 
@@ -41,6 +43,7 @@ CAPTIONS = {
     "curves": "Curves of the log; bold lines are running means",
     "log_fit": "Loss over the logarithm of the step, and its fit",
     "layers": "Loss_p by layer, unweighted",
+    "thoughts": "KL of each thought to its target",
 }
 COLUMNS = (
     *("run", "loss taken from", "last loss", "last perplexity", "held-out loss", "Loss_p"),
@@ -95,6 +98,7 @@ def main(argv: list[str] | None = None) -> dict:
             "curves": plot_run_curves(histories, folder / "curves.png", args.window, args.smooth, args.keys),
             "log_fit": plot_log_fit(histories, folder / "log_fit.png"),
             "layers": plot_layer_terms(histories, folder / "layers.png"),
+            "thoughts": plot_thoughts(histories, folder / "thoughts.png"),
         }
         metrics = {name: run_metrics(log, args.window, args.cv_threshold) for name, log in histories.items()}
         atomic_write_json(folder / "metrics.json", metrics)

@@ -110,6 +110,11 @@ def test_smoke_is_the_small_form_of_a_recipe_of_the_course(started):
     ]
 
 
+def test_a_config_in_a_folder_of_its_recipe_is_named_with_it(started):
+    path = RECIPES / "configs/latent_sft/coconut/paper.yaml"
+    assert started("latent_sft", "--config", "coconut/paper")[-1] == str(path)
+
+
 @pytest.mark.parametrize("value", ["mine.yaml", "folder/smoke", "./smoke"])
 def test_the_path_of_a_config_stays(value, started):
     assert started("hrpo_gsm8k", "--config", value)[-1] == value

@@ -35,6 +35,12 @@ KNOWN_CURVES = {
     "derived/perplexity": ("Perplexity", "exp of the loss"),
     "derived/perplexity_cv": ("Rolling CV of the perplexity", "standard deviation / mean"),
     "rollout/tokens_per_second": ("Speed of the rollout", "tokens per second"),
+    "latent/kl": ("Thoughts: KL to their targets", "nats per thought"),
+    "latent/target_share": ("Thoughts: probability on the targets", "share"),
+    "latent/answer_loss": ("Loss of the text after the thoughts", "nats per token"),
+    "latent/stage": ("Curriculum", "steps that are thoughts"),
+    "latent/distance": ("Distance to the chain's states", "mean over layers"),
+    "latent/chain_loss": ("Loss of the chain", "nats per token"),
     "thinking/gate_mean": ("Thinking: gate", "mean of r"),
     "thinking/hidden_ratio": ("Thinking: hidden ratio", "mean of sqrt(1 - a²)"),
     "thinking/token_share": ("Thinking: tokens", "share of the completion"),
@@ -45,11 +51,12 @@ KNOWN_CURVES = {
     "thinking/projection_grad_norm": ("Thinking: gradient of the projection", "norm"),
     "thinking/state_cosine": ("Thinking: projected and weighted state", "cosine"),
 }
+LATENT_KEYS = tuple(key for key in KNOWN_CURVES if key.startswith("latent/"))
 # What is drawn unless asked otherwise; `thinking/...` keys are added to it.
-DEFAULT_KEYS = ("reward", "loss", "completions/mean_length", "entropy")
+DEFAULT_KEYS = ("reward", "loss", "completions/mean_length", "entropy", *LATENT_KEYS)
 THINKING_PREFIX = "thinking/"
 # Exact, and bent by a mean
-_SCHEDULES = ("learning_rate", "evidence_flow/weight", "derived/perplexity_cv")
+_SCHEDULES = ("learning_rate", "latent/stage", "evidence_flow/weight", "derived/perplexity_cv")
 
 
 def load_log_history(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .curves import curve, plot_training_curves
+from .curves import LATENT_KEYS, curve, plot_training_curves
 from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
 from .run_metrics import LOSS_KEY, PERPLEXITY_KEY, SPREAD_KEY, log_fit, with_derived
 
@@ -17,9 +17,11 @@ from .run_metrics import LOSS_KEY, PERPLEXITY_KEY, SPREAD_KEY, log_fit, with_der
 _DRAWN = (
     *(LOSS_KEY, PERPLEXITY_KEY, "eval_loss", "eval_perplexity", "evidence_flow/loss", "evidence_flow/weight"),
     *("aux_loss", "balance_loss", "learning_rate", SPREAD_KEY),
+    *LATENT_KEYS,
 )
 _ROUTER_PREFIX = "router_"  # of RouterStatistics
 _LAYER_KEY = re.compile(r"evidence_flow/layer_(\d+)")
+_THOUGHT_KEY = re.compile(r"latent/kl_(\d+)")
 
 
 def plot_run_curves(
@@ -98,27 +100,40 @@ def plot_layer_terms(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
     Draw the Loss_p term of each layer into a PNG, one panel per run that logs `evidence_flow/layer_{i}`; `histories`
     as in [`plot_run_curves`]. Returns the path; `None`, and no picture, if no run logs them.
     """
-    layers = {
-        name: sorted({int(found[1]) for row in history for key in row if (found := _LAYER_KEY.fullmatch(key))})
-        for name, history in histories.items()
-    }
-    layers = {name: found for name, found in layers.items() if found}
-    if not layers:
+    return _plot_parts(histories, path, _LAYER_KEY, "Loss_p by layer", "term of the layer", "layer")
+
+
+def plot_thoughts(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike) -> Path | None:
+    """
+    Draw the KL of each thought to its target into a PNG, one panel per run that logs `latent/kl_{i}`; otherwise as
+    [`plot_layer_terms`].
+    """
+    return _plot_parts(histories, path, _THOUGHT_KEY, "KL to the target by thought", "nats", "thought")
+
+
+def _plot_parts(histories, path, pattern: re.Pattern, title: str, unit: str, part: str) -> Path | None:
+    """A panel per run, with a line for each logged key that the pattern matches."""
+    runs = {}
+    for name, history in histories.items():
+        found = {key: int(match[1]) for row in history for key in row if (match := pattern.fullmatch(key))}
+        if found:
+            runs[name] = sorted(found, key=found.get)
+    if not runs:
         return None
-    figure = new_figure((5.1, 3.4 * len(layers)))
+    figure = new_figure((5.1, 3.4 * len(runs)))
     from matplotlib import colormaps
 
-    panels = figure.subplots(len(layers), 1, squeeze=False, sharey=True).ravel()
-    for panel, (name, found) in zip(panels, layers.items()):
-        for place, layer in enumerate(found):
-            shade = colormaps["viridis"](0.9 * place / max(len(found) - 1, 1))
-            steps, values = curve(histories[name], f"evidence_flow/layer_{layer}")
+    panels = figure.subplots(len(runs), 1, squeeze=False, sharey=True).ravel()
+    for panel, (name, keys) in zip(panels, runs.items()):
+        for place, key in enumerate(keys):
+            shade = colormaps["viridis"](0.9 * place / max(len(keys) - 1, 1))
+            steps, values = curve(histories[name], key)
             marker = "o" if len(steps) < 3 else None
-            panel.plot(steps, values, marker=marker, color=shade, linewidth=1.4, label=str(layer))
-        panel.set_title(f"Loss_p by layer: {name}", fontsize=11, loc="left", fontweight="bold")
-        panel.set_ylabel("term of the layer", fontsize=9)
+            panel.plot(steps, values, marker=marker, color=shade, linewidth=1.4, label=key.rpartition("_")[2])
+        panel.set_title(f"{title}: {name}", fontsize=11, loc="left", fontweight="bold")
+        panel.set_ylabel(unit, fontsize=9)
         _finish(panel)
-        panel.legend(title="layer", fontsize=7, title_fontsize=8, ncols=math.ceil(len(found) / 12), frameon=False)
+        panel.legend(title=part, fontsize=7, title_fontsize=8, ncols=math.ceil(len(keys) / 12), frameon=False)
     panels[-1].set_xlabel("optimizer step", fontsize=9)
     return save_figure(figure, path)
 

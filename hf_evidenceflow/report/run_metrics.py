@@ -48,12 +48,14 @@ def loss_key(history: Sequence[Mapping[str, Any]]) -> str | None:
 
     Returns:
         `str` or `None`: `"evidence_flow/model_loss"` where it is logged, else `"loss"`; `None` if there is neither, or
-        if `loss` is no cross-entropy: it holds a weighted Loss_p too, or is the objective of a training on rewards.
+        if `loss` is no cross-entropy: it holds a weighted Loss_p or what thoughts are taught, or is the objective of a
+        training on rewards.
     """
     logged = set().union(*history)
     if "evidence_flow/model_loss" in logged:
         return "evidence_flow/model_loss"
-    mixed = "evidence_flow/loss" in logged or any(key.startswith("reward") for key in logged)
+    mixed = bool(logged & {"evidence_flow/loss", "latent/kl", "latent/distance"})
+    mixed |= any(key.startswith("reward") for key in logged)
     return "loss" if "loss" in logged and not mixed else None
 
 

@@ -48,6 +48,7 @@ from .multiple_choice import (
 )
 from .numbers import last_number, parse_number
 from .open_qa import OPEN_QA_SYSTEM_PROMPT, extract_open_answer, load_open_qa, normalize_answer, open_qa_reward
+from .own_rows import ROWS_SYSTEM_PROMPT, extract_short_answer, load_rows, rows_reward
 from .prompts import build_prompt, build_system_prompt, filter_long_prompts
 from .set_tracking import (
     build_set_tokenizer,
@@ -86,6 +87,7 @@ TASKS = {
     "mmlu_stem": Task(load_mmlu_stem, multiple_choice_reward, "cais/mmlu"),
     "arc_challenge": Task(load_arc_challenge, multiple_choice_reward, "allenai/ai2_arc"),
     "open_qa": Task(load_open_qa, open_qa_reward, None),
+    "rows": Task(load_rows, rows_reward, None),
 }
 
 
@@ -121,6 +123,7 @@ __all__ = [
     "MMLU_STEM_SUBJECTS",
     "MULTIPLE_CHOICE_SYSTEM_PROMPT",
     "OPEN_QA_SYSTEM_PROMPT",
+    "ROWS_SYSTEM_PROMPT",
     "TASKS",
     "TEMPLATES",
     "THOUGHT_TASKS",
@@ -141,6 +144,7 @@ __all__ = [
     "extract_choice",
     "extract_math_answer",
     "extract_open_answer",
+    "extract_short_answer",
     "filter_long_prompts",
     "generate_graph_problems",
     "generate_graph_stories",
@@ -156,6 +160,7 @@ __all__ = [
     "load_math",
     "load_mmlu_stem",
     "load_open_qa",
+    "load_rows",
     "make_careless",
     "make_hasty",
     "make_sloppy",
@@ -166,6 +171,7 @@ __all__ = [
     "open_qa_reward",
     "parse_number",
     "prepare_gsm8k",
+    "rows_reward",
     "set_runs",
     "set_tracking_reward",
     "split_graph_problems",

@@ -42,6 +42,16 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
     return f"{question}\n" if system_prompt is None else f"{system_prompt}\n\n{question}\n"
 
 
+def system_prompt_argument(option: str | None) -> dict[str, str | None]:
+    """
+    The argument of a loader for an option of a recipe: none for `None`, which leaves the task's own instruction, and
+    `None` for the text `none`, which asks the question alone.
+    """
+    if option is None:
+        return {}
+    return {"system_prompt": None if option.lower() == "none" else option}
+
+
 def ask(dataset, read_row: Callable[[int, dict], dict], system_prompt: str | None, conversational: bool):
     """
     The rows of a task as the trainers take them: `prompt`, `answer`, `question` and what else `read_row` keeps.

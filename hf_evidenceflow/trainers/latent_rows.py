@@ -48,7 +48,8 @@ class RowReader:
             if len(ids) != 1:
                 raise ValueError(
                     f"{place}: the target {text!r} must be one token, but the tokenizer makes {len(ids)} of it: "
-                    f"{self.tokenizer.convert_ids_to_tokens(ids)}. Take another name for it (mind the space in front)."
+                    f"{self.tokenizer.convert_ids_to_tokens(ids)}. Give it another name (mind the space before it), "
+                    "cut solutions into tokens, or choose `objective='answer'`, which takes steps of any length."
                 )
             self._tokens[text] = ids[0]
         return self._tokens[text]
@@ -156,6 +157,7 @@ def compose(row: Mapping[str, Any], stage: int | None, args, placeholder: int, c
     elif args.objective == "answer":
         stage = len(row["step_ids"]) if stage is None else stage
         thoughts, steps = stage * args.latent_tokens_per_step, row["step_ids"][stage:]
+        thoughts = thoughts if args.thinking_count is None else min(thoughts, args.thinking_count)
     else:
         thoughts = count
     text = [token for step in steps for token in step]

@@ -68,16 +68,28 @@ def thought_count(mode: str, args, rows) -> int | None:
         return None
     column, each = ("target_ids", 1) if args.objective == "soft_targets" else ("step_ids", args.latent_tokens_per_step)
     if stages is not None and args.objective == "answer":
-        trained = {stages[-1] * each}
+        trained = {stages[-1] * each if given is None else min(stages[-1] * each, given)}
     else:
         lengths = {len(steps) for steps in rows[column]}
         trained = {min(length, stages[-1]) if stages else length * each for length in lengths}
-    if len(trained) > 1 or (given is not None and trained != {given}):
+    if len(trained) > 1:
+        remedy = f"cut them by `latent_curriculum=[{min(trained)}]`, or choose a mode that ends by the answer marker"
+        if args.objective == "answer":
+            remedy = f"set `latent_curriculum=[{max(trained) // each}]`: rows with fewer steps get as many thoughts"
         raise ValueError(
-            f"`thinking_mode={mode!r}` decodes with a fixed number of thoughts, `thinking_count={given}`, and the "
-            f"rows train {sorted(trained)}. Give all rows as many, set `latent_curriculum`, or choose another mode."
+            f"The model will decode with a fixed number of thoughts, and the rows have {_shown(trained)}. Give all "
+            f"rows as many, or {remedy}."
+        )
+    if given is not None and trained != {given}:
+        raise ValueError(
+            f"`thinking_count` is {given}, and the rows train {_shown(trained)} thoughts. Leave it out, or set it to "
+            "their number."
         )
     return trained.pop()
+
+
+def _shown(counts: set[int]) -> str:
+    return ", ".join(map(str, sorted(counts)[:5])) + (", ..." if len(counts) > 5 else "")
 
 
 def placeholder_id(args, tokenizer) -> int:

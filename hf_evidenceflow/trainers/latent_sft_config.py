@@ -21,7 +21,9 @@ class LatentSFTConfig(DeviceSFTConfig):
             `"none"` the model's own tokens are fed back, and `"pause"` feeds placeholders: the controls.
         thinking_count (`int`, *optional*):
             Number of thoughts that the checkpoint decodes with. `None`: for `soft_targets` as many as the rows have in
-            modes that need a fixed number, else until the answer marker; for `answer` that of the last stage.
+            modes that need a fixed number, else until the answer marker; for `answer` that of the last stage. Given
+            with `answer`, it is the most thoughts of a stage: with `latent_curriculum=[0, 1, 2, 3, 99]`, two tokens a
+            step, and 6, the last stage has no steps left and 6 thoughts, as Coconut's on GSM8K.
         thinking_token_policy (`str`, *optional*):
             Token that a thought has, `"sample"`, `"argmax"` or `"placeholder"`; `None`: the mode's own.
         placeholder_token (`str`, *optional*):

@@ -28,6 +28,13 @@ from .thinking_adapter_mixin import ThinkingAdapterMixin
 from .thinking_groups import thinking_group_specs
 
 
+_PAPERS = {
+    "soft_targets": "[CoT2](https://huggingface.co/papers/2505.23648)",
+    "answer": "[Coconut](https://huggingface.co/papers/2412.06769)",
+    "distill": "[CODI](https://huggingface.co/papers/2502.21074)",
+}
+
+
 class LatentSFTTrainer(
     ThinkingAdapterMixin,
     ModelCardMixin,
@@ -70,7 +77,13 @@ class LatentSFTTrainer(
 
     _tag_names = ["trl", "latent-sft", "hf_evidenceflow"]
     _card_tags = tuple(_tag_names)
-    _card_method = "latent supervised training"
+
+    @property
+    def _card_method(self):
+        return f"latent supervised training, objective `{self.args.objective}` ({_PAPERS[self.args.objective]})"
+
+    def _card_prompt(self):
+        return self.processing_class.decode(self.train_dataset[0]["prompt_ids"]), False
 
     def __init__(
         self,

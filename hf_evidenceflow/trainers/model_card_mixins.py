@@ -15,8 +15,16 @@ _SETTINGS = (
     *("lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "optim"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs", "bf16", "seed"),
     *("num_generations", "num_iterations", "beta", "temperature", "max_completion_length", "loss_type"),
+    *("objective", "soft_target_weight", "distill_weight", "teacher_forcing_steps", "latent_curriculum"),
+    *("latent_steps_per_stage", "latent_until_loss", "latent_tokens_per_step", "earlier_stage_share"),
 )
-_FINAL = {"eval_loss": "Held-out loss", "eval_perplexity": "Held-out perplexity", "eval_accuracy": "Held-out accuracy"}
+_FINAL = {
+    "eval_loss": "Held-out loss",
+    "eval_perplexity": "Held-out perplexity",
+    "eval_accuracy": "Held-out accuracy",
+    "latent/kl": "KL of a thought to its target in training, last logged, nats",
+    "latent/target_share": "Probability of a thought on its targets in training, last logged",
+}
 _OWN_TYPES = ("thinking_", "tinyseek", "crosslayer", "ablation")
 _SHOWN_SAMPLES = 3
 

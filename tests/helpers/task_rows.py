@@ -9,3 +9,5 @@ MMLU = {"question": "Which?", "subject": "astronomy", "choices": ["Sun", "Moon",
 ARC = {"id": "1", "question": "Which?", "choices": {"text": ["Sun", "Moon"], "label": ["1", "2"]}, "answerKey": "2"}
 
 QA = {"question": "Where?", "contexts": ["One.", "Two.", "Three.", "Four."], "golden_answers": ["Paris", "Lutetia"]}
+
+OWN = {"question": "Which cup?", "answer": "the red cup", "traces": [["red"], ["blue"]]}

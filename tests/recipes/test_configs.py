@@ -57,7 +57,7 @@ def test_grids_and_plain_files_are_all_there():
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_recipe_reads_its_config(name, parse, tmp_path):
-    folder = Path(name).parent.as_posix()
+    folder = Path(name).parts[0]
     if name in BASES:
         recipe = RECIPES / "pretrain_clm.py"
     elif folder == "course":
@@ -91,6 +91,6 @@ def test_each_option_of_the_training_recipes_has_a_help_text(parse, monkeypatch)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(RecipeParser, "parse_args_and_config", collect)
-    for recipe in ("pretrain_clm", "hrpo_gsm8k"):
+    for recipe in ("pretrain_clm", "hrpo_gsm8k", "latent_sft"):
         parse(RECIPES / f"{recipe}.py", CONFIGS / recipe / "smoke.yaml")
     assert without == []

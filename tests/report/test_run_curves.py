@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from hf_evidenceflow.report.curves import curve, load_log_history
-from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves
+from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves, plot_thoughts
 from hf_evidenceflow.report.run_metrics import log_fit, loss_key, rolling_cv, run_metrics, with_derived
 
 
@@ -19,6 +19,12 @@ SUPERVISED = [
     }
     | LAYERS
     for row in PLAIN
+]
+
+LATENT = [
+    {"step": step, "loss": 2.0, "latent/kl": 1.0 / step, "latent/kl_1": 0.5 / step, "latent/kl_2": 1.5 / step}
+    | {"latent/target_share": 0.5, "latent/answer_loss": 1.0, "latent/stage": 2}
+    for step in range(1, 11)
 ]
 
 
@@ -108,6 +114,18 @@ def test_there_is_a_panel_by_layer_for_each_run_that_logs_them(tmp_path):
     two = size(plot_layer_terms({"a": SUPERVISED, "b": SUPERVISED}, tmp_path / "b.png"))
     assert two[1] == 2 * one[1]
     assert plot_layer_terms({"plain": PLAIN}, tmp_path / "c.png") is None and not (tmp_path / "c.png").exists()
+
+
+def test_there_is_a_panel_by_thought_for_a_latent_run_only(tmp_path):
+    assert plot_thoughts({"latent": LATENT, "plain": PLAIN}, tmp_path / "a.png") is not None
+    assert plot_thoughts({"plain": PLAIN}, tmp_path / "b.png") is None
+
+
+def test_what_thoughts_are_taught_is_drawn_and_is_no_perplexity(tmp_path):
+    assert loss_key(LATENT) is None
+    one = size(plot_run_curves({"latent": [{**row, "latent/kl": None} for row in LATENT]}, tmp_path / "a.png"))
+    two = size(plot_run_curves({"latent": LATENT}, tmp_path / "b.png"))
+    assert two[1] > one[1]  # four panels in two rows
 
 
 def test_the_fit_is_drawn_where_there_are_points(tmp_path):

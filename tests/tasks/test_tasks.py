@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from task_rows import ARC, GSM8K, MATH, MMLU, QA
+from task_rows import ARC, GSM8K, MATH, MMLU, OWN, QA
 
 from hf_evidenceflow.tasks import TASKS, math_reward, multiple_choice_reward, open_qa_reward
 
@@ -16,6 +16,7 @@ EXAMPLES = {
     "mmlu_stem": (MMLU, "C"),
     "arc_challenge": (ARC, "B"),
     "open_qa": (QA, ["Paris", "Lutetia"]),
+    "rows": (OWN, "the red cup"),
 }
 LOADERS = [(TASKS[name].load, row, answer, TASKS[name].reward) for name, (row, answer) in EXAMPLES.items()]
 REWARDS = (math_reward, multiple_choice_reward, open_qa_reward)

@@ -277,7 +277,8 @@ def _check(thinker, model, targets):
     if targets is not None and method.fuses and not method.reads_distribution:
         raise ValueError(
             f"`thinking_mode={model.config.thinking_mode!r}` has states that no target distribution gives; teacher "
-            "forcing works in the modes `soft` and `embedding`. Leave the targets out."
+            "forcing works in the modes `soft` and `embedding`. Leave the targets out, in training by "
+            "`teacher_forcing_steps=0`."
         )
     if thinker.options.iterations is not None and model.config.token_matters and model.config.token_policy == "sample":
         raise ValueError(
