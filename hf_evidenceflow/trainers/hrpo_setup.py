@@ -38,7 +38,7 @@ def thinking_config(model, model_init_kwargs: Mapping[str, Any] | None):
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(base, ThinkingGenerationMixin):
         raise ValueError(
-            f"HRPOTrainer needs a thinking model, got {type(base).__name__}. Load the checkpoint with "
+            f"This trainer needs a thinking model, got {type(base).__name__}. Load the checkpoint with "
             "`hf_evidenceflow.load_thinking_model(path_or_id)`, or pass its path as a string."
         )
     return base.config

@@ -4,6 +4,7 @@ Shapes: B rows, T positions, C latent columns, M tokens of a target.
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,11 @@ class RowReader:
                     f"{self.tokenizer.convert_ids_to_tokens(ids)}. Give it another name (mind the space before it), "
                     "cut solutions into tokens, or choose `objective='answer'`, which takes steps of any length."
                 )
+            if ids[0] == self.tokenizer.unk_token_id and text != self.tokenizer.unk_token:
+                raise ValueError(
+                    f"{place}: the tokenizer does not know the target {text!r}. Take a name that is one token of it "
+                    "(mind the space in front)."
+                )
             self._tokens[text] = ids[0]
         return self._tokens[text]
 
@@ -89,11 +95,18 @@ class RowReader:
         return [self._target(target, f"{place}, thought {number}") for number, target in enumerate(given, 1)]
 
     def _target(self, target, place):
-        weights = {text: weight for text, weight in target.items() if weight is not None and weight != 0}
-        total = sum(weights.values())
-        if not weights or min(weights.values()) < 0 or not 0 < total < float("inf"):
-            raise ValueError(f"{place}: weights must be positive and finite numbers, got {dict(target)}.")
-        return [self._token(text, place) for text in weights], [weight / total for weight in weights.values()]
+        given = {text: weight for text, weight in target.items() if weight is not None}
+        if not all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in given.values()):
+            raise ValueError(f"{place}: weights must be finite numbers of at least 0, got {given}. Correct them.")
+        total = sum(given.values())
+        if not 0 < total < math.inf:
+            raise ValueError(f"{place}: some weight must be positive, got {given}. Correct them, or leave it out.")
+        weights: dict[int, float] = {}
+        for text, weight in given.items():
+            if weight:
+                token = self._token(text, place)
+                weights[token] = weights.get(token, 0.0) + weight / total
+        return list(weights), list(weights.values())
 
 
 def read_rows(dataset, reader: RowReader, max_length: int | None, name: str = "training") -> Dataset:

@@ -23,10 +23,14 @@ def load_latent_model(model, args, tokenizer, rows):
             f"`thinking_settings={settings}` are for a model that the trainer loads. Set them where the model is made."
         )
     init = {**(args.model_init_kwargs or {}), **settings} if is_path else None
-    mode = args.thinking_mode or thinking_config(model, init).thinking_mode
+    config = thinking_config(model, init)
+    mode = args.thinking_mode or config.thinking_mode
     if mode not in THINKING_METHODS:
         raise ValueError(f"`thinking_mode` must be one of {', '.join(map(repr, THINKING_METHODS))}, got {mode!r}.")
     fields = thinking_fields(mode, args, tokenizer, rows)
+    check_forward(mode, args)
+    if fields["thinking_count"] is None and THINKING_METHODS[mode].fuses:
+        check_marker(config.thinking_answer_start, args, tokenizer, rows)
     if is_path:
         args = copy.copy(args)
         args.model_init_kwargs = {**init, **fields}
@@ -40,8 +44,13 @@ def load_latent_model(model, args, tokenizer, rows):
 
 def thinking_fields(mode: str, args, tokenizer, rows) -> dict:
     """Fields of the thinking config that the run decides."""
-    fields: dict = {"thinking_mode": mode}
+    fields: dict = {"thinking_mode": mode, "thinking_count": None, "thinking_token_policy": None}
     if mode == "none":
+        if args.objective != "soft_targets" and thought_count(mode, args, rows):
+            raise ValueError(
+                f"`thinking_mode='none'` has no thoughts that `objective={args.objective!r}` could train. Choose "
+                "another mode; `latent_curriculum=[0]` trains on the discrete chain."
+            )
         return fields
     count = thought_count(mode, args, rows)
     policy = args.thinking_token_policy
@@ -90,6 +99,44 @@ def thought_count(mode: str, args, rows) -> int | None:
 
 def _shown(counts: set[int]) -> str:
     return ", ".join(map(str, sorted(counts)[:5])) + (", ..." if len(counts) > 5 else "")
+
+
+def check_forward(mode: str, args) -> None:
+    """A `ValueError` for settings of the forward pass that the mode does not allow."""
+    method, policy = THINKING_METHODS[mode], args.thinking_token_policy
+    if args.teacher_forcing_steps and method.fuses and not method.reads_distribution:
+        raise ValueError(
+            f"`thinking_mode={mode!r}` has states that no target distribution gives, so that it can't be trained with "
+            f"`teacher_forcing_steps={args.teacher_forcing_steps}`. Set that to 0, or take the mode `soft` or "
+            "`embedding`."
+        )
+    if args.latent_iterations and method.mixer != "replace" and (policy or method.token_policy) == "sample":
+        raise ValueError(
+            f"`latent_iterations={args.latent_iterations}` needs thoughts whose tokens are not drawn at random. Set "
+            "`thinking_token_policy='argmax'`, or leave it out."
+        )
+
+
+def check_marker(marker: str | None, args, tokenizer, rows) -> None:
+    """
+    A `ValueError` if a checkpoint that thinks until its marker would not stop where the thoughts of the rows end: the
+    text after them has to begin with the marker, as one token.
+    """
+    stage = args.latent_curriculum[-1] if args.latent_curriculum else None
+    if stage is not None and any(len(row["step_ids"]) > stage for row in rows):
+        raise ValueError(
+            f"The last stage of `latent_curriculum={args.latent_curriculum}` leaves steps as text, during which a "
+            "model that thinks until its answer marker would go on thinking. Set `thinking_count`, or let the last "
+            "stage take all steps."
+        )
+    first = tokenizer.decode(rows[0]["answer_ids"][:1])
+    if marker is None or marker not in first:
+        raise ValueError(
+            f"The text after the thoughts begins with the token {first!r} (`answer_template={args.answer_template!r}`"
+            f"), and decoding ends the thinking at `thinking_answer_start={marker!r}`. Let the template begin with "
+            "that marker, and take one that is a single token of the tokenizer; or set `thinking_count`, if all rows "
+            "have as many thoughts."
+        )
 
 
 def placeholder_id(args, tokenizer) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..callbacks.latent_curriculum import LatentCurriculum
 from ..models.thinking.latent_forward import LatentOptions
 from .precision import DeviceSFTConfig
 
@@ -136,12 +137,29 @@ class LatentSFTConfig(DeviceSFTConfig):
             raise ValueError(f"`earlier_stage_share` must be in [0, 1), got {self.earlier_stage_share}.")
         if self.latent_tokens_per_step < 1:
             raise ValueError(f"`latent_tokens_per_step` must be at least 1, got {self.latent_tokens_per_step}.")
+        if self.latent_tokens_per_step > 1 and self.objective != "answer":
+            raise ValueError(
+                f"`latent_tokens_per_step={self.latent_tokens_per_step}` is for `objective='answer'`, got "
+                f"{self.objective!r}. Leave it out."
+            )
+        self._check_curriculum()
         if self.objective == "distill" and not self.thinking_count:
             raise ValueError("`objective='distill'` needs `thinking_count`, the number of thoughts.")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns=True` would remove the thoughts of the rows. Set it to False.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}  # rows are read by us
         self.latent_options()
+
+    def _check_curriculum(self):
+        stages = self.latent_curriculum
+        if stages is not None and self.objective == "distill":
+            raise ValueError(f"`objective='distill'` has no stages, got `latent_curriculum={stages}`. Leave it out.")
+        LatentCurriculum([0] if stages is None else stages, self.latent_steps_per_stage, self.latent_until_loss)
+        for name in ("latent_steps_per_stage", "latent_until_loss", "earlier_stage_share", "reset_optimizer"):
+            if stages is None and getattr(self, name):
+                raise ValueError(
+                    f"`{name}={getattr(self, name)}` needs a `latent_curriculum`. Give one, or leave it out."
+                )
 
     def latent_options(self) -> LatentOptions:
         """The settings of the forward pass."""

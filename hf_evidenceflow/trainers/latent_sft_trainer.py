@@ -6,6 +6,7 @@ What differs from SFT: rows have thoughts, computed by the model itself with gra
 Shapes: B rows, T positions, C latent columns.
 """
 
+import random
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,7 @@ from trl import SFTTrainer
 from ..callbacks.latent_curriculum import LatentCurriculum
 from ..losses.latent import hidden_state_distance, soft_target_losses
 from ..models.thinking.latent_forward import latent_columns
+from ..run_folder.rank_agreement import RankAgreement
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .hrpo_setup import prepare_thinking_parameters, shard_thinking_modules, thinking_config, with_thinking_modules
 from .hub_code_mixin import HubCodeMixin
@@ -102,8 +104,10 @@ class LatentSFTTrainer(
             processing_class = load_policy_tokenizer(name, args)
         if processing_class.eos_token_id is None:
             raise ValueError("The tokenizer has no `eos_token`, so that no text could end. Give it one.")
-        self._reader = RowReader(processing_class, args)
-        train_dataset = read_rows(train_dataset, self._reader, args.max_length)
+        if processing_class.pad_token_id is None:  # as in TRL
+            processing_class.pad_token = args.pad_token or processing_class.eos_token
+        self._reader, self._most_thoughts = RowReader(processing_class, args), 0
+        train_dataset = self._read(train_dataset, args, "training")
         eval_dataset = self._read_evaluation(eval_dataset, args)
         model = load_latent_model(model, args, processing_class, train_dataset)
         config = thinking_config(model, None)
@@ -112,7 +116,10 @@ class LatentSFTTrainer(
         self.placeholder = processing_class.pad_token_id if placeholder is None else placeholder
         self.thinking_count = config.thinking_count
         self.curriculum = LatentCurriculum(
-            args.latent_curriculum or [0], args.latent_steps_per_stage, args.latent_until_loss, args.reset_optimizer
+            [0] if args.latent_curriculum is None else args.latent_curriculum,
+            args.latent_steps_per_stage,
+            args.latent_until_loss,
+            args.reset_optimizer,
         )
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
@@ -135,16 +142,21 @@ class LatentSFTTrainer(
             lr_Lambda=args.lr_thinking_residual_Lambda,
             lr_projection=args.lr_thinking_projection,
         )
-        self._most_thoughts = max(len(row["target_ids"]) for row in train_dataset)
+        self._thinking_ranks = RankAgreement()
 
     # Data
+
+    def _read(self, dataset, args, name):
+        rows = read_rows(dataset, self._reader, args.max_length, name)
+        self._most_thoughts = max(self._most_thoughts, *(len(row["target_ids"]) for row in rows))
+        return rows
 
     def _read_evaluation(self, dataset, args):
         if dataset is None or isinstance(dataset, str):
             return dataset
         if isinstance(dataset, Mapping):
             return {name: self._read_evaluation(rows, args) for name, rows in dataset.items()}
-        return read_rows(dataset, self._reader, args.max_length, "evaluation")
+        return self._read(dataset, args, "evaluation")
 
     @property
     def curriculum_state(self):
@@ -158,14 +170,13 @@ class LatentSFTTrainer(
     def _stage(self):
         return None if self.args.latent_curriculum is None else self.curriculum.stages[self.curriculum.index]
 
-    def _compose(self, rows, train):
-        """The batch of rows as the curriculum has them now."""
+    def _compose(self, rows, draws=None):
+        """The batch of rows as the curriculum has them now; in training with the draws of its optimizer step."""
         stages = [self._stage()] * len(rows)
-        share = self.args.earlier_stage_share
-        if train and share and self.curriculum.index:
-            earlier = self.curriculum.stages[: self.curriculum.index]
-            draws, picks = torch.rand(len(rows)).tolist(), torch.randint(len(earlier), (len(rows),)).tolist()
-            stages = [earlier[pick] if draw < share else stage for draw, pick, stage in zip(draws, picks, stages)]
+        earlier = self.curriculum.stages[: self.curriculum.index]
+        if draws is not None and earlier:
+            share = self.args.earlier_stage_share
+            stages = [draws.choice(earlier) if draws.random() < share else stage for stage in stages]
         pad = self._tokenizer.pad_token_id
         count = self.thinking_count
         composed = [compose(row, stage, self.args, self.placeholder, count) for row, stage in zip(rows, stages)]
@@ -179,12 +190,14 @@ class LatentSFTTrainer(
         """Differs from Trainer in composing the rows now, when the stage of their optimizer step is known."""
         if self.args.latent_curriculum is not None:
             self.curriculum.at(self.state.global_step, self.state.max_steps)
-        composed = (self._compose(rows, train=True) for rows in epoch_iterator)
+        # Not from the global random state: of a resumed run, Trainer restores that after this
+        draws = random.Random(f"{self.args.seed} {self.state.global_step} {self.args.process_index}")
+        composed = (self._compose(rows, draws) for rows in epoch_iterator)
         return super().get_batch_samples(composed, num_batches, device)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """Differs from SFTTrainer in composing the rows."""
-        return super().prediction_step(model, self._compose(inputs, train=False), *args, **kwargs)
+        return super().prediction_step(model, self._compose(inputs), *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         """Differs from SFTTrainer in reading rows as those of the training."""
@@ -201,7 +214,8 @@ class LatentSFTTrainer(
         """Differs from SFTTrainer in batches with thoughts."""
         if self.args.latent_curriculum is not None:
             self._log_latent("stage", self._stage())
-        if "latent_mask" not in inputs:
+        # What SFTTrainer and this class gather from all processes is not the same
+        if not self._thinking_ranks.any("latent_mask" in inputs):
             plain = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
             return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
         objective = self._distill_loss if self.args.objective == "distill" else self._latent_loss
@@ -209,7 +223,9 @@ class LatentSFTTrainer(
         return (loss, outputs) if return_outputs else loss
 
     def _forward(self, model, inputs, **kwargs):
-        """Outputs, and the logits that precede the columns from the first thought on, `(B, T - start + 1, V)`."""
+        """Outputs, with the logits that precede the columns from the first thought on, and the first of these."""
+        if "latent_mask" not in inputs:  # other processes think
+            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False), 1
         start, _ = latent_columns(inputs["latent_mask"])
         targets = None
         if "target_ids" in inputs and self._is_taught():
@@ -227,26 +243,27 @@ class LatentSFTTrainer(
     def _latent_loss(self, model, inputs, num_items_in_batch):
         outputs, start = self._forward(model, inputs)
         logits = outputs.logits[:, :-1]
-        labels = inputs["labels"][:, start:]
-        thoughts = 0
-        total = 0.0
-        if "target_ids" in inputs:
-            thoughts = inputs["target_ids"].shape[1]
-            kl, share = soft_target_losses(logits[:, :thoughts], inputs["target_ids"], inputs["target_weights"])
-            total = self.args.soft_target_weight * kl.sum()
-            self._log_thoughts(kl, share, inputs["target_weights"].sum(-1) > 0)
-            has_target = torch.zeros_like(labels, dtype=torch.bool)
-            has_target[:, :thoughts] = inputs["target_weights"].sum(-1) > 0
-            text = labels.masked_fill(has_target, IGNORE_INDEX)
-        else:
-            text = labels
+        text = labels = inputs["labels"][:, start:]
+        divergence = 0.0
+        if self.args.objective == "soft_targets":
+            divergence, has_target = self._divergence(logits, inputs)
+            text = labels.masked_fill(F.pad(has_target, (0, labels.shape[1] - has_target.shape[1])), IGNORE_INDEX)
         cross_entropy = self._cross_entropy(logits, text)
         items = labels.ne(IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = (total + cross_entropy) / items
+        loss = (divergence + cross_entropy) / items
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         self._log_tokens(logits, text, cross_entropy, inputs["attention_mask"])
         return loss, outputs
+
+    def _divergence(self, logits, inputs):
+        """Weighted sum over the thoughts, and which of the columns `(B, C)` have a target."""
+        none = inputs["input_ids"].new_zeros(len(logits), 0, 0)
+        ids, weights = inputs.get("target_ids", none), inputs.get("target_weights", none.float())
+        has_target = weights.sum(-1) > 0
+        kl, share = soft_target_losses(logits[:, : ids.shape[1]], ids, weights)
+        self._log_thoughts(kl.detach(), share, has_target)
+        return self.args.soft_target_weight * kl.sum(), has_target
 
     def _cross_entropy(self, logits, labels):
         return F.cross_entropy(
@@ -284,17 +301,19 @@ class LatentSFTTrainer(
     def _log_latent(self, name, value):
         self._metrics["train" if self.model.training else "eval"][f"latent/{name}"].append(value)
 
-    def _log_thoughts(self, kl, share, is_target):
-        counts = is_target.sum(0)
-        numbers = torch.stack([kl.detach().sum(0), (share * is_target).sum(0), counts.to(kl)])
-        # Thoughts end together: padded in front, the columns of all processes agree
-        numbers = self.accelerator.reduce(F.pad(numbers, (self._most_thoughts - numbers.shape[1], 0)))
-        kl, share, _ = (numbers.sum(-1) / numbers[2].sum()).tolist()
-        self._log_latent("kl", kl)
-        self._log_latent("target_share", share)
-        first = self._most_thoughts - int((numbers[2] > 0).sum())
-        for number, (value, count) in enumerate(zip(*numbers[[0, 2], first:].tolist()), 1):
-            self._log_latent(f"kl_{number}", value / count)
+    def _log_thoughts(self, kl, share, has_target):
+        """Of a row with fewer thoughts, the first one stands in a later column."""
+        number = has_target.cumsum(1)[has_target] - 1
+        sums = kl.new_zeros(3, self._most_thoughts)
+        for row, values in zip(sums, (kl, share, has_target.to(kl))):
+            row.index_add_(0, number, values[has_target])
+        sums = self.accelerator.reduce(sums)
+        kl, share, count = sums.sum(-1).tolist()
+        self._log_latent("kl", kl / count)
+        self._log_latent("target_share", share / count)
+        for number, (kl, _, count) in enumerate(sums.T.tolist(), 1):
+            if count:
+                self._log_latent(f"kl_{number}", kl / count)
 
     def _log_tokens(self, logits, labels, cross_entropy, attention_mask):
         mode = "train" if self.model.training else "eval"

@@ -271,7 +271,8 @@ def _check(thinker, model, targets):
     if model.model.gradient_checkpointing and model.training:
         raise ValueError(
             "Gradient checkpointing recomputes single layers, which thoughts that wait for each other do not allow. "
-            "Set `gradient_checkpointing=False`, or bound memory with `latent_backprop` or smaller batches."
+            "Set `gradient_checkpointing=False`, call `model.gradient_checkpointing_disable()` where it was switched "
+            "on by hand, and bound memory with `latent_backprop` or smaller batches."
         )
     method = thinker.method
     if targets is not None and method.fuses and not method.reads_distribution:
