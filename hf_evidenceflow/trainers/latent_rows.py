@@ -209,9 +209,8 @@ def batch_rows(rows: Sequence[Composed], pad: int) -> dict[str, torch.Tensor]:
     labels = torch.full((len(rows), width), IGNORE_INDEX)
     latent_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     answer_at = torch.empty(len(rows), dtype=torch.long)
-    most = max((len(target) for row in rows for target in row.target_ids), default=0)
-    target_ids = torch.zeros(len(rows), latent, most, dtype=torch.long)
-    target_weights = torch.zeros(len(rows), latent, most)
+    target_ids = _padded_targets([row.target_ids for row in rows], latent, torch.long)
+    target_weights = _padded_targets([row.target_weights for row in rows], latent, torch.float)
     for index, row in enumerate(rows):
         end = left or len(row.head)
         start = end - len(row.head)
@@ -220,15 +219,22 @@ def batch_rows(rows: Sequence[Composed], pad: int) -> dict[str, torch.Tensor]:
         labels[index, end : end + len(row.text)] = torch.tensor(row.text)
         latent_mask[index, end - row.thoughts : end] = True
         answer_at[index] = end + row.answer_at
-        first = latent - row.thoughts
-        for number, (tokens, weights) in enumerate(zip(row.target_ids, row.target_weights)):
-            target_ids[index, first + number, : len(tokens)] = torch.tensor(tokens)
-            target_weights[index, first + number, : len(tokens)] = torch.tensor(weights)
+        best = [tokens[weights.index(max(weights))] for tokens, weights in zip(row.target_ids, row.target_weights)]
+        if best:
             # Counted as a predicted token by Trainer; the loss leaves the cross-entropy of these out
-            labels[index, end - row.thoughts + number] = tokens[weights.index(max(weights))]
+            labels[index, end - row.thoughts : end - row.thoughts + len(best)] = torch.tensor(best)
     batch = {"input_ids": ids, "attention_mask": attention, "labels": labels, "answer_at": answer_at}
     if latent:
         batch["latent_mask"] = latent_mask
-    if latent and most:
+    if latent and target_ids.shape[2]:
         batch |= {"target_ids": target_ids, "target_weights": target_weights}
     return batch
+
+
+def _padded_targets(rows: Sequence[list[list]], latent: int, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers `(B, C, M)` of the targets, those of a row in its last columns; 0 elsewhere."""
+    most = max((len(target) for row in rows for target in row), default=0)
+    padded = [
+        [[0] * most] * (latent - len(row)) + [[*target, *[0] * (most - len(target))] for target in row] for row in rows
+    ]
+    return torch.tensor(padded, dtype=dtype).view(len(rows), latent, most)

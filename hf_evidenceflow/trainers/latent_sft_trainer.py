@@ -7,6 +7,7 @@ Shapes: B rows, T positions, C latent columns.
 """
 
 import random
+from collections import deque
 from collections.abc import Mapping
 
 import torch
@@ -126,7 +127,8 @@ class LatentSFTTrainer(
         super().__init__(
             model=model,
             args=args,
-            data_collator=list,  # rows are composed when the stage of their step is known
+            # Rows are composed when the stage of their step is known; in a list accelerate would look for tensors
+            data_collator=deque,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

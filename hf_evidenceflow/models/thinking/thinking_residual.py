@@ -69,8 +69,10 @@ def soft_state(probs: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(B, H)`, in the dtype of `embedding`.
     """
-    # An embedding matrix may be longer than the head (padded vocabulary)
-    return probs.to(embedding.dtype) @ embedding[: probs.shape[-1]]
+    # An embedding matrix may be longer than the head (padded vocabulary). A slice's gradient is a matrix of zeros more
+    if embedding.shape[0] > probs.shape[-1]:
+        embedding = embedding[: probs.shape[-1]]
+    return probs.to(embedding.dtype) @ embedding
 
 
 class Float32Module(nn.Module):
