@@ -9,28 +9,37 @@ python recipes/probe.py --model_name_or_path Qwen/Qwen2.5-0.5B --output_dir outp
 `--text_file story.txt` reads one text from a file; without either a short sentence of our own is used. An adapter
 folder is loaded on its base model. `--config settings.yaml` takes the arguments from a file.
 
+Of a thinking model, `--prompt "..."` (several times) also shows what its thoughts say while it completes the prompt;
+`--prompt_file rows.jsonl` takes rows with `prompt` and, where they are known, `thought_targets`. Without other texts
+these prompts are what the layers are read for.
+
 Time: 15 seconds for a model of 0.3M parameters and one sentence on a CPU, most of it the pictures.
 
 Outputs, in `output_dir`:
 - `index.html`: the lens table, layers, trajectories and heat maps on one self-contained page;
 - `heat_maps/*.png`, `trajectories.png`: the same pictures as files;
 - `layer_tokens`, `layers`, `tokens`, each `.parquet` and `.csv`: one row per layer and token, per layer, per token;
+- `thoughts.json`, with prompts: per thought its words, its share on the target, the words nearest to its state;
 - `run.json`: the run record.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from hf_evidenceflow.files import read_text
+from hf_evidenceflow.atomic_write import atomic_write_json
+from hf_evidenceflow.files import read_json_lines, read_text
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.probe.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
 from hf_evidenceflow.probe.page import write_probe_page
 from hf_evidenceflow.probe.probe import EvidenceProbe
 from hf_evidenceflow.probe.table import layer_table, write_tables
+from hf_evidenceflow.probe.thoughts import THOUGHT_COLUMNS, ThoughtTrace, thought_table, thought_words
 from hf_evidenceflow.report.run_record import run_record
 
 
@@ -51,6 +60,12 @@ class ProbeArguments:
             Text to look at; can be given several times.
         text_file (`str`, *optional*):
             File with one text, UTF-8.
+        prompt (`list[str]`, *optional*):
+            Prompt that a thinking model completes; can be given several times.
+        prompt_file (`str`, *optional*):
+            JSON lines with `prompt` and, if they are known, `thought_targets`.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Longest completion of a prompt.
         max_length (`int`, *optional*, defaults to `256`):
             Tokens of a text that are looked at.
         top_k (`int`, *optional*, defaults to `5`):
@@ -75,6 +90,9 @@ class ProbeArguments:
     output_dir: str = "outputs/probe"
     text: list[str] | None = field(default=None, metadata={"action": "extend"})
     text_file: str | None = None
+    prompt: list[str] | None = field(default=None, metadata={"action": "extend"})
+    prompt_file: str | None = None
+    max_new_tokens: int = 64
     max_length: int = 256
     top_k: int = 5
     step_threshold: float = 0.1
@@ -89,13 +107,16 @@ class ProbeArguments:
         self.text = [self.text] if isinstance(self.text, str) else self.text
         if self.text is not None and self.text_file is not None:
             raise ValueError(f"Give `text` or `text_file`, not both; got {self.text} and {self.text_file!r}.")
+        self.prompt = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError(f"Give `prompt` or `prompt_file`, not both; got {self.prompt} and {self.prompt_file!r}.")
 
 
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(ProbeArguments, __doc__).parse_args_and_config(argv)
     folder = Path(args.output_dir)
     with run_record(folder, probe=args) as record:
-        texts = read_texts(args)
+        prompts, targets = read_prompts(args)
         model, tokenizer = load_model(
             args.model_name_or_path,
             device=args.device,
@@ -103,6 +124,11 @@ def main(argv: list[str] | None = None) -> dict:
             trust_remote_code=args.trust_remote_code,
             dtype=args.dtype,
         )
+        thoughts = []
+        if prompts:
+            thoughts = thought_words(model, tokenizer, prompts, targets, args.top_k, args.max_new_tokens)
+            atomic_write_json(folder / "thoughts.json", [asdict(trace) for trace in thoughts])
+        texts = read_texts(args, [trace.prompt for trace in thoughts])
         probe = EvidenceProbe(
             model,
             tokenizer,
@@ -117,10 +143,12 @@ def main(argv: list[str] | None = None) -> dict:
         heat_maps = {name: plot_heat_map(result, name, folder / "heat_maps" / f"{name}.png") for name in HEAT_MAPS}
         trajectories = plot_trajectories(result, folder / "trajectories.png")
         name = Path(args.model_name_or_path).name
-        page = write_probe_page(result, folder / "index.html", name, heat_maps, trajectories)
+        page = write_probe_page(result, folder / "index.html", name, heat_maps, trajectories, thoughts=thoughts)
         layers = layer_table(result).to_dict("records")
         record.add(texts=texts, tokens=len(result.labels), layers=layers)
     console = Console()
+    for trace in thoughts:
+        show_thoughts(console, trace)
     for row in layers:
         layer = "embedding" if row["layer"] < 0 else f"layer {row['layer']}"
         console.print(f"{layer:>9}: cross-entropy {row['lens_loss']:.3f}, accuracy {row['lens_accuracy']:.0%}")
@@ -128,9 +156,28 @@ def main(argv: list[str] | None = None) -> dict:
     return {"layers": layers, "page": page}
 
 
-def read_texts(args: ProbeArguments) -> list[str]:
+def read_prompts(args: ProbeArguments) -> tuple[list, list | None]:
+    """Prompts, and the targets of their thoughts, `None` where no row has any."""
+    if args.prompt_file is None:
+        return args.prompt or [], None
+    rows = read_json_lines(args.prompt_file)
+    for number, row in enumerate(rows, 1):
+        if not row.get("prompt"):
+            raise ValueError(f"Line {number} of `{args.prompt_file}` has no `prompt`.")
+    targets = [row.get("thought_targets") or [] for row in rows]
+    return [row["prompt"] for row in rows], targets if any(targets) else None
+
+
+def show_thoughts(console: Console, trace: ThoughtTrace) -> None:
+    table = Table(*THOUGHT_COLUMNS, title=escape(repr(trace.prompt)), caption=escape(repr(trace.completion)))
+    for row in thought_table(trace):
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def read_texts(args: ProbeArguments, prompts: list[str]) -> list[str]:
     if args.text_file is None:
-        return args.text or [DEFAULT_TEXT]
+        return args.text or prompts or [DEFAULT_TEXT]
     text = read_text(args.text_file).strip()
     if not text:
         raise ValueError(f"`{args.text_file}` holds no text. Write some into it, or give another `text_file`.")

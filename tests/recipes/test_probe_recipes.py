@@ -6,6 +6,7 @@ import json
 import pytest
 from hostile_text import HOSTILE, assert_harmless
 from peft import LoraConfig, get_peft_model
+from thinking_models import make_thinker
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow.report.run_metrics import run_metrics
@@ -25,6 +26,14 @@ def plot_run():
 @pytest.fixture
 def no_pictures(probe, monkeypatch):
     monkeypatch.setattr(probe, "HEAT_MAPS", ())
+
+
+@pytest.fixture
+def thinker_folder(tokenizer, tmp_path):
+    model = make_thinker("soft").float()
+    model.save_pretrained(tmp_path / "thinker")
+    tokenizer.save_pretrained(tmp_path / "thinker")
+    return str(tmp_path / "thinker")
 
 
 @pytest.mark.slow
@@ -55,12 +64,26 @@ def test_arguments_and_text_can_come_from_files(probe, plain_checkpoint, tmp_pat
     assert record["texts"] == ["a dog ran"] and record["tokens"] == 4
 
 
+def test_thoughts_of_a_thinking_model_are_shown_with_their_targets(probe, thinker_folder, tmp_path, no_pictures):
+    row = {"prompt": "2 cats", "thought_targets": [{"a": 1.0}, {"b": 0.5, "c": 0.5}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    argv = ["--model_name_or_path", thinker_folder, "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "5"]
+    probe.main([*argv, "--prompt_file", str(tmp_path / "rows.jsonl")])
+    (trace,) = json.loads((tmp_path / "out" / "thoughts.json").read_text())
+    assert [thought["target_share"] is None for thought in trace["thoughts"]] == [False, False, True]
+    assert "<h2>Thoughts</h2>" in (tmp_path / "out" / "index.html").read_text()
+    assert read_run_record(tmp_path / "out")["texts"] == ["2 cats"]
+
+
 @pytest.mark.parametrize(
     "extra, error, message",
     [
         (["--text_file", "nowhere.txt"], FileNotFoundError, r"nowhere\.txt"),
         (["--text", "a", "--text_file", "b.txt"], ValueError, "not both"),
         (["--text", "a"], ValueError, "1 token"),
+        (["--prompt", "a", "--prompt_file", "b.jsonl"], ValueError, "not both"),
+        (["--prompt_file", "nowhere.jsonl"], FileNotFoundError, r"nowhere\.jsonl"),
+        (["--prompt", "a b"], ValueError, "does not think"),
         (["--model_name_or_path", "./nowhere"], FileNotFoundError, "no folder .*nowhere"),
         (["--layer_modules", "blocks"], ValueError, "'blocks'"),
     ],
