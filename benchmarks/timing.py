@@ -4,6 +4,7 @@ import argparse
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,12 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int, units: int = 1) -> dict[str, dict[str, float]]:
+def compare(
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    units: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[str, float]]:
     """
     Time candidates in turn, as [`in_turn`] does.
 
@@ -68,6 +74,8 @@ def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int, units: int
             Number of rounds.
         units (`int`, *optional*, defaults to `1`):
             What a run does, in the unit of which seconds are given: tokens that it decodes, say.
+        clock (`Callable`, *optional*, defaults to `time.perf_counter`):
+            Tells the seconds.
 
     Returns:
         `dict[str, dict[str, float]]`: `seconds` (median), and `ratio` (`ratio_min`, `ratio_max`): how many times as
@@ -81,7 +89,7 @@ def compare(candidates: Mapping[str, Callable[[], Any]], rounds: int, units: int
 
         return run
 
-    speeds = in_turn({name: counted(candidate) for name, candidate in candidates.items()}, rounds)
+    speeds = in_turn({name: counted(candidate) for name, candidate in candidates.items()}, rounds, clock)
     rows = {name: {"seconds": 1 / speed.tokens_per_second} for name, speed in speeds.items()}
     if len(rows) > 1:
         for name, speed in speeds.items():
