@@ -1,16 +1,18 @@
 """
-The main job on a self-made default: SFT warm-up of a tiny Qwen2, then GRPO and HRPO from the same checkpoint, then a
-table and curves.
+The two main jobs on self-made problems: SFT warm-up of a tiny Qwen2, then GRPO and HRPO from the same checkpoint; and
+latent training against a written chain and pause tokens (`demo_latent.py`). Tables, curves and a picture.
 
 ```bash
 python recipes/demo.py --output_dir outputs/demo
 ```
 
-About a minute on two CPU cores, offline. The warm start is sloppy on purpose: most of its solutions leave out the
-last step, so that RL has something to correct. What it shows is that the trainer learns. What it does not show is that
-latent reasoning helps: at this size HRPO and GRPO come out the same.
+About three minutes on two CPU cores, offline. The warm start is sloppy on purpose: most of its solutions leave out the
+last step, so that RL has something to correct. What the first part shows is that the trainer learns. What it does not
+show is that latent reasoning helps: at this size HRPO and GRPO come out the same. The second part is a task on which
+states do help, where they were taught.
 
-Outputs, in `output_dir`: `demo.md` (the table), `reward_curves.png`, `metrics.json`, `run.json`, and the three models.
+Outputs, in `output_dir`: `demo.md` (the tables), `reward_curves.png`, `latent_accuracy.png`, `metrics.json`,
+`run.json`, the six models and `problems.jsonl`.
 """
 
 import gc
@@ -24,7 +26,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
+from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
@@ -32,6 +34,8 @@ from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.evaluation.statistics import mean_interval, pass_at_k, proportion_interval
+from hf_evidenceflow.recipes.command_line.progress import ProgressLines
+from hf_evidenceflow.recipes.demo_latent import LatentDemoArguments, latent_demo
 from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.report.tables import markdown_table
@@ -68,6 +72,10 @@ class DemoArguments:
             Completions per step, in groups of 8; 256 climbs more smoothly and takes three times as long.
         test_problems (`int`, *optional*, defaults to `200`):
             Problems of the evaluation, with 8 samples each.
+        latent_steps (`int`, *optional*, defaults to `800`):
+            Steps of each of the three trainings of the second part.
+        latent_test_problems (`int`, *optional*, defaults to `500`):
+            Problems of its evaluation.
         overwrite (`bool`, *optional*, defaults to `True`):
             Whether a former demonstration in `output_dir` is replaced.
     """
@@ -78,21 +86,9 @@ class DemoArguments:
     rl_steps: int = 60
     samples_per_step: int = 64
     test_problems: int = 200
+    latent_steps: int = 800
+    latent_test_problems: int = 500
     overwrite: bool = True
-
-
-class Progress(TrainerCallback):
-    """One line every few steps, in place of a progress bar and a dictionary."""
-
-    def __init__(self, title, key):
-        self.title, self.key = title, key
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.key in (logs or {}) and (state.global_step % 10 == 0 or args.logging_steps > 1):
-            print(
-                f"{self.title}: step {state.global_step}/{state.max_steps}, {self.key} {logs[self.key]:.3f}",
-                flush=True,
-            )
 
 
 def common_settings(args: DemoArguments, name: str) -> dict:
@@ -146,7 +142,7 @@ def warm_up(args: DemoArguments, problems: list[dict], tokenizer) -> str:
         args=settings,
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=[Progress("Warm-up", "loss")],
+        callbacks=[ProgressLines("Warm-up", "loss")],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -170,7 +166,7 @@ def reinforce(args: DemoArguments, name: str, checkpoint: str, dataset, tokenize
         "lr_scheduler_type": "constant_with_warmup",
         "logging_steps": 1,
     }
-    common = {"train_dataset": dataset, "processing_class": tokenizer, "callbacks": [Progress(name, "reward")]}
+    common = {"train_dataset": dataset, "processing_class": tokenizer, "callbacks": [ProgressLines(name, "reward")]}
     if name == "GRPO":
         model = Qwen2ForCausalLM.from_pretrained(checkpoint)
         trainer = GRPOTrainer(model, gsm8k_reward, args=GRPOConfig(**settings), **common)
@@ -221,7 +217,7 @@ def show(results: dict, seconds: float, args: DemoArguments) -> str:
         f"with GRPO and to {hrpo:.2f} with HRPO (one seed, {args.test_problems} test problems): the trainer learns. "
         "It does not show that latent reasoning helps: at this size the two are expected to come out the same, and a "
         "difference between them is noise until shown otherwise over seeds. The warm start is sloppy on purpose. "
-        f"{seconds:.0f} seconds in all."
+        f"{seconds:.0f} seconds."
     )
     Console().print(table)
     print(sentence)
@@ -272,8 +268,12 @@ def main(argv: list[str] | None = None) -> dict:
         folder = Path(args.output_dir)
         curves = draw_curves(logs, folder / "reward_curves.png")
         markdown = show(results, time.perf_counter() - start, args)
-        atomic_write_text(folder / "demo.md", markdown)
         metrics = {name: {key: value._asdict() for key, value in scores.items()} for name, scores in results.items()}
+
+        sizes = {"latent_steps": args.latent_steps, "test_problems": args.latent_test_problems}
+        latent_metrics, latent_markdown = latent_demo(LatentDemoArguments(args.output_dir, args.seed, **sizes))
+        metrics |= latent_metrics
+        atomic_write_text(folder / "demo.md", f"{markdown}\n{latent_markdown}")
         atomic_write_json(folder / "metrics.json", metrics)
         run.record.add(metrics=metrics)
         print(f"Table: {folder / 'demo.md'}\nCurves: {curves}")

@@ -230,11 +230,26 @@ def test_evaluations_of_different_problems_are_not_compared(tmp_path):
 def test_the_demo_writes_its_table_and_curves(tmp_path, capsys):
     demo = load_recipe("demo")
     sizes = {"sft_steps": 2, "rl_steps": 1, "samples_per_step": 8, "test_problems": 4}
+    sizes |= {"latent_steps": 2, "latent_test_problems": 5}
     options = [f"--{name}={value}" for name, value in sizes.items()]
     metrics = demo.main(["--output_dir", str(tmp_path / "demo"), *options])
-    assert set(metrics) == {"before", "GRPO", "HRPO"}
+    latent = {"latent", "latent, off", "latent, shuffled", "discrete", "pause"}
+    assert set(metrics) == {"before", "GRPO", "HRPO"} | latent
     assert set(metrics["HRPO"]) == {"pass@1", "pass@8", "greedy"}
     table = (tmp_path / "demo" / "demo.md").read_text()
     assert "does not show that latent reasoning" in table
-    assert (tmp_path / "demo" / "reward_curves.png").exists()
+    assert "results/latent has the study" in table and "![" in table
+    assert {"reward_curves.png", "latent_accuracy.png"} <= set(os.listdir(tmp_path / "demo"))
     assert os.listdir(tmp_path / "demo" / "hrpo")
+
+
+def test_arms_of_the_latent_demo_differ_in_what_they_are_taught_alone():
+    demo = load_recipe("demo_latent")
+    problems = demo.split_set_problems(train=6, test=0)["train"]
+    taught = {arm: demo.train_rows(problems, arm, seed=0) for arm in demo.ARMS}
+    assert taught["latent"] == taught["pause"]
+    for arm in demo.ARMS:
+        assert [row["prompt"] for row in taught[arm]] == [row["prompt"] for row in problems]
+    chains = [row["steps"] for row in taught["discrete"]]
+    assert chains[::2] == [row["steps"] for row in problems[::2]]
+    assert chains[1::2] == [demo.set_runs(row, 1, 0)[0] for row in problems[1::2]]
