@@ -27,7 +27,7 @@ from hf_evidenceflow.report.tables import markdown_table
 # Width, layers, vocabulary; rows, tokens of a prompt and of an answer
 SIZES = {
     "d 64 x 2, vocabulary 64": ((64, 2, 64), (32, 24, 4)),
-    "d 512 x 8, vocabulary 8,000": ((512, 8, 8000), (4, 32, 8)),
+    "d 512 x 8, vocabulary 8,000": ((512, 8, 8000), (2, 32, 8)),
 }
 TIMES = {False: "wall-clock", True: "CPU time of the process (the machine was shared)"}
 THOUGHTS = (1, 2, 4, 8, 16)
