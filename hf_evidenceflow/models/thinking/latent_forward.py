@@ -258,7 +258,8 @@ def latent_forward(
         states, tokens = thinker.sequential()
     hidden = torch.cat(thinker.hidden, 1)
     layers = tuple(torch.cat(parts, 1) for parts in zip(*thinker.layers)) if thinker.layers else None
-    logits = model.lm_head(hidden[:, -logits_to_keep:])
+    # A part of the columns is copied: under a frozen head `linear` would copy the head itself for each row
+    logits = model.lm_head(hidden[:, -logits_to_keep:].contiguous())
     return LatentOutput(logits=logits, states=states, tokens=tokens, hidden_states=layers)
 
 
