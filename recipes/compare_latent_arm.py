@@ -110,6 +110,8 @@ class LatentArmArguments(TaskArguments):
             Problems a step.
         learning_rate (`float`, *optional*, defaults to `3e-3`):
             Peak of a cosine with 5 % of warm-up and a tenth at its end.
+        adam_beta2 (`float`, *optional*, defaults to `0.99`):
+            Adam's decay of the second moment.
         hidden_size, num_layers (`int`, *optional*, default to `64` and `2`):
             Sizes of the Qwen2.
     """
@@ -118,6 +120,7 @@ class LatentArmArguments(TaskArguments):
     train_steps: int = 1000
     batch_size: int = 32
     learning_rate: float = 3e-3
+    adam_beta2: float = 0.99
     hidden_size: int = 64
     num_layers: int = 2
 
@@ -170,7 +173,7 @@ def train_arm(args: LatentArmArguments, arm: LatentArm, problems: list[dict], to
     thoughts = max(len(problem["thought_targets"]) for problem in problems)
     rows = training_rows(problems, arm, args.seed, LEGAL_RUNS.get(args.task))
     settings = LatentSFTConfig(
-        **cpu_settings(args),
+        **cpu_settings(args) | {"adam_beta2": args.adam_beta2},
         **arm.trainer_settings(thoughts, args.train_steps),
         step_separator="",
         max_steps=args.train_steps,
