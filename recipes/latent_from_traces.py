@@ -49,7 +49,7 @@ from hf_evidenceflow.tasks import THOUGHT_TASKS, set_runs
 from hf_evidenceflow.tasks.set_tracking import make_hasty
 
 
-START = "start"
+START, DISCRETE = "start", "discrete"
 TRACES = "traces.jsonl"
 ADAPTER = "adapter_model.safetensors"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -67,7 +67,7 @@ class TracesArguments(TaskArguments):
             Some of [`LATENT_ARMS`]; the first one is compared with the others.
         start_steps, arm_steps (`int`, *optional*, default to `200` and `150`):
             Optimizer steps of the start, and of each arm.
-        start_learning_rate, learning_rate (`float`, *optional*, default to `1e-3` and `5e-4`):
+        start_learning_rate, learning_rate (`float`, *optional*, default to `2e-3` and `1e-3`):
             Peak rate of the start, and of the arms.
         batch_size (`int`, *optional*, defaults to `8`):
             Problems a step.
@@ -86,8 +86,8 @@ class TracesArguments(TaskArguments):
     arms: list[str] = field(default_factory=lambda: ["latent_soft", "discrete", "pause_soft"])
     start_steps: int = 200
     arm_steps: int = 150
-    start_learning_rate: float = 1e-3
-    learning_rate: float = 5e-4
+    start_learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     batch_size: int = 8
     traced_problems: int = 600
     samples: int = 8
@@ -132,11 +132,15 @@ def train(
     """Train an adapter and save it in `args.output_dir`, the part's own folder; returns the seconds of training."""
     latent = LATENT_ARMS[arm]
     thoughts = max(len(row.get("thought_targets") or row["steps"]) for row in rows)
-    taught = latent.targets and not latent.counted
+    own = latent.trainer_settings(thoughts, steps)
+    if arm == DISCRETE:
+        # The same loss as of the arm's own settings, without the logits of the prompt
+        own = {"thinking_mode": "none", "objective": "soft_targets", "teacher_forcing_steps": steps}
+    elif "teacher_forcing_steps" in own:
+        own["teacher_forcing_steps"] = args.teacher_forcing_steps
     settings = LatentSFTConfig(
         **cpu_settings(args),
-        **latent.trainer_settings(thoughts, steps),
-        **({"teacher_forcing_steps": args.teacher_forcing_steps} if taught else {}),
+        **own,
         step_separator="",
         max_steps=steps,
         per_device_train_batch_size=args.batch_size,
@@ -215,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     seen = args.start_steps * args.batch_size
     problems, held_out = args.problems(seen + args.traced_problems)
     hasty = make_hasty(problems[:seen], share=1.0, seed=args.seed)
-    train_part(args, START, "discrete", training_rows(hasty, LATENT_ARMS["discrete"], args.seed, set_runs), tokenizer)
+    train_part(args, START, DISCRETE, training_rows(hasty, LATENT_ARMS[DISCRETE], args.seed, set_runs), tokenizer)
     evaluate_part(args, START, held_out, tokenizer)
     traced = draw_traces(args, problems[seen:], tokenizer)
     for arm in args.arms:
