@@ -278,3 +278,11 @@ def test_a_mode_changed_to_a_counted_one_without_a_count_is_refused():
     model.config = copy.deepcopy(model.config)
     model.config.thinking_mode, model.config.thinking_count = "coconut", None
     refused("thinking_count", model=model)
+
+
+def test_the_head_reads_columns_that_lie_together():
+    """A frozen head would be copied for each row otherwise."""
+    model, seen = make_latent_model("soft"), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(**THREE, logits_to_keep=4)
+    assert seen[-1].dim() == 3 and seen[-1].shape[1] == 4 and seen[-1].is_contiguous()
