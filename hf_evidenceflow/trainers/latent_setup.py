@@ -1,12 +1,17 @@
 """What [`LatentSFTTrainer`] settles before it trains: the way of thinking, the number of thoughts, the placeholder."""
 
 import copy
+import math
 
 from accelerate.utils import is_peft_model
+from transformers import logging
 
 from ..models.thinking.thinking_methods import THINKING_METHODS
 from .hrpo_setup import thinking_config
 from .policy import load_policy
+
+
+logger = logging.get_logger(__name__)
 
 
 def load_latent_model(model, args, tokenizer, rows):
@@ -34,12 +39,26 @@ def load_latent_model(model, args, tokenizer, rows):
     if is_path:
         args = copy.copy(args)
         args.model_init_kwargs = {**init, **fields}
-        return load_policy(model, args)
+        model = load_policy(model, args)
+        warn_of_narrow_gates(thinking_config(model, None))
+        return model
     config = (model.get_base_model() if is_peft_model(model) else model).config
     for name, value in fields.items():
         setattr(config, name, value)
     config.check_thinking()
     return model
+
+
+def warn_of_narrow_gates(config) -> None:
+    """Gates that let almost no state in have nothing to teach."""
+    r_min = config.thinking_residual_r_min
+    if config.thinking_method.mixer == "gated" and r_min > 0.5:
+        logger.warning(
+            f"`thinking_residual_r_min={r_min}` begins with gates that give a state a weight of at most "
+            f"{math.sqrt(1 - r_min**2):.2f}, so that thoughts can hardly do anything. Pass wide ones, "
+            '`thinking_settings={"thinking_residual_r_min": 0.05, "thinking_residual_r_max": 0.2}`, or '
+            "`thinking_mode='soft'`, which has none."
+        )
 
 
 def thinking_fields(mode: str, args, tokenizer, rows) -> dict:

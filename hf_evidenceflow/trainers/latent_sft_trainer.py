@@ -9,6 +9,7 @@ Shapes: B rows, T positions, C latent columns.
 import random
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from .latent_setup import load_latent_model
 from .latent_sft_config import LatentSFTConfig
 from .model_card_mixins import ModelCardMixin
 from .parameter_groups import apply_parameter_groups
-from .policy import default_args, load_policy_tokenizer
+from .policy import default_args, load_policy_tokenizer, plain_init_kwargs
 from .thinking_adapter_mixin import ThinkingAdapterMixin
 from .thinking_groups import thinking_group_specs
 
@@ -110,6 +111,7 @@ class LatentSFTTrainer(
         self._reader, self._most_thoughts = RowReader(processing_class, args), 0
         train_dataset = self._read(train_dataset, args, "training")
         eval_dataset = self._read_evaluation(eval_dataset, args)
+        is_path = isinstance(model, str)
         model = load_latent_model(model, args, processing_class, train_dataset)
         config = thinking_config(model, None)
         self.thinking_mode = config.thinking_mode
@@ -124,18 +126,19 @@ class LatentSFTTrainer(
         )
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, self.thinking_mode)
-        super().__init__(
-            model=model,
-            args=args,
-            # Rows are composed when the stage of their step is known; in a list accelerate would look for tensors
-            data_collator=deque,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=[*(callbacks or []), self.curriculum],
-            optimizers=optimizers,
-            peft_config=peft_config,
-        )
+        with plain_init_kwargs(args, "sft_trainer") if is_path else nullcontext():
+            super().__init__(
+                model=model,
+                args=args,
+                # Rows are composed when the stage of their step is known; in a list accelerate would look for tensors
+                data_collator=deque,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=[*(callbacks or []), self.curriculum],
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
         prepare_thinking_parameters(self.model, self.thinking_mode)
         shard_thinking_modules(self.model, self.accelerator)
         self.parameter_specs = thinking_group_specs(

@@ -53,13 +53,14 @@ def load_policy(path_or_id: str, args, quantization_config=None):
 
 
 @contextmanager
-def plain_init_kwargs(args):
+def plain_init_kwargs(args, trainer: str = "grpo_trainer"):
     """
     Inside, `model_init_kwargs` has no fields of the thinking config: TRL loads reference and reward models with it.
 
-    TRL's warning that it is not used, since the policy is loaded, would be wrong there, and is left out.
+    TRL's warning that it is not used, since the policy is loaded, would be wrong there, and is left out: that of its
+    module `trainer`.
     """
-    given, logger = args.model_init_kwargs, logging.getLogger("trl.trainer.grpo_trainer")
+    given, logger = args.model_init_kwargs, logging.getLogger(f"trl.trainer.{trainer}")
     if given is not None:
         args.model_init_kwargs = {name: value for name, value in given.items() if not name.startswith("thinking_")}
     logger.addFilter(_is_no_warning_of_init_kwargs)

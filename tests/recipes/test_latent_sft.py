@@ -82,7 +82,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recipe, argumen
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "count"), [("coconut/paper", 6), ("codi/paper", 6)])
-def test_a_published_config_trains_a_llama(recipe, llama, tmp_path, config, count):
+def test_a_published_config_trains_a_llama(recipe, llama, tmp_path, config, count, caplog):
     run = tmp_path / "run"
     recipe.main(
         [
@@ -94,6 +94,7 @@ def test_a_published_config_trains_a_llama(recipe, llama, tmp_path, config, coun
             *(("--latent_steps_per_stage", "1", "--latent_curriculum", "0", "2", "99") if "coconut" in config else ()),
         ]
     )
+    assert "model_init_kwargs" not in caplog.text  # what TRL says of those that have been used
     loaded = load_thinking_model(str(run))
     assert loaded.config.thinking_count == count and loaded.config.thinking_mode == config.split("/")[0]
     rows = read_jsonl(run / "log.jsonl")

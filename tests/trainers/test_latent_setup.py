@@ -8,7 +8,8 @@ from latent_trainers import STEPS, TARGETS, make_latent_trainer, make_thinking_m
 from peft import LoraConfig, PromptTuningConfig
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from hf_evidenceflow import LatentSFTConfig, LatentSFTTrainer
+from hf_evidenceflow import LatentSFTConfig, LatentSFTTrainer, ThinkingQwen2Config
+from hf_evidenceflow.trainers import latent_setup
 from hf_evidenceflow.trainers.latent_rows import compose
 from hf_evidenceflow.trainers.latent_setup import thought_count
 
@@ -182,3 +183,13 @@ def test_unequal_targets_are_shown_a_mode_that_ends_by_itself():
 def test_a_count_that_the_rows_do_not_train_is_an_error():
     with pytest.raises(ValueError, match="`thinking_count` is 5, and the rows train 3 thoughts"):
         thought_count("soft", arguments("soft_targets", thinking_count=5), rows(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("mode", "r_min", "warned"), [("projection", 0.9, True), ("embedding", 0.05, False), ("soft", 0.9, False)]
+)
+def test_narrow_gates_are_named_with_wide_ones(monkeypatch, mode, r_min, warned):
+    said = []
+    monkeypatch.setattr(latent_setup.logger, "warning", said.append)
+    latent_setup.warn_of_narrow_gates(ThinkingQwen2Config(thinking_mode=mode, thinking_residual_r_min=r_min))
+    assert len(said) == warned and all("at most 0.44" in message for message in said)
