@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from ..callbacks.latent_curriculum import LatentCurriculum
 from ..losses.latent import hidden_state_distance, soft_target_losses
 from ..models.thinking.latent_forward import latent_columns
+from ..models.thinking.thinking_methods import THINKING_METHODS
 from ..run_folder.rank_agreement import RankAgreement
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .hrpo_setup import prepare_thinking_parameters, shard_thinking_modules, thinking_config, with_thinking_modules
@@ -148,6 +149,24 @@ class LatentSFTTrainer(
             lr_projection=args.lr_thinking_projection,
         )
         self._thinking_ranks = RankAgreement()
+        self._refuse_sharding()
+
+    def _refuse_sharding(self):
+        """Sharded weights are gathered for each module's pass: all processes have to make the same ones."""
+        deepspeed = self.accelerator.state.deepspeed_plugin
+        sharded = self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3)
+        if sharded and THINKING_METHODS[self.thinking_mode].reads_distribution:
+            raise ValueError(
+                f"`thinking_mode={self.thinking_mode!r}` averages embeddings outside of a pass, where FSDP and ZeRO-3 "
+                "have sharded them. Train without sharded weights (DDP, ZeRO-2), or choose another mode."
+            )
+        numbers = {len(row["target_ids"]) for row in self.train_dataset}
+        if sharded and (len(numbers) > 1 or self.args.earlier_stage_share):
+            raise ValueError(
+                "FSDP and ZeRO-3 need as many thoughts in all processes, and the rows have "
+                f"{', '.join(map(str, sorted(numbers)))} (`earlier_stage_share={self.args.earlier_stage_share}`). "
+                "Give all rows as many and leave that share out, or train without sharded weights (DDP, ZeRO-2)."
+            )
 
     # Data
 
@@ -277,13 +296,14 @@ class LatentSFTTrainer(
 
     def _distill_loss(self, model, inputs, num_items_in_batch):
         """Cross-entropy of the chain and of the answer after thoughts, and the distance before the answer."""
-        outputs, start = self._forward(model, inputs, output_hidden_states=True)
         teacher = model(
             input_ids=inputs["teacher_input_ids"],
             attention_mask=inputs["teacher_attention_mask"],
             output_hidden_states=True,
             use_cache=False,
         )
+        # The last pass, whose parameters DistributedDataParallel waits for, has to be the one that has them all
+        outputs, start = self._forward(model, inputs, output_hidden_states=True)
         logits, labels = outputs.logits[:, :-1], inputs["labels"][:, start:]
         rows = torch.arange(len(labels), device=labels.device)
         distance = hidden_state_distance(
@@ -296,8 +316,9 @@ class LatentSFTTrainer(
         loss = answer / labels.ne(IGNORE_INDEX).sum() + chain + self.args.distill_weight * distance
         if num_items_in_batch is not None:  # Trainer then leaves the mean over an accumulation to the loss
             loss = loss / self.current_gradient_accumulation_steps
-        self._log_latent("distance", distance.item())
-        self._log_latent("chain_loss", chain.item())
+        numbers = self.accelerator.reduce(torch.stack([distance, chain]).detach(), reduction="mean").tolist()
+        self._log_latent("distance", numbers[0])
+        self._log_latent("chain_loss", numbers[1])
         self._log_tokens(logits, labels, answer, inputs["attention_mask"])
         return loss, outputs
 
