@@ -123,7 +123,7 @@ class LatentSFTConfig(DeviceSFTConfig):
         if self.gradient_checkpointing:
             raise ValueError(
                 "`gradient_checkpointing=True` does not go with thoughts that wait for each other. Set it to False, "
-                "and bound memory with `latent_backprop` or smaller batches."
+                "and bound memory with smaller batches."
             )
         if self.packing or self.padding_free:
             raise ValueError("`packing` and `padding_free` have no place for thoughts. Set them to False.")

@@ -9,7 +9,7 @@ from hf_evidenceflow.models.thinking.latent_forward import LatentOptions
 REFUSED = [
     ({"objective": "answers"}, "`objective` must be one of 'soft_targets', 'answer', 'distill', got 'answers'"),
     ({"answer_template": "####"}, "`answer_template` must contain `{answer}` once, got '####'"),
-    ({"gradient_checkpointing": True}, "Set it to False, and bound memory with `latent_backprop`"),
+    ({"gradient_checkpointing": True}, "Set it to False, and bound memory with smaller batches"),
     ({"packing": True}, "`packing` and `padding_free` have no place for thoughts. Set them to False"),
     ({"padding_free": True}, "`packing` and `padding_free`"),
     ({"remove_unused_columns": True}, "would remove the thoughts"),

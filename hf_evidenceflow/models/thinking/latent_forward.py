@@ -273,7 +273,7 @@ def _check(thinker, model, targets):
         raise ValueError(
             "Gradient checkpointing recomputes single layers, which thoughts that wait for each other do not allow. "
             "Set `gradient_checkpointing=False`, call `model.gradient_checkpointing_disable()` where it was switched "
-            "on by hand, and bound memory with `latent_backprop` or smaller batches."
+            "on by hand, and bound memory with smaller batches."
         )
     method = thinker.method
     if targets is not None and method.fuses and not method.reads_distribution:
