@@ -4,7 +4,6 @@ import argparse
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def compare(
     candidates: Mapping[str, Callable[[], Any]],
     rounds: int,
     units: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """
     Time candidates in turn, as [`in_turn`] does.
@@ -74,8 +73,8 @@ def compare(
             Number of rounds.
         units (`int`, *optional*, defaults to `1`):
             What a run does, in the unit of which seconds are given: tokens that it decodes, say.
-        clock (`Callable`, *optional*, defaults to `time.perf_counter`):
-            Tells the seconds.
+        clock (`Callable`, *optional*):
+            Tells the seconds, as in [`in_turn`].
 
     Returns:
         `dict[str, dict[str, float]]`: `seconds` (median), and `ratio` (`ratio_min`, `ratio_max`): how many times as

@@ -34,16 +34,18 @@ class Speed:
 
 
 def in_turn(
-    candidates: Mapping[str, Callable[[], int]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    candidates: Mapping[str, Callable[[], int]], rounds: int, clock: Callable[[], float] | None = None
 ) -> dict[str, Speed]:
     """
     Time candidates in turn, round after round, each beginning with another one.
 
     A candidate returns the number of tokens that it made, and runs once before, untimed. The first is what the others
-    are compared with. `clock` tells the seconds; `time.process_time` counts those that this process had a core.
+    are compared with. `clock` tells the seconds, by default `time.perf_counter`; `time.process_time` counts those in
+    which this process had a core.
     """
     if not candidates or rounds < 1:
         raise ValueError(f"Needed are a candidate and a round, got {len(candidates)} and rounds={rounds}.")
+    clock = time.perf_counter if clock is None else clock
     names = list(candidates)
     for candidate in candidates.values():
         candidate()
