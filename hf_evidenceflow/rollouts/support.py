@@ -1,11 +1,14 @@
-"""What the rollout engine can run, and a check of a model's attention before the first rollout."""
+"""What can run over shared prompts, and a check of a model's attention before the first rollout and update."""
+
+from contextlib import contextmanager
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from ..models.thinking.cache_argument import CACHE
+from .packed_prompts import pack_prompts
 from .prefill import prefill
-from .shared_prompt_attention import shared_prompt_passes
+from .shared_prompt_attention import allow_packed_prompts, shared_prompt_passes
 from .shared_prompt_cache import SharedPromptCache
 
 
@@ -20,10 +23,8 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest logit
 _CHECKED_TOKENS = 8
 
 
-def reason_against(model, generation_config, model_kwargs) -> str | None:
-    """
-    Why the engine cannot run a call of `generate` with this prepared configuration and these inputs, or `None`.
-    """
+def model_reason(model) -> str | None:
+    """Why the rows of a model cannot share prompts, or `None`."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if model.config.is_encoder_decoder or not model._supports_attention_backend:
@@ -34,6 +35,17 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
         return f"the frequencies of its rotary embedding (`rope_type={rotary!r}`) depend on the longest row of a pass"
     if isinstance(next(model.parameters()), DTensor):
         return "its weights are sharded, so that processes whose rows end at different steps would wait for each other"
+    if model.training and getattr(config, "attention_dropout", 0):
+        return f"`attention_dropout={config.attention_dropout}` is active in training mode"
+    return None
+
+
+def reason_against(model, generation_config, model_kwargs) -> str | None:
+    """
+    Why the engine cannot run a call of `generate` with this prepared configuration and these inputs, or `None`.
+    """
+    if reason := model_reason(model):
+        return reason
     if generation_config.num_beams not in (None, 1):
         return f"`num_beams={generation_config.num_beams}`"
     if generation_config.use_cache is False:
@@ -54,8 +66,6 @@ def reason_against(model, generation_config, model_kwargs) -> str | None:
         given = model_kwargs.get(name)
         if given is not None and given is not False:
             return f"`{name}` is not supported"
-    if model.training and getattr(config, "attention_dropout", 0):
-        return f"`attention_dropout={config.attention_dropout}` is active in training mode"
     return None
 
 
@@ -72,15 +82,59 @@ def attention_reason(model) -> str | None:
     Why a model's attention cannot run over a shared prompt, or `None`: one decoding step is compared with one over the
     stock cache, without dropout and gradient checkpointing, which would leave out the cache. Any weights will do.
     """
+    with _without_training(model):
+        return _attention_reason(model)
+
+
+@torch.no_grad()
+def packing_reason(model) -> str | None:
+    """
+    Why a model cannot run over [`PackedPrompts`], or `None`: a packed row is compared with the rows in it.
+    """
+    if reason := model_reason(model):
+        return reason
+    with _without_training(model):
+        return _packing_reason(model)
+
+
+@contextmanager
+def _without_training(model):
     # Not linear layers: bitsandbytes repacks 4-bit weights in evaluation mode, on CPUs with AVX512-BF16
     training = [module for module in model.modules() if module.training and not isinstance(module, torch.nn.Linear)]
     for module in training:
         module.training = False
     try:
-        return _attention_reason(model)
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+def _packing_reason(model):
+    device = model.get_input_embeddings().weight.device
+    tokens = torch.arange(_CHECKED_TOKENS, device=device) % model.config.get_text_config().vocab_size
+    rows = torch.stack([tokens, tokens.roll(1), tokens])
+    rows[1:, :4] = rows[0, :4]  # two of one prompt
+    rows[2, 0] = rows[0, 1]
+    (pack,) = pack_prompts(rows, torch.ones_like(rows), rows.shape[1] - 4)
+    allow_packed_prompts()
+    expected = model(input_ids=rows, use_cache=False).logits[:, 4:].flatten(0, 1)
+    try:
+        found = model(
+            input_ids=pack.ids,
+            position_ids=pack.positions,
+            attention_mask=pack.mask(model.dtype),
+            packed_prompts=pack,
+            use_cache=False,
+        ).logits[0, pack.places]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        return f"{type(model).__name__} cannot be given a packed row ({error})"
+    expected = expected[pack.sources]
+    gap = ((found - expected).abs().max() / expected.abs().max()).item()
+    tolerance = _HALF_TOLERANCE if torch.finfo(found.dtype).bits < 32 else _TOLERANCE
+    if gap <= tolerance:  # NaN is not
+        return None
+    return f"a packed row does not give the logits of {type(model).__name__}'s rows (off by {gap:.2g} of the largest)"
 
 
 def _attention_reason(model):
