@@ -148,6 +148,10 @@ SEAMS = (
         },
     ),
     *_seams(
+        *(GRPO, "trainers.update_passes", "GRPOTrainer computes the prompt of a group once in the update"),
+        {"_prepare_inputs(generation_batch)": "keeps the completions of a prompt together"},
+    ),
+    *_seams(
         *(GRPO, "trainers.ppo_trainer", "TRL has a PPO trainer again"),
         {"_calculate_rewards(inputs, prompts, completions, completion_ids_list)": "keeps each reward"},
     ),

@@ -29,9 +29,16 @@ class HRPOConfig(GRPOConfig):
         rollout_max_rows (`int`, *optional*):
             Completions that the engine decodes at the same time on a process; the others wait until some end. It
             bounds the memory of a rollout. `None`: all.
+        share_prompts_in_update (`bool`, *optional*, defaults to `True`):
+            Compute the prompt of completions in one batch once in the update too, for policy, old policy and
+            reference. Where that does not fit (sharded weights, images, layers without full attention), rows are
+            computed in `length_buckets`, with a warning.
+        update_max_tokens (`int`, *optional*):
+            Most positions of such a pass; a group of more is split. `None`: the batch is one pass.
         length_buckets (`int`, *optional*):
-            Parts into which the update cuts a batch, sorted by length; each is computed without the padding of longer
-            rows. `None`: one for every 8 rows. `1` computes the batch at once, as TRL does.
+            Without shared prompts: parts into which the update cuts a batch, sorted by length; each is computed
+            without the padding of longer rows. `None`: one for every 8 rows. `1` computes the batch at once, as TRL
+            does.
         parity_check_steps (`int`, *optional*, defaults to `50`):
             Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of
             the training forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
@@ -77,6 +84,12 @@ class HRPOConfig(GRPOConfig):
     rollout_max_rows: int | None = field(
         default=None, metadata={"help": "Completions that are decoded at the same time; bounds the memory."}
     )
+    share_prompts_in_update: bool = field(
+        default=True, metadata={"help": "Compute the prompt of a group once in the update too."}
+    )
+    update_max_tokens: int | None = field(
+        default=None, metadata={"help": "Most positions of a pass of the update with shared prompts."}
+    )
     length_buckets: int | None = field(
         default=None,
         metadata={"help": "Parts of like length into which an update cuts its batch; by default one for 8 rows."},
@@ -119,7 +132,7 @@ class HRPOConfig(GRPOConfig):
             raise ValueError(f"`parity_check_steps` must be at least 0, got {self.parity_check_steps}.")
         if self.parity_tolerance is not None and self.parity_tolerance <= 0:
             raise ValueError(f"`parity_tolerance` must be positive or None, got {self.parity_tolerance}.")
-        for name in ("rollout_max_rows", "length_buckets", "max_prompt_length"):
+        for name in ("rollout_max_rows", "update_max_tokens", "length_buckets", "max_prompt_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1 or None, got {value}.")

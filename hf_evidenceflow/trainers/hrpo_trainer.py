@@ -7,7 +7,6 @@ tokens, unless the reference is a thinking checkpoint itself.
 Shapes: B rows, C completion tokens, H hidden size.
 """
 
-import functools
 import math
 import textwrap
 import time
@@ -38,7 +37,7 @@ from .hrpo_setup import (
 )
 from .hub_code_mixin import HubCodeMixin
 from .idle_thoughts import idle_thoughts, leave_out, trains_thoughts
-from .length_buckets import fit_columns, join_buckets, length_buckets
+from .length_buckets import fit_columns
 from .model_card_mixins import RewardModelCardMixin
 from .parameter_groups import apply_parameter_groups
 from .parity_check import ParityCheckMixin
@@ -61,9 +60,7 @@ from .thinking_metrics import (
     rollout_metrics,
     tokens_per_second,
 )
-
-
-_ROWS_A_BUCKET = 8
+from .update_passes import UpdatePassesMixin
 
 
 class HRPOTrainer(
@@ -71,6 +68,7 @@ class HRPOTrainer(
     RewardModelCardMixin,
     HubCodeMixin,
     ParityCheckMixin,
+    UpdatePassesMixin,
     ResumableTrainerMixin,
     SavedRolloutsMixin,
     StopStringsMixin,
@@ -287,40 +285,25 @@ class HRPOTrainer(
 
     # Log-probabilities
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
-    ):
-        """
-        Differs from GRPOTrainer in the inputs of the policy, completion tokens being fused with the states of the
-        rollout, in computing rows of like length together, without the padding of longer ones, and in 0 for idle
-        thoughts.
-        """
-        count = self.args.length_buckets or -(-len(input_ids) // _ROWS_A_BUCKET)
-        if batch_size is not None:
-            count = max(count, -(-len(input_ids) // batch_size))
-        buckets = length_buckets(attention_mask, logits_to_keep, count)
-        thinking = self._thinking if self._reference_thinks or not is_reference(self, model) else None
-        results = []
-        for bucket in buckets:
-            policy = model
-            if thinking is not None:
-                states, mask = (fit_columns(tensor, bucket.completion_columns)[bucket.rows] for tensor in thinking)
-                policy = functools.partial(model, thinking_states=states, thinking_mask=mask)
-            ids, attention = (tensor[bucket.rows, bucket.columns] for tensor in (input_ids, attention_mask))
-            results.append(
-                super()._get_per_token_logps_and_entropies(policy, ids, attention, bucket.completion_columns, **kwargs)
-            )
-        logps, entropies, aux_losses = zip(*results)
-        logps = join_buckets(buckets, logps, logits_to_keep)
-        if self._thinking is not None and not self._trains_thoughts:
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        """Differs from the parent in 0 for idle thoughts, and in the log."""
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self._thinking is not None:
             mask = fit_columns(self._thinking[1], logits_to_keep)
-            # A forced token may be so unlikely that its ratio to the reference is no number
-            logps = logps.masked_fill(idle_thoughts(mask, input_ids[:, -logits_to_keep:], self.eos_token_ids), 0.0)
-        entropies = None if entropies[0] is None else join_buckets(buckets, entropies, logits_to_keep)
-        if thinking is not None and entropies is not None:
-            entropy = masked_mean(entropies, fit_columns(thinking[1], logits_to_keep), self.accelerator)
-            self._metrics["train" if self.model.training else "eval"]["thinking/entropy"].append(entropy)
-        return logps, entropies, None if aux_losses[0] is None else torch.stack(aux_losses).mean()
+            if entropies is not None:
+                entropy = masked_mean(entropies, mask, self.accelerator)
+                self._metrics["train" if self.model.training else "eval"]["thinking/entropy"].append(entropy)
+            if not self._trains_thoughts:
+                # A forced token may be so unlikely that its ratio to the reference is no number
+                idle = idle_thoughts(mask, input_ids[:, -logits_to_keep:], self.eos_token_ids)
+                logps = logps.masked_fill(idle, 0.0)
+        return logps, entropies, aux_loss
+
+    def _thinking_of(self, model):
+        """Thinking states and mask of the batch at hand for a pass of a model, or `None`."""
+        return self._thinking if self._reference_thinks or not is_reference(self, model) else None
 
     def _compute_loss(self, model, inputs):
         """Differs from GRPOTrainer in handing the batch's thinking states on, and in the parity check."""
