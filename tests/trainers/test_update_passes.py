@@ -1,4 +1,4 @@
-"""The update with shared prompts: the padded update's numbers, with whatever it is combined; and what it leaves out."""
+"""The update with shared prompts: the padded update's numbers, with all it is combined with; what it leaves out."""
 
 import pytest
 import torch
