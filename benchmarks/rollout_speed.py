@@ -44,10 +44,10 @@ class EndAt(LogitsProcessor):
         return scores
 
 
-def make_load(prompts: int, group: int, divide: int, seed: int = 0):
+def make_load(prompts: int, group: int, divide: int, seed: int = 0, shortest: int = 80, longest: int = 250):
     """Left-padded prompts, each `group` times, their mask and the length of each completion."""
     random = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(80, 251, (prompts,), generator=random) // divide
+    sizes = torch.randint(shortest, longest + 1, (prompts,), generator=random) // divide
     longest = int(sizes.max())
     ids = torch.randint(2, SIZE["vocab_size"], (prompts, longest), generator=random)
     mask = (torch.arange(longest) >= longest - sizes[:, None]).long()

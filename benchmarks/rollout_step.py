@@ -1,14 +1,18 @@
 """
-One optimizer step of TRL's GRPO (transformers path) and of HRPO with its rollout engine, in one process.
+One optimizer step of TRL's GRPO and of HRPO, with a group's prompt computed once or in buckets, in one process.
 
 ```bash
 python benchmarks/rollout_step.py --output results/rollouts/step.json
 ```
 
-The model and the load of `rollout_speed.py`. A step: rollout, rewards, loss, backward, AdamW. The share of the rollout
-is the time inside `_generate_single_turn`. `none` is HRPO without thinking: GRPO with the engine.
+The model of `rollout_speed.py` and its load, GSM8K's lengths; `passages` has prompts of 1,350 to 1,650 tokens. A step:
+rollout, rewards, loss, backward, AdamW. TRL's is the transformers path, `grpo_continuous` the same with its continuous
+batching. `buckets` and `shared` are the two updates of HRPO with thinking (mode `--thinking`), `none` is `shared`
+without. The share of the rollout is the time inside `_generate_single_turn`; columns are the positions that a forward
+pass of the update computes; the peak is of a whole step, above its start.
 """
 
+import itertools
 import statistics
 import string
 import tempfile
@@ -18,12 +22,18 @@ import torch
 from datasets import Dataset
 from rollout_speed import EndAt, make_load, make_model
 from thinking_speed import SIZE, make_tokenizer, optimizer_step
-from timing import compare, make_parser, prepare, print_table, setting
+from timing import compare, make_parser, peak_memory, prepare, print_table, setting
 from transformers import LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer
 from hf_evidenceflow.atomic_write import atomic_write_json
+from hf_evidenceflow.rollouts.packed_prompts import pack_prompts
+from hf_evidenceflow.trainers.length_buckets import length_buckets
+
+
+PROMPTS = {"gsm8k": (80, 250), "passages": (1350, 1650)}
+MODES = ("grpo", "grpo_continuous", "buckets", "shared", "none")
 
 
 def make_prompts(sizes: list[int]) -> list[str]:
@@ -58,12 +68,15 @@ def timed(trainer) -> list[float]:
     return seconds
 
 
-def make_trainer(mode: str, tokenizer, load, group: int):
-    """A trainer at its first step; mode `grpo` is TRL's own."""
+def make_trainer(mode: str, tokenizer, load, group: int, thinking: str):
+    """A trainer at its first step."""
     _, mask, lengths = load
-    model = make_model("plain" if mode == "grpo" else mode)
+    is_trl = mode.startswith("grpo")
+    model = make_model("plain" if is_trl else "none" if mode == "none" else thinking)
     end_rows_at(model, lengths)
-    trainer_class, config_class = (GRPOTrainer, GRPOConfig) if mode == "grpo" else (HRPOTrainer, HRPOConfig)
+    trainer_class, config_class = (GRPOTrainer, GRPOConfig) if is_trl else (HRPOTrainer, HRPOConfig)
+    own = {"use_transformers_continuous_batching": True} if mode == "grpo_continuous" else {}
+    own |= {} if is_trl else {"share_prompts_in_update": mode != "buckets", "parity_check_steps": 0}
     config = config_class(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -76,6 +89,7 @@ def make_trainer(mode: str, tokenizer, load, group: int):
         beta=0.0,
         report_to="none",
         save_strategy="no",
+        **own,
     )
     trainer = trainer_class(
         model,
@@ -90,36 +104,63 @@ def make_trainer(mode: str, tokenizer, load, group: int):
     return trainer
 
 
-def measure(modes, prompts: int, group: int, divide: int, rounds: int) -> dict:
+def columns(load) -> dict[str, int]:
+    """Positions that a pass over the load computes: padded, in buckets, with shared prompts."""
+    ids, mask, lengths = load
+    completions = torch.arange(int(lengths.max())) < lengths[:, None]
+    used = torch.cat([mask, completions.long()], dim=1)
+    rows = torch.cat([ids, completions.long()], dim=1)
+    buckets = length_buckets(used, completions.shape[1], -(-len(used) // 8))
+    return {
+        "grpo": used.numel(),
+        "buckets": sum(len(bucket.rows) * (bucket.columns.stop - bucket.columns.start) for bucket in buckets),
+        "shared": sum(pack.ids.shape[1] for pack in pack_prompts(rows, used, completions.shape[1])),
+    }
+
+
+def measure(args, kind: str, prompts: int, group: int) -> dict:
     """Steps in turn, the first mode being what the others are compared with."""
-    load, tokenizer = make_load(prompts, group, divide), make_tokenizer()
-    steps, rollouts = {}, {}
-    for mode in modes:
-        trainer = make_trainer(mode, tokenizer, load, group)
+    shortest, longest = PROMPTS[kind]
+    load = make_load(prompts, group, args.divide, shortest=shortest, longest=longest)
+    tokenizer = make_tokenizer()
+    steps, rollouts, counted = {}, {}, columns(load)
+    for mode in args.modes:
+        trainer = make_trainer(mode, tokenizer, load, group, args.thinking)
         batch = next(iter(trainer.get_train_dataloader()))
         rollouts[mode] = timed(trainer)
         steps[mode] = lambda trainer=trainer, batch=batch: optimizer_step(trainer, batch)
-    rows = compare(steps, rounds)
+    rows = compare(steps, args.rounds)
     for mode, row in rows.items():
         row["rollout_share"] = round(statistics.median(rollouts[mode][1:]) / row["seconds"], 3)
-        row["relative_time"] = round(1 / row["ratio"], 3)
+        row["update_seconds"] = row["seconds"] * (1 - row["rollout_share"])
+        row["relative_time"] = round(1 / row.get("ratio", 1), 3)
+        row["columns"] = counted[{"grpo_continuous": "grpo", "none": "shared"}.get(mode, mode)]
+        if args.memory:
+            row["peak_mb"] = round(peak_memory(steps[mode]) / 2**20, 1)
+    if args.memory:
+        for row in rows.values():
+            row["peak_ratio"] = round(row["peak_mb"] / rows[args.modes[0]]["peak_mb"], 3)
     return rows
 
 
 def main(argv: list[str] | None = None) -> dict:
     parser = make_parser(__doc__, rounds=3)
-    parser.add_argument("--modes", nargs="+", default=["grpo", "none", "projection", "embedding"])
-    parser.add_argument("--prompts", nargs="+", type=int, default=[4, 8])
-    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["grpo", "buckets", "shared", "none"])
+    parser.add_argument("--thinking", default="projection")
+    parser.add_argument("--load", nargs="+", choices=tuple(PROMPTS), default=["gsm8k"])
+    parser.add_argument("--prompts", nargs="+", type=int, default=[8])
+    parser.add_argument("--groups", nargs="+", type=int, default=[8])
     parser.add_argument("--divide", type=int, default=5)
+    parser.add_argument("--memory", action="store_true", help="also take the peak memory of a step")
     args = parser.parse_args(argv)
     prepare(args)
     results = {"setting": setting(args, "rollout_step", argv), "points": []}
-    for prompts in args.prompts:
-        rows = measure(args.modes, prompts, args.group, args.divide, args.rounds)
-        results["points"].append({"prompts": prompts, "group": args.group, "divide": args.divide, "table": rows})
-        print_table(f"One step, {prompts} prompts x {args.group}, lengths / {args.divide}", rows)
-        print({mode: row["rollout_share"] for mode, row in rows.items()})
+    for kind, prompts, group in itertools.product(args.load, args.prompts, args.groups):
+        rows = measure(args, kind, prompts, group)
+        point = {"load": kind, "prompts": prompts, "group": group, "divide": args.divide, "table": rows}
+        results["points"].append(point)
+        print_table(f"One step, {kind}, {prompts} prompts x {group}, lengths / {args.divide}", rows)
+        print({mode: (row["rollout_share"], row["columns"]) for mode, row in rows.items()})
         if args.output:
             atomic_write_json(args.output, results)
     return results
