@@ -48,7 +48,9 @@ def end_rows_at(model, lengths: torch.Tensor) -> None:
     original = model.generate
 
     def generate(input_ids, **kwargs):
-        processors = LogitsProcessorList([EndAt(lengths, input_ids.shape[1], SIZE["eos_token_id"])])
+        processors = LogitsProcessorList(
+            [EndAt(lengths.to(input_ids.device), input_ids.shape[1], SIZE["eos_token_id"])]
+        )
         return original(input_ids=input_ids, logits_processor=processors, **kwargs)
 
     model.generate = generate
@@ -68,7 +70,7 @@ def timed(trainer) -> list[float]:
     return seconds
 
 
-def make_trainer(mode: str, tokenizer, load, group: int, thinking: str):
+def make_trainer(mode: str, tokenizer, load, group: int, thinking: str, use_cpu: bool = True):
     """A trainer at its first step."""
     _, mask, lengths = load
     is_trl = mode.startswith("grpo")
@@ -79,7 +81,7 @@ def make_trainer(mode: str, tokenizer, load, group: int, thinking: str):
     own |= {} if is_trl else {"share_prompts_in_update": mode != "buckets", "parity_check_steps": 0}
     config = config_class(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=use_cpu,
         bf16=False,
         gradient_checkpointing=False,
         per_device_train_batch_size=len(mask),
@@ -118,14 +120,14 @@ def columns(load) -> dict[str, int]:
     }
 
 
-def measure(args, kind: str, prompts: int, group: int) -> dict:
+def measure(args, kind: str, prompts: int, group: int, use_cpu: bool = True) -> dict:
     """Steps in turn, the first mode being what the others are compared with."""
     shortest, longest = PROMPTS[kind]
     load = make_load(prompts, group, args.divide, shortest=shortest, longest=longest)
     tokenizer = make_tokenizer()
     steps, rollouts, counted = {}, {}, columns(load)
     for mode in args.modes:
-        trainer = make_trainer(mode, tokenizer, load, group, args.thinking)
+        trainer = make_trainer(mode, tokenizer, load, group, args.thinking, use_cpu)
         batch = next(iter(trainer.get_train_dataloader()))
         rollouts[mode] = timed(trainer)
         steps[mode] = lambda trainer=trainer, batch=batch: optimizer_step(trainer, batch)
