@@ -8,9 +8,9 @@ python benchmarks/gpu_check.py --output results/gpu/check.json
 At most 8 minutes on one CUDA GPU; each part that has not begun by `--seconds` is left out and named. A part that fails
 is written down with its error, and the others run. `--size tiny --device cpu` runs all of it in little.
 
-Parts: `parity`, the largest gap between the log-probabilities of a rollout and of the update, for each way of thinking
-and precision; `decoding`, tokens a second of stock `generate` with a dynamic cache, a static one and a compiled one
-(CUDA graphs), and whether their tokens agree; `rollout`, the engine against the stock loop; `step`, a step of HRPO with
+Parts: `parity`, gaps between the log-probabilities of a rollout and of the update, for each way of thinking and
+precision; `decoding`, tokens a second of stock `generate` with a dynamic cache, a static one and a compiled one (CUDA
+graphs), and whether their tokens agree; `rollout`, the engine against the stock loop; `step`, a step of HRPO with
 shared prompts and in buckets against TRL's GRPO; `latent`, the sequential latent pass against the parallel one.
 """
 
@@ -124,11 +124,8 @@ def rollout(tiny: bool, device: str) -> dict:
     for mode in ("none", "projection"):
         load = [tensor.to(device) for tensor in make_load(*((2, 2, 20) if tiny else (8, 8, 1)))]
         model = thinking_model(mode, True, device) if tiny else make_model(mode).to(device, torch.bfloat16)
-        candidates = {
-            "stock": partial(generate, model, load),
-            "engine": lambda: generate(model, load, RolloutEngine()),
-        }
-        rows = compare(candidates, 1)
+        stock, engine = partial(generate, model, load), partial(generate, model, load, RolloutEngine())
+        rows = compare({"stock": stock, "engine": engine}, 1)
         for row in rows.values():
             row["tokens_per_second"] = round(int(load[2].sum()) / row["seconds"], 1)
         found[mode] = rows
