@@ -245,7 +245,9 @@ def test_states_projected_under_no_grad_would_leave_the_projection_untrained(mak
 @pytest.mark.parametrize("peft, engine", [(False, False), (False, True), (True, True)])
 def test_mode_none_is_grpo(make_trainer, plain_checkpoint, peft, engine):
     peft_config = LoraConfig(r=3, target_modules=["q_proj", "v_proj"]) if peft else None
-    hrpo = make_trainer("none", max_steps=3, peft_config=peft_config, beta=0.1, use_rollout_engine=engine)
+    # One batch a step: the logged KL is a mean of the batches' means, and HRPO keeps groups in one batch
+    batches = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    hrpo = make_trainer("none", max_steps=3, peft_config=peft_config, beta=0.1, use_rollout_engine=engine, **batches)
     if engine:
         hrpo.rollout_engine = RolloutEngine(draws="multinomial")
     hrpo.train()
@@ -256,12 +258,24 @@ def test_mode_none_is_grpo(make_trainer, plain_checkpoint, peft, engine):
         max_steps=3,
         peft_config=peft_config,
         beta=0.1,
+        **batches,
     )
     grpo.train()
     for key in ("loss", "reward", "grad_norm", "kl"):
         pairs = list(zip(history(hrpo, key), history(grpo, key)))
         assert len(pairs) == 3
         assert all(math.isclose(a, b, rel_tol=0, abs_tol=1e-6) for a, b in pairs), (key, pairs)
+
+
+def test_with_accumulation_mode_none_trains_as_grpo(make_trainer, plain_checkpoint):
+    hrpo = make_trainer("none", max_steps=3, use_rollout_engine=False)
+    hrpo.train()
+    grpo = make_trainer(
+        model=Qwen2ForCausalLM.from_pretrained(plain_checkpoint), cls=GRPOTrainer, output="grpo", max_steps=3
+    )
+    grpo.train()
+    for key in ("loss", "reward", "grad_norm"):
+        assert history(hrpo, key) == pytest.approx(history(grpo, key), abs=1e-6)
 
 
 def test_thinking_is_not_grpo(make_trainer, plain_checkpoint):

@@ -37,6 +37,7 @@ def make_trainer(plain_checkpoint, tmp_path):
             "beta": 0.0,
             "seed": 3,
             "parity_check_steps": 0,
+            "share_prompts_in_update": True,
         }
         torch.manual_seed(5)
         prompts = [{"prompt": prompt} for prompt in ("Tom has 3", "Ann?", "7+2=", "abc", "d")]
