@@ -72,7 +72,7 @@ class DemoArguments:
             Completions per step, in groups of 8; 256 climbs more smoothly and takes three times as long.
         test_problems (`int`, *optional*, defaults to `200`):
             Problems of the evaluation, with 8 samples each.
-        latent_steps (`int`, *optional*, defaults to `800`):
+        latent_steps (`int`, *optional*, defaults to `1000`):
             Steps of each of the three trainings of the second part.
         latent_test_problems (`int`, *optional*, defaults to `500`):
             Problems of its evaluation.
@@ -86,7 +86,7 @@ class DemoArguments:
     rl_steps: int = 60
     samples_per_step: int = 64
     test_problems: int = 200
-    latent_steps: int = 800
+    latent_steps: int = 1000
     latent_test_problems: int = 500
     overwrite: bool = True
 
