@@ -1,5 +1,8 @@
 """What latent training learns in a minute, and that decoding finds it: stock `generate`, from disk, in the engine."""
 
+import itertools
+import random
+
 import pytest
 import torch
 from quiet_training import QUIET
@@ -15,6 +18,7 @@ from hf_evidenceflow import (
     collect_thinking,
     load_thinking_model,
 )
+from hf_evidenceflow.tasks.generated import word_level_tokenizer
 from hf_evidenceflow.tasks.set_tracking import build_set_tokenizer, split_set_problems
 
 
@@ -135,3 +139,41 @@ def test_without_its_states_it_does_not_know_the_answer(learned, kind):
     trainer, tokenizer, rows, _ = learned
     with ThinkingIntervention(kind):
         assert accuracy(trainer.model, tokenizer, rows) < 0.8
+
+
+# Chains of two steps: a cup, moved twice; the problems of the test are not in the training
+
+
+def chain_problems():
+    rng = random.Random(0)
+    moves = {letter: rng.sample(range(8), 8) for letter in "ABCDEF"}
+    rows = []
+    for start, first, second in itertools.product(range(8), moves, moves):
+        middle = moves[first][start]
+        end = moves[second][middle]
+        rows.append({"prompt": f"c{start}{first}{second}", "steps": [f"c{middle}", f"c{end}"], "answer": f"c{end}"})
+    rng.shuffle(rows)
+    return rows[:48], rows[48:]
+
+
+CHAINS = {
+    "answer": {"thinking_mode": "coconut", "latent_curriculum": [0, 1, 2], "max_steps": 900},
+    # With a weight of 1 a model from scratch draws its hidden states together before it can write the chain
+    "distill": {
+        "thinking_mode": "codi",
+        "thinking_count": 2,
+        "distill_weight": 0.03,
+        "max_steps": 900,
+        "seed": 1,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", CHAINS)
+def test_it_learns_chains_of_two_steps(tmp_path, objective):
+    test, rows = chain_problems()
+    tokenizer = word_level_tokenizer([*(f"c{cup}" for cup in range(8)), *"ABCDEF", "####"], r"c[0-9]|####|.")
+    settings = {"learning_rate": 3e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 20}
+    trainer = train(tmp_path, tokenizer, rows, objective=objective, **settings | CHAINS[objective])
+    assert accuracy(trainer.model, tokenizer, test) >= 0.9
