@@ -41,13 +41,15 @@ def thinking_class(path_or_id: str, **kwargs):
         ) from None
 
 
-def load_thinking_model(path_or_id: str, **kwargs):
+def load_thinking_model(path_or_id: str, is_trainable: bool = False, **kwargs):
     """
     Load a checkpoint as a thinking model: base weights plus its thinking modules, fresh ones where it has none.
 
     Args:
         path_or_id (`str`):
             Hub name or local folder of a plain or a thinking checkpoint, or of an adapter of a thinking model.
+        is_trainable (`bool`, *optional*, defaults to `False`):
+            Whether an adapter is going to be trained on.
         kwargs:
             Passed to `from_pretrained`: `dtype`, `device_map`, ... and fields of the config such as `thinking_mode`.
 
@@ -71,10 +73,11 @@ def load_thinking_model(path_or_id: str, **kwargs):
     adapter = read_adapter(path_or_id, **location)
     if adapter is None:
         return load_checked(thinking_class(path_or_id, **kwargs), path_or_id, **kwargs)
-    return _load_adapter(path_or_id, adapter, location, {k: v for k, v in kwargs.items() if k not in location})
+    others = {key: value for key, value in kwargs.items() if key not in location}
+    return _load_adapter(path_or_id, adapter, location, is_trainable, others)
 
 
-def _load_adapter(path_or_id, adapter, location, kwargs):
+def _load_adapter(path_or_id, adapter, location, is_trainable, kwargs):
     from peft import PeftModel
 
     base = adapter["base_model_name_or_path"]
@@ -92,7 +95,7 @@ def _load_adapter(path_or_id, adapter, location, kwargs):
     model = load_checked(cls, base, **at_base, **settings | kwargs)
     model.config.name_or_path = path_or_id  # where the tokenizer is
     with naming_folder(path_or_id):
-        model = PeftModel.from_pretrained(model, path_or_id, **location)
+        model = PeftModel.from_pretrained(model, path_or_id, is_trainable=is_trainable, **location)
     for name, value in given.items():  # the adapter has set its own
         setattr(model.config, name, value)
     model.config.check_thinking()

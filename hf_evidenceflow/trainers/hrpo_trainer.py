@@ -21,6 +21,7 @@ from ..callbacks.parameter_group_watch import ParameterGroupWatch
 from ..callbacks.rollout_guards import RolloutGuard
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..models.thinking.thinking_rollout import collect_thinking
+from ..peft.adapter_file import read_adapter
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
@@ -147,7 +148,8 @@ class HRPOTrainer(
         self.thinking_mode = config.thinking_mode
         self._trains_thoughts = trains_thoughts(args, config)
         is_path = isinstance(model, str)
-        has_adapter = peft_config is not None or (not is_path and is_peft_model(model))
+        is_adapted = read_adapter(model) is not None if is_path else is_peft_model(model)
+        has_adapter = peft_config is not None or is_adapted
         rollouts = {"tools": tools, "environment_factory": environment_factory, "rollout_func": rollout_func}
         refuse_unsupported(args, config, model, has_adapter, rollouts)
         check_generation_kwargs(args, self.thinking_mode)

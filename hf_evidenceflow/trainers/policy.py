@@ -1,5 +1,6 @@
 """Loads the policy of [`HRPOTrainer`] from a path, and tells its reference model from it."""
 
+import functools
 import logging
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -49,7 +50,8 @@ def load_policy(path_or_id: str, args, quantization_config=None):
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         kwargs["device_map"] = None
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    return create_model_from_path(path_or_id, SimpleNamespace(from_pretrained=load_thinking_model), **kwargs)
+    load = functools.partial(load_thinking_model, is_trainable=True)
+    return create_model_from_path(path_or_id, SimpleNamespace(from_pretrained=load), **kwargs)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from latent_models import naive_row
 from latent_trainers import OBJECTIVES, STEPS, TARGETS, make_latent_trainer, make_thinking_model, weights_of
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -466,14 +467,39 @@ def test_an_adapter_trains_the_thinking_modules_and_goes_on_into_hrpo(tmp_path, 
         save_strategy="no",
     )
     data = [{"prompt": row["prompt"]} for row in TARGETS]
-    from datasets import Dataset
-
     config = type(model.config).from_pretrained(tmp_path / "saved")
     base = load_thinking_model(plain_checkpoint, config=config)
     adapted = PeftModel.from_pretrained(base, tmp_path / "saved", is_trainable=True)
     hrpo = HRPOTrainer(adapted, rewards, args, Dataset.from_list(data), processing_class=tokenizer)
     hrpo.train()
     assert math.isfinite(hrpo.state.log_history[-1]["train_loss"])
+
+
+def test_an_adapter_goes_on_into_hrpo_by_its_folder(tmp_path, tokenizer, plain_checkpoint):
+    trainer = make_latent_trainer(
+        tmp_path, tokenizer, "distill", model=plain_checkpoint, thinking_mode="codi", peft_config=LoraConfig(**LORA)
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    args = HRPOConfig(
+        str(tmp_path / "hrpo"),
+        **STEP_BY_STEP,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_steps=2,
+        max_completion_length=6,
+        learning_rate=1e-2,
+        save_strategy="no",
+    )
+    rows = Dataset.from_list([{"prompt": row["prompt"]} for row in TARGETS])
+    hrpo = HRPOTrainer(
+        str(tmp_path / "saved"), lambda completions, **_: [float(len(text) % 3) for text in completions], args, rows
+    )
+    taught = {name: weight.clone() for name, weight in trainer.model.named_parameters() if "lora_" in name}
+    loaded = {name: weight for name, weight in hrpo.model.named_parameters() if name in taught}
+    assert taught and all(torch.equal(loaded[name], weight) for name, weight in taught.items())
+    hrpo.train()
+    assert any(not torch.equal(loaded[name], weight) for name, weight in taught.items())
 
 
 def test_a_peft_model_of_the_users_own(tmp_path, tokenizer):
