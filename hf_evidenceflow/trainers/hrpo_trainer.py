@@ -40,7 +40,6 @@ from .hub_code_mixin import HubCodeMixin
 from .idle_thoughts import idle_thoughts, leave_out, trains_thoughts
 from .length_buckets import fit_columns
 from .model_card_mixins import RewardModelCardMixin
-from .parameter_groups import apply_parameter_groups
 from .parity_check import ParityCheckMixin
 from .policy import (
     SyncReferenceCallback,
@@ -52,7 +51,6 @@ from .policy import (
     reference_thinks,
 )
 from .saved_rollouts import SavedRolloutsMixin
-from .thinking_adapter_mixin import ThinkingAdapterMixin
 from .thinking_groups import thinking_group_specs
 from .thinking_metrics import (
     ProjectionMetrics,
@@ -61,11 +59,12 @@ from .thinking_metrics import (
     rollout_metrics,
     tokens_per_second,
 )
+from .thinking_trainer_mixin import ThinkingTrainerMixin
 from .update_passes import UpdatePassesMixin
 
 
 class HRPOTrainer(
-    ThinkingAdapterMixin,
+    ThinkingTrainerMixin,
     RewardModelCardMixin,
     HubCodeMixin,
     ParityCheckMixin,
@@ -215,16 +214,6 @@ class HRPOTrainer(
         ):
             # They read whole weights, which a process does not have where the weights are sharded
             self._projection_metrics = ProjectionMetrics(self.model)
-
-    def create_optimizer(self, model=None):
-        """Differs from GRPOTrainer in the learning rates of the thinking modules."""
-        new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if new and self.parameter_specs:
-            apply_parameter_groups(
-                optimizer, (self.model if model is None else model).named_parameters(), self.parameter_specs
-            )
-        return optimizer
 
     # Rollout
 

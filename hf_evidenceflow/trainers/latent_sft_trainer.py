@@ -27,10 +27,9 @@ from .latent_rows import IGNORE_INDEX, RowReader, batch_rows, compose, discrete,
 from .latent_setup import load_latent_model
 from .latent_sft_config import LatentSFTConfig
 from .model_card_mixins import ModelCardMixin
-from .parameter_groups import apply_parameter_groups
 from .policy import default_args, load_policy_tokenizer, plain_init_kwargs
-from .thinking_adapter_mixin import ThinkingAdapterMixin
 from .thinking_groups import thinking_group_specs
+from .thinking_trainer_mixin import ThinkingTrainerMixin
 
 
 _PAPERS = {
@@ -41,7 +40,7 @@ _PAPERS = {
 
 
 class LatentSFTTrainer(
-    ThinkingAdapterMixin,
+    ThinkingTrainerMixin,
     ModelCardMixin,
     HubCodeMixin,
     ResumableTrainerMixin,
@@ -352,15 +351,3 @@ class LatentSFTTrainer(
         if mode == "train":
             self._total_train_tokens += int(tokens)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-    # Optimizer and checkpoint
-
-    def create_optimizer(self, model=None):
-        """Differs from SFTTrainer in the learning rates of the thinking modules."""
-        new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if new and self.parameter_specs:
-            apply_parameter_groups(
-                optimizer, (self.model if model is None else model).named_parameters(), self.parameter_specs
-            )
-        return optimizer
