@@ -114,6 +114,8 @@ class LatentArmArguments(TaskArguments):
             Adam's decay of the second moment.
         hidden_size, num_layers (`int`, *optional*, default to `64` and `2`):
             Sizes of the Qwen2.
+        trainer_settings (`dict`, *optional*):
+            Fields of [`LatentSFTConfig`] in the place of the arm's, such as `distill_weight`; in a YAML file only.
     """
 
     arm: str = "latent_soft"
@@ -123,6 +125,7 @@ class LatentArmArguments(TaskArguments):
     adam_beta2: float = 0.99
     hidden_size: int = 64
     num_layers: int = 2
+    trainer_settings: dict = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,7 +177,7 @@ def train_arm(args: LatentArmArguments, arm: LatentArm, problems: list[dict], to
     rows = training_rows(problems, arm, args.seed, LEGAL_RUNS.get(args.task))
     settings = LatentSFTConfig(
         **cpu_settings(args) | {"adam_beta2": args.adam_beta2},
-        **arm.trainer_settings(thoughts, args.train_steps),
+        **arm.trainer_settings(thoughts, args.train_steps) | args.trainer_settings,
         step_separator="",
         max_steps=args.train_steps,
         per_device_train_batch_size=args.batch_size,

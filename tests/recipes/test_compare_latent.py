@@ -66,6 +66,20 @@ def test_arguments_out_of_range_are_named(setting, value):
         LatentArmArguments(**{setting: value})
 
 
+def test_trainer_settings_take_the_place_of_the_arms(monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def config(**settings):
+        raise Asked(settings["distill_weight"], settings["objective"])
+
+    monkeypatch.setattr(compare_latent_arm, "LatentSFTConfig", config)
+    args = LatentArmArguments(arm="codi", trainer_settings={"distill_weight": 0.25})
+    train, _ = args.problems(2)
+    with pytest.raises(Asked, match=r"0\.25, 'distill'"):
+        compare_latent_arm.train_arm(args, compare_latent_arm.LATENT_ARMS["codi"], train, args.tokenizer())
+
+
 @pytest.mark.slow
 def test_a_study_in_miniature_is_reported_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.chdir(RECIPES.parent)
