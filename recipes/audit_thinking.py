@@ -34,7 +34,7 @@ from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.thinking.intervention import INTERVENTIONS
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.tasks import GENERATED_TASKS, TASKS, THOUGHT_TASKS, build_prompt
-from hf_evidenceflow.tasks.prompts import system_prompt_argument
+from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
 
 
 GENERATED = {**GENERATED_TASKS, **THOUGHT_TASKS}
@@ -62,6 +62,8 @@ class AuditArguments:
             Split of the data set.
         system_prompt (`str`, *optional*):
             Instruction before the question of a data set; `none`: the question alone. If not given, the task's own.
+        conversational (`bool`, *optional*):
+            Whether a question becomes a chat message. If not given, where the tokenizer has a chat template.
         max_samples (`int`, *optional*):
             Number of problems, from the first. If not given, all of a data set, and 500 generated ones.
         interventions (`list[str]`, *optional*, defaults to all):
@@ -87,6 +89,7 @@ class AuditArguments:
     dataset_name_or_path: str | None = None
     dataset_split: str = "test"
     system_prompt: str | None = None
+    conversational: bool | None = None
     max_samples: int | None = None
     interventions: list[str] = field(default_factory=lambda: list(INTERVENTIONS))
     max_new_tokens: int = 64
@@ -139,7 +142,7 @@ def main(argv: list[str] | None = None) -> ThinkingAudit:
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
         )
-        rows, reward = load_problems(args, conversational=tokenizer.chat_template is not None)
+        rows, reward = load_problems(args, conversational=asks_in_chat(tokenizer, args.conversational))
         with tqdm(total=len(rows) * (1 + len(args.interventions)), desc="audit", unit="completion") as bar:
             audit = audit_thinking(
                 model,

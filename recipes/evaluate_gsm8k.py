@@ -50,6 +50,7 @@ from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
+from hf_evidenceflow.tasks.prompts import asks_in_chat
 
 
 # These change what is reported, not what is generated.
@@ -91,6 +92,8 @@ class EvaluateArguments:
             Split of the data set.
         max_samples (`int`, *optional*):
             Number of problems, from the first. If not given, all.
+        conversational (`bool`, *optional*):
+            Whether a question becomes a chat message. If not given, where the tokenizer has a chat template.
         batch_size (`int`, *optional*, defaults to `32`):
             Completions generated at once.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -128,6 +131,7 @@ class EvaluateArguments:
     dataset_name_or_path: str = "openai/gsm8k"
     split: str = "test"
     max_samples: int | None = None
+    conversational: bool | None = None
     batch_size: int = 32
     max_new_tokens: int = 1024
     num_samples: int = 0
@@ -183,7 +187,7 @@ def main(argv: list[str] | None = None) -> dict:
         problems = load_gsm8k(
             args.dataset_name_or_path,
             split=args.split,
-            conversational=tokenizer.chat_template is not None,
+            conversational=asks_in_chat(tokenizer, args.conversational),
             max_samples=args.max_samples,
         )
         for grader in args.graders:

@@ -37,7 +37,7 @@ from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import TASKS
-from hf_evidenceflow.tasks.prompts import system_prompt_argument
+from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
 
 
 @dataclass
@@ -56,6 +56,8 @@ class ScriptArguments:
             Split to train on.
         system_prompt (`str`, *optional*):
             Instruction before a question; `none`: the question alone. If not given, the task's own.
+        conversational (`bool`, *optional*):
+            Whether a question becomes a chat message. If not given, where the tokenizer has a chat template.
         max_samples (`int`, *optional*):
             Number of problems, drawn with `seed`. If not given, all.
         only_grpo (`bool`, *optional*, defaults to `False`):
@@ -76,6 +78,7 @@ class ScriptArguments:
     dataset_name_or_path: str | None = None
     dataset_split: str = "train"
     system_prompt: str | None = None
+    conversational: bool | None = None
     max_samples: int | None = None
     only_grpo: bool = False
     thinking_mode: str | None = None
@@ -150,7 +153,7 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
         dataset = task.load(
             script_args.dataset,
             split=script_args.dataset_split,
-            conversational=tokenizer.chat_template is not None,
+            conversational=asks_in_chat(tokenizer, script_args.conversational),
             max_samples=script_args.max_samples,
             seed=training_args.seed,
             **system_prompt_argument(script_args.system_prompt),

@@ -46,7 +46,7 @@ from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import THOUGHT_TASKS
-from hf_evidenceflow.tasks.prompts import system_prompt_argument
+from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
 
 
 @dataclass
@@ -187,14 +187,13 @@ def load_data(args: ScriptArguments, training_args: LatentSFTConfig, tokenizer) 
     """Rows to train on and to evaluate on; those of a task are written to the output folder."""
     if args.task is None:
         splits = [(args.dataset_split, args.max_samples), (args.eval_split, None)]
-        chat = tokenizer.chat_template is not None if args.conversational is None else args.conversational
         train, test = (
             []
             if split is None
             else load_thought_rows(
                 args.dataset_name_or_path,
                 split=split,
-                conversational=chat,
+                conversational=asks_in_chat(tokenizer, args.conversational),
                 max_samples=max_samples,
                 seed=training_args.seed,
                 **system_prompt_argument(args.system_prompt),

@@ -52,6 +52,11 @@ def system_prompt_argument(option: str | None) -> dict[str, str | None]:
     return {"system_prompt": None if option.lower() == "none" else option}
 
 
+def asks_in_chat(tokenizer, option: bool | None = None) -> bool:
+    """Whether questions become chat messages: as the option of a recipe says, else where there is a chat template."""
+    return tokenizer.chat_template is not None if option is None else option
+
+
 def ask(dataset, read_row: Callable[[int, dict], dict], system_prompt: str | None, conversational: bool):
     """
     The rows of a task as the trainers take them: `prompt`, `answer`, `question` and what else `read_row` keeps.

@@ -127,6 +127,11 @@ class LatentSFTConfig(DeviceSFTConfig):
             )
         if self.packing or self.padding_free:
             raise ValueError("`packing` and `padding_free` have no place for thoughts. Set them to False.")
+        if self.loss_type != "nll" or self.label_smoothing_factor:
+            raise ValueError(
+                "`objective` says what thoughts are taught, and the text after them has the plain cross-entropy. "
+                f"Leave out `loss_type={self.loss_type!r}` and `label_smoothing_factor={self.label_smoothing_factor}`."
+            )
         if self.teacher_forcing_steps < 0:
             raise ValueError(f"`teacher_forcing_steps` must be at least 0, got {self.teacher_forcing_steps}.")
         if self.teacher_forcing_steps and self.objective != "soft_targets":

@@ -191,7 +191,11 @@ class LatentSFTTrainer(
         self.curriculum.load_state_dict(state)
 
     def _stage(self):
-        return None if self.args.latent_curriculum is None else self.curriculum.stages[self.curriculum.index]
+        """Steps that are thoughts now; before training, as at its end, for evaluating what was trained before."""
+        if self.args.latent_curriculum is None:
+            return None
+        before = self.state.global_step == 0 and not self.is_in_train
+        return self.curriculum.stages[-1 if before else self.curriculum.index]
 
     def _compose(self, rows, draws=None):
         """The batch of rows as the curriculum has them now; in training with the draws of its optimizer step."""

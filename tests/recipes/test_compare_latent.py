@@ -38,10 +38,15 @@ def test_the_headline_has_neither_rule_nor_seed_of_the_tuning():
     assert len(headline.seeds) == 5 and not {TUNING["tune"]["seed"], *TUNING["seeds"]} & set(headline.seeds)
 
 
+def picked_rates(tuning):
+    path = RECIPES.parent / "results" / "latent" / tuning / "picked.yaml"
+    return yaml.safe_load(path.read_text())["learning_rate"]
+
+
 def test_the_headline_takes_the_picked_learning_rates():
-    picked = yaml.safe_load((RECIPES.parent / "results" / "latent" / "tuning" / "picked.yaml").read_text())
+    picked = picked_rates("tuning") | {"codi": picked_rates("codi_tuning")["codi,1"]}
     rates = {cell.options["arm"]: cell.options["learning_rate"] for cell in load_grid(CONFIGS / "headline.yaml").cells}
-    assert rates == {arm: picked["learning_rate"][arm] for arm in rates}
+    assert rates == {arm: picked[arm] for arm in rates}
 
 
 def test_a_run_makes_problems_of_its_own_split_only(monkeypatch):

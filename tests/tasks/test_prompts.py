@@ -2,6 +2,7 @@ import pytest
 from datasets import Dataset
 
 from hf_evidenceflow.tasks import build_prompt, build_system_prompt, filter_long_prompts
+from hf_evidenceflow.tasks.prompts import asks_in_chat
 
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}???{% endif %}"
@@ -51,6 +52,15 @@ def test_chat_template_gets_the_arguments_of_the_trainer(chat_tokenizer, monkeyp
     dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": "a"}]]})
     with pytest.raises(ValueError, match="the shortest has 9"):
         filter_long_prompts(dataset, chat_tokenizer, 5, chat_template_kwargs={"more": "xxxxx"})
+
+
+@pytest.mark.parametrize("option, asked", [(None, True), (False, False), (True, True)])
+def test_a_chat_template_is_used_unless_said_otherwise(chat_tokenizer, option, asked):
+    assert asks_in_chat(chat_tokenizer, option) is asked
+
+
+def test_without_a_chat_template_questions_are_text(tokenizer):
+    assert asks_in_chat(tokenizer) is False
 
 
 def test_other_columns_stay_with_their_prompts(tokenizer):

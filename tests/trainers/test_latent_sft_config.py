@@ -13,6 +13,8 @@ REFUSED = [
     ({"packing": True}, "`packing` and `padding_free` have no place for thoughts. Set them to False"),
     ({"padding_free": True}, "`packing` and `padding_free`"),
     ({"remove_unused_columns": True}, "would remove the thoughts"),
+    ({"loss_type": "dft"}, "Leave out `loss_type='dft'`"),
+    ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1`"),
     ({"teacher_forcing_steps": -1}, "`teacher_forcing_steps` must be at least 0, got -1"),
     ({"objective": "answer", "teacher_forcing_steps": 0.5}, "needs targets, and `objective='answer'` has none"),
     ({"earlier_stage_share": 1.0}, r"must be in \[0, 1\), got 1.0"),

@@ -187,6 +187,7 @@ def test_a_taught_step_has_the_loss_of_the_naive_loop_over_target_states(tmp_pat
 
 def test_the_loss_of_answer_is_that_of_the_text_that_is_left(tmp_path, tokenizer):
     trainer = make_latent_trainer(tmp_path, tokenizer, "answer", latent_tokens_per_step=2)
+    trainer.state.global_step = 2
     trainer.curriculum.at(2, 6)  # the stage of one step
     trainer.model.double()
     batch = trainer._compose(list(trainer.train_dataset))
@@ -316,6 +317,13 @@ def test_evaluation_of_distill_does_not_depend_on_accumulation(tmp_path, tokeniz
         trainer.train()
         found.append(trainer.evaluate()["eval_loss"])
     assert found[0] == found[1]
+
+
+def test_an_evaluation_before_training_has_the_last_stage(tmp_path, tokenizer):
+    settings = {"eval_dataset": STEPS, "per_device_eval_batch_size": 4}
+    stages = make_latent_trainer(tmp_path, tokenizer, "answer", latent_curriculum=[0, 1, 2], **settings)
+    last = make_latent_trainer(tmp_path, tokenizer, "answer", latent_curriculum=[2], **settings)
+    assert stages.evaluate()["eval_loss"] == last.evaluate()["eval_loss"]
 
 
 def test_evaluation_rows_may_have_more_thoughts_than_those_of_the_training(tmp_path, tokenizer):

@@ -16,6 +16,7 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache_argument import CACHE
+from .intervention import current_intervention
 from .thinking_residual import soft_state
 
 
@@ -264,6 +265,11 @@ def latent_forward(
 
 
 def _check(thinker, model, targets):
+    if current_intervention() is not None:
+        raise ValueError(
+            f"ThinkingIntervention({current_intervention()!r}) changes what `generate` feeds, not this pass. Call it "
+            "outside of the block."
+        )
     if thinker.stop == 0:
         raise ValueError("`latent_mask` has no latent position. Leave it out for the plain forward pass.")
     before = thinker.attention.bool() & (thinker.latent.long().cumsum(1) == 0)

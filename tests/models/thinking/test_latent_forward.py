@@ -7,6 +7,7 @@ import pytest
 import torch
 from latent_models import FAMILIES, FILLER, MODES, ROWS, latent_batch, make_latent_model, naive_row, spread
 
+from hf_evidenceflow.models.thinking.intervention import ThinkingIntervention
 from hf_evidenceflow.models.thinking.latent_forward import LatentOptions, latent_columns, target_states
 from hf_evidenceflow.models.thinking.thinking_residual import embedding_state, soft_state, thinking_modules_in_use
 
@@ -254,6 +255,11 @@ def test_gradient_checkpointing_is_refused():
     model = make_latent_model("soft").train()
     model.gradient_checkpointing_enable()
     refused("gradient_checkpointing=False", model=model)
+
+
+def test_an_intervention_is_refused():
+    with ThinkingIntervention("zero"):
+        refused("Call it outside of the block")
 
 
 @pytest.mark.parametrize("mode", ["projection", "coconut", "codi"])
