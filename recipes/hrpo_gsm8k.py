@@ -31,6 +31,7 @@ from transformers import set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer
+from hf_evidenceflow.callbacks.rollout_digest import RolloutDigest
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.samples import print_samples
@@ -174,11 +175,13 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
             peft_config=get_peft_config(model_args),
         )
         trainer.model_card_dataset = script_args.dataset
+        digest = RolloutDigest(trainer)
+        trainer.add_callback(digest)
 
         trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_model()
         trainer.save_state()
-        run.record.add(metrics=trainer.state.log_history[-1])
+        run.record.add(metrics=trainer.state.log_history[-1], costs=digest.costs(trainer.state.global_step))
         if trainer.is_world_process_zero():
             report(trainer, dataset, script_args)
         trainer.create_model_card()  # with the curves

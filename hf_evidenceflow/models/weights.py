@@ -72,14 +72,17 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 
     Args:
         folder (`str` or `os.PathLike`):
-            Local folder; anything else, such as a Hub name, passes.
+            Local folder; a name that may be one of the Hub passes.
 
     Raises:
-        `OSError`: if weights are cut short or missing, or a file cannot be read.
+        `OSError`: if there is no such folder, weights are cut short or missing, or a file cannot be read.
         `ValueError`: if a JSON file is none.
     """
-    folder = Path(folder)
+    name, folder = str(folder), Path(folder)
     if not folder.is_dir():
+        # Not left to the Hub, which without a network is asked for minutes
+        if not folder.exists() and (name.startswith((*"/.~", f"outputs{os.sep}")) or name.count("/") > 1):
+            raise FileNotFoundError(f"There is no folder {folder}. Check the path; it is relative to {Path.cwd()}.")
         return
     for name in _JSON_FILES:
         if (folder / name).exists() or (folder / name).is_symlink():
@@ -107,6 +110,8 @@ def naming_folder(path: str | os.PathLike) -> Iterator[None]:
             raise
         kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if not Path(path).exists():
+            reason = f"it is no local folder; {reason}"
         raise kind(
             f"`{path}` cannot be loaded ({reason if len(reason) <= 600 else reason[:600] + ' ...'}). Check that its "
             "files belong together; correct what is named here, or copy or download it again."

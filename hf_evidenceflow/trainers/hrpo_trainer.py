@@ -141,6 +141,7 @@ class HRPOTrainer(
         args = default_args(HRPOConfig, "HRPO", model) if args is None else args
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
         self._expected_logps = None
+        self.rollout_seconds = 0.0  # of this process's training
         self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)
@@ -229,7 +230,9 @@ class HRPOTrainer(
             )
         tokens = sum(map(len, completion_ids))
         mode = "train" if self.model.training else "eval"
-        speed = tokens_per_second(tokens, time.perf_counter() - start, self.accelerator)
+        seconds = time.perf_counter() - start
+        self.rollout_seconds += seconds if self.model.training else 0.0
+        speed = tokens_per_second(tokens, seconds, self.accelerator)
         self._metrics[mode]["rollout/tokens_per_second"].append(speed)
         if not rollouts and self.thinking_mode != "none":
             raise RuntimeError(

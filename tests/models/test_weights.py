@@ -1,6 +1,7 @@
 """Model folders that are damaged, or do not belong together, are refused with their name, the place and a remedy."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,5 +149,16 @@ def test_an_adapter_that_is_not_whole_is_refused(adapter, folder, change):
 def test_errors_of_ours_and_a_lack_of_memory_keep_their_words():
     with pytest.raises(MemoryError), naming_folder("x"):
         raise MemoryError
-    with pytest.raises(ValueError, match="`x` cannot be loaded .KeyError: 'a'"), naming_folder("x"):
+    with (
+        pytest.raises(ValueError, match="`x` cannot be loaded .it is no local folder; KeyError: 'a'"),
+        naming_folder("x"),
+    ):
         {}["a"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./model", "~/model", "runs/of/mine", "outputs/smoke-scratch"])
+@pytest.mark.parametrize("load", [load, load_tokenizer, load_thinking_model])
+def test_a_missing_folder_is_an_error_without_asking_the_hub(load, path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", pytest.fail)
+    with pytest.raises(FileNotFoundError, match=f"There is no folder {Path(path)}. Check the path"):
+        load(path)
