@@ -34,7 +34,7 @@ from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.thinking.intervention import INTERVENTIONS
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.tasks import GENERATED_TASKS, TASKS, THOUGHT_TASKS, build_prompt
-from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
+from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
 
 GENERATED = {**GENERATED_TASKS, **THOUGHT_TASKS}
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> ThinkingAudit:
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
         )
-        rows, reward = load_problems(args, conversational=asks_in_chat(tokenizer, args.conversational))
+        rows, reward = load_problems(args, conversational=chat_form(tokenizer, args.conversational))
         with tqdm(total=len(rows) * (1 + len(args.interventions)), desc="audit", unit="completion") as bar:
             audit = audit_thinking(
                 model,
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> ThinkingAudit:
     return audit
 
 
-def load_problems(args: AuditArguments, conversational: bool):
+def load_problems(args: AuditArguments, conversational: bool | str):
     """Rows with `prompt` and `answer`, and the reward that grades them."""
     if args.task not in GENERATED:
         task = TASKS[args.task]

@@ -50,7 +50,7 @@ from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
-from hf_evidenceflow.tasks.prompts import asks_in_chat
+from hf_evidenceflow.tasks.prompts import chat_form
 
 
 # These change what is reported, not what is generated.
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> dict:
         problems = load_gsm8k(
             args.dataset_name_or_path,
             split=args.split,
-            conversational=asks_in_chat(tokenizer, args.conversational),
+            conversational=chat_form(tokenizer, args.conversational),
             max_samples=args.max_samples,
         )
         for grader in args.graders:

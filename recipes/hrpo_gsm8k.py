@@ -38,7 +38,7 @@ from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import TASKS
-from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
+from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
 
 @dataclass
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
         dataset = task.load(
             script_args.dataset,
             split=script_args.dataset_split,
-            conversational=asks_in_chat(tokenizer, script_args.conversational),
+            conversational=chat_form(tokenizer, script_args.conversational),
             max_samples=script_args.max_samples,
             seed=training_args.seed,
             **system_prompt_argument(script_args.system_prompt),

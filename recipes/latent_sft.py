@@ -46,7 +46,7 @@ from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import THOUGHT_TASKS
-from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
+from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
 
 @dataclass
@@ -193,7 +193,7 @@ def load_data(args: ScriptArguments, training_args: LatentSFTConfig, tokenizer) 
             else load_thought_rows(
                 args.dataset_name_or_path,
                 split=split,
-                conversational=asks_in_chat(tokenizer, args.conversational),
+                conversational=chat_form(tokenizer, args.conversational),
                 max_samples=max_samples,
                 seed=training_args.seed,
                 **system_prompt_argument(args.system_prompt),

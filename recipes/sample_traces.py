@@ -28,7 +28,7 @@ from hf_evidenceflow.data.thought_rows import SPLITS, step_splitter
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.tasks import load_rows, rows_reward
-from hf_evidenceflow.tasks.prompts import asks_in_chat, system_prompt_argument
+from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
 
 @dataclass
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     problems = load_rows(
         args.dataset_name_or_path,
         split=args.dataset_split,
-        conversational=asks_in_chat(tokenizer, args.conversational),
+        conversational=chat_form(tokenizer, args.conversational),
         max_samples=args.max_samples,
         seed=args.seed,
         **system_prompt_argument(args.system_prompt),

@@ -54,7 +54,7 @@ def step_splitter(kind: str, tokenizer=None) -> Callable[[str], list[str]]:
 def load_thought_rows(
     name_or_path: str,
     split: str = "train",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = ROWS_SYSTEM_PROMPT,

@@ -7,7 +7,7 @@ All loaders take the same arguments:
 
 - `name_or_path` (`str`): name on the Hub, or a local file or folder, see [`~hf_evidenceflow.data.load_split`].
 - `split` (`str`): name of the split.
-- `conversational` (`bool`): whether prompts are chat messages, see [`build_prompt`].
+- `conversational` (`bool` or `str`): whether prompts are chat messages, see [`build_prompt`].
 - `max_samples` (`int`, *optional*): number of rows to keep; `None` keeps all.
 - `seed` (`int`, *optional*): shuffles the rows before the first `max_samples` are kept; `None` keeps their order.
 - `system_prompt` (`str`, *optional*): instruction before the question; `None` for the question alone.
@@ -49,7 +49,7 @@ from .multiple_choice import (
 from .numbers import last_number, parse_number
 from .open_qa import OPEN_QA_SYSTEM_PROMPT, extract_open_answer, load_open_qa, normalize_answer, open_qa_reward
 from .own_rows import ROWS_SYSTEM_PROMPT, extract_short_answer, load_rows, rows_reward
-from .prompts import build_prompt, build_system_prompt, filter_long_prompts
+from .prompts import build_prompt, build_system_prompt, chat_form, filter_long_prompts
 from .set_tracking import (
     build_set_tokenizer,
     generate_set_problems,
@@ -138,6 +138,7 @@ __all__ = [
     "build_story_tokenizer",
     "build_system_prompt",
     "build_word_problem_tokenizer",
+    "chat_form",
     "check_golds",
     "completion_text",
     "extract_answer",

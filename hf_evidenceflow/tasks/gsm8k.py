@@ -39,7 +39,7 @@ _NUMBER_FIRST = re.compile(LEAD + EQUATION + r"[0-9]")
 def load_gsm8k(
     name_or_path: str = "openai/gsm8k",
     split: str = "train",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = GSM8K_SYSTEM_PROMPT,
@@ -52,7 +52,7 @@ def load_gsm8k(
     return prepare_gsm8k(dataset, conversational, system_prompt)
 
 
-def prepare_gsm8k(dataset, conversational: bool = True, system_prompt: str | None = GSM8K_SYSTEM_PROMPT):
+def prepare_gsm8k(dataset, conversational: bool | str = True, system_prompt: str | None = GSM8K_SYSTEM_PROMPT):
     """
     Brings rows with `question` and `answer` in GSM8K's format into the columns that the trainers take: `prompt`,
     `answer` (the final answer), `question` and `solution` (the whole answer column). A row without a number to grade

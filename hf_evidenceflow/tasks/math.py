@@ -29,7 +29,7 @@ _FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\
 def load_math(
     name_or_path: str = "EleutherAI/hendrycks_math",
     split: str = "train",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = MATH_SYSTEM_PROMPT,

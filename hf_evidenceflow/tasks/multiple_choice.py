@@ -45,7 +45,7 @@ _SECOND_CHOICE = re.compile(r"\b[A-E][.):]|(?:\b(?:and|or|not)|[/,&])\W?[A-E]\b"
 def load_mmlu_stem(
     name_or_path: str = "cais/mmlu",
     split: str = "test",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = MULTIPLE_CHOICE_SYSTEM_PROMPT,
@@ -73,7 +73,7 @@ def load_mmlu_stem(
 def load_arc_challenge(
     name_or_path: str = "allenai/ai2_arc",
     split: str = "train",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = MULTIPLE_CHOICE_SYSTEM_PROMPT,

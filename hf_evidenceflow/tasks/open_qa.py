@@ -20,7 +20,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def load_open_qa(
     name_or_path: str,
     split: str = "train",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = OPEN_QA_SYSTEM_PROMPT,

@@ -13,7 +13,7 @@ ROWS_SYSTEM_PROMPT = build_system_prompt("a number, a name or a few words")
 def load_rows(
     name_or_path: str,
     split: str = "train",
-    conversational: bool = True,
+    conversational: bool | str = True,
     max_samples: int | None = None,
     seed: int | None = None,
     system_prompt: str | None = ROWS_SYSTEM_PROMPT,
@@ -53,7 +53,7 @@ def prompt_column(dataset, name: str) -> str:
     )
 
 
-def read_prompt(index: int, value, column: str, system_prompt: str | None, conversational: bool):
+def read_prompt(index: int, value, column: str, system_prompt: str | None, conversational: bool | str):
     """A prompt of a row for the trainers; a `ValueError` that names the row if it is empty or no text."""
     if not value or not isinstance(value, str if column == "question" else (str, list)):
         raise ValueError(f"Row {index} has no `{column}`, but {value!r}. Correct or remove the row.")

@@ -17,14 +17,18 @@ def build_system_prompt(answer_format: str) -> str:
     )
 
 
-def build_prompt(question: str, system_prompt: str | None = None, conversational: bool = True) -> str | list[dict]:
+def build_prompt(
+    question: str, system_prompt: str | None = None, conversational: bool | str = True
+) -> str | list[dict]:
     """
     The prompt of one question in one of the two formats that TRL takes: chat messages of the roles `system` (if there
     is a `system_prompt`) and `user`, or one text that ends in a line break, where the completion begins.
 
     Args:
-        conversational (`bool`, *optional*, defaults to `True`):
-            Whether to build chat messages. `False` is for tokenizers without a chat template.
+        conversational (`bool` or `str`, *optional*, defaults to `True`):
+            Whether to build chat messages. `False` is for tokenizers without a chat template, `"user"` for chat
+            templates without system messages: the `system_prompt` stands before the question. [`chat_form`] says
+            which.
 
     Example:
 
@@ -36,6 +40,8 @@ def build_prompt(question: str, system_prompt: str | None = None, conversational
     ```
     """
     question = question.strip()
+    if conversational == "user":
+        return [{"role": "user", "content": question if system_prompt is None else f"{system_prompt}\n\n{question}"}]
     if conversational:
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         return [*system, {"role": "user", "content": question}]
@@ -52,12 +58,28 @@ def system_prompt_argument(option: str | None) -> dict[str, str | None]:
     return {"system_prompt": None if option.lower() == "none" else option}
 
 
-def asks_in_chat(tokenizer, option: bool | None = None) -> bool:
-    """Whether questions become chat messages: as the option of a recipe says, else where there is a chat template."""
-    return tokenizer.chat_template is not None if option is None else option
+def chat_form(tokenizer, option: bool | None = None) -> bool | str:
+    """
+    The argument `conversational` of [`build_prompt`] and the loaders for a tokenizer: chat messages as the option of a
+    recipe says, else where there is a chat template, and `"user"` where that refuses or drops a system message.
+    """
+    if option is None:
+        option = tokenizer.chat_template is not None
+    return "user" if option and not _takes_system_messages(tokenizer) else option
 
 
-def ask(dataset, read_row: Callable[[int, dict], dict], system_prompt: str | None, conversational: bool):
+def _takes_system_messages(tokenizer) -> bool:
+    from jinja2 import TemplateError
+
+    system, question = "Give a number.", "How much is 2 + 3?"
+    try:
+        text = tokenizer.apply_chat_template(build_prompt(question, system), tokenize=False)
+    except TemplateError:  # such as Gemma 2's "System role not supported"
+        return False
+    return system in text
+
+
+def ask(dataset, read_row: Callable[[int, dict], dict], system_prompt: str | None, conversational: bool | str):
     """
     The rows of a task as the trainers take them: `prompt`, `answer`, `question` and what else `read_row` keeps.
 

@@ -1,8 +1,8 @@
 import pytest
 from datasets import Dataset
 
-from hf_evidenceflow.tasks import build_prompt, build_system_prompt, filter_long_prompts
-from hf_evidenceflow.tasks.prompts import asks_in_chat
+from hf_evidenceflow.tasks import build_prompt, build_system_prompt, chat_form, filter_long_prompts
+from hf_evidenceflow.tasks.prompts import render_prompt
 
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}???{% endif %}"
@@ -54,13 +54,31 @@ def test_chat_template_gets_the_arguments_of_the_trainer(chat_tokenizer, monkeyp
         filter_long_prompts(dataset, chat_tokenizer, 5, chat_template_kwargs={"more": "xxxxx"})
 
 
-@pytest.mark.parametrize("option, asked", [(None, True), (False, False), (True, True)])
-def test_a_chat_template_is_used_unless_said_otherwise(chat_tokenizer, option, asked):
-    assert asks_in_chat(chat_tokenizer, option) is asked
+@pytest.mark.parametrize("option, form", [(None, True), (False, False), (True, True)])
+def test_a_chat_template_is_used_unless_said_otherwise(chat_tokenizer, option, form):
+    assert chat_form(chat_tokenizer, option) is form
 
 
 def test_without_a_chat_template_questions_are_text(tokenizer):
-    assert asks_in_chat(tokenizer) is False
+    assert chat_form(tokenizer) is False
+
+
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+DROPS = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [REFUSES + TEMPLATE, DROPS])
+def test_where_a_template_takes_no_system_message_the_instruction_stands_before_the_question(
+    tokenizer, monkeypatch, template
+):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    prompt = build_prompt("2 + 3?", "Add.", chat_form(tokenizer))
+    assert prompt == [{"role": "user", "content": "Add.\n\n2 + 3?"}]
+    assert "Add." in render_prompt(prompt, tokenizer)[0]
+
+
+def test_in_that_form_a_question_without_instruction_stands_alone():
+    assert build_prompt("2 + 3?", None, "user") == [{"role": "user", "content": "2 + 3?"}]
 
 
 def test_other_columns_stay_with_their_prompts(tokenizer):
