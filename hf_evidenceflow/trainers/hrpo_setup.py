@@ -83,13 +83,13 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
 
 
 def warn_of_settings(trainer) -> None:
-    """Warn of what trains right in HRPO, but is mostly a mistake."""
+    """Say what trains right in HRPO, but may be a mistake."""
     tokenizer = trainer._tokenizer
     if tokenizer.pad_token_id in trainer.eos_token_ids:
-        logger.warning(
+        # Usual in published checkpoints, so that a warning would be noise
+        logger.info(
             f"The padding token is the end of sequence ({tokenizer.pad_token!r}). Rollouts are cut at the first one, "
-            "so training here is right, but losses that leave out padding would never teach the model to end. Give "
-            "the tokenizer a padding token of its own."
+            "so training here is right, but losses that leave out padding would never teach the model to end."
         )
     if (trainer.args.generation_kwargs or {}).get("use_cache") is False:
         logger.warning(

@@ -676,12 +676,14 @@ def test_a_cache_that_is_off_is_warned_of(make_trainer, caplog):
     assert "each token of a rollout computes the whole text again" in caplog.text
 
 
-def test_padding_with_the_end_of_sequence_is_warned_of(plain_checkpoint, dataset, tmp_path, caplog):
+def test_padding_with_the_end_of_sequence_is_said_but_no_warning(plain_checkpoint, dataset, tmp_path, caplog):
+    caplog.set_level("INFO", logger="hf_evidenceflow")
     tokenizer = AutoTokenizer.from_pretrained(plain_checkpoint, pad_token="</s>")
     args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False, beta=0.0, report_to="none")
     model = load_thinking_model(plain_checkpoint)
     HRPOTrainer(model, lambda completions, **kwargs: [0.0], args, dataset, processing_class=tokenizer)
-    assert "The padding token is the end of sequence" in caplog.text
+    said = [each for each in caplog.records if "The padding token is the end of sequence" in each.getMessage()]
+    assert [each.levelname for each in said] == ["INFO"]
 
 
 def test_rollouts_in_turn_keep_parity(make_trainer):
