@@ -59,10 +59,10 @@ def generate_graph_stories(
 
     Returns:
         `list[dict]`: rows with `question`, such as `Every glurn is a brop. ... Is Alex a brop or a plimp?`; `prompt`,
-        the same text; `answer`, a noun; `steps`, the nouns of a shortest path after its root (` brop`, with the space
-        before it) or its sentences; `thought_targets`, per depth `{noun: weight}`, uniform over the nouns whose
-        shortest path from the root has so many edges. There are `depth` of each, and steps are joined without any
-        separator.
+        the same text; `answer`, a noun; `candidates`, the two nouns asked about; `steps`, the nouns of a shortest path
+        after its root (` brop`, with the space before it) or its sentences; `thought_targets`, per depth `{noun:
+        weight}`, uniform over the nouns whose shortest path from the root has so many edges. There are `depth` of
+        each, and steps are joined without any separator.
 
     Raises:
         `ValueError`: if an argument is out of its range, or if the settings do not allow so many different problems.
@@ -146,6 +146,7 @@ def _draw(
         "prompt": question,
         "steps": _steps(path, sentences),
         "answer": search.right,
+        "candidates": [first, second],
         "thought_targets": [
             {f" {noun}": 1 / len(found) for noun in sorted(found)}
             for found in frontiers(search.edges, search.root, depth)

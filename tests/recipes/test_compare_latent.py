@@ -63,6 +63,13 @@ def test_a_run_makes_problems_of_its_own_split_only(monkeypatch):
     assert [(each["test"], each["validation"], each["train"]) for each in asked] == [(0, 7, 5)]
 
 
+@pytest.mark.parametrize("task", compare_latent_arm.THOUGHT_TASKS)
+def test_the_problems_of_each_task_have_what_the_evaluation_reads(task):
+    _, (problem, *_) = LatentArmArguments(task=task, eval_problems=3).problems(1)
+    assert problem["answer"] in problem["candidates"] and len(problem["candidates"]) == 2
+    assert problem["prompt"] and problem["thought_targets"]
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("arm", "latnt"), ("task", "chess"), ("evaluate_on", "train"), ("eval_problems", 0)]
 )
