@@ -47,22 +47,18 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .models.hub import hub_code as hub_code
     from .models.router_statistics import RouterStatistics as RouterStatistics
     from .models.thinking.answer_marker import MarkerAutomaton as MarkerAutomaton
-    from .models.thinking.intervention import ThinkingIntervention as ThinkingIntervention
-    from .models.thinking.modeling_thinking_llama import (
+    from .models.thinking.families import (
         ThinkingLlamaConfig as ThinkingLlamaConfig,
         ThinkingLlamaForCausalLM as ThinkingLlamaForCausalLM,
         ThinkingLlamaModel as ThinkingLlamaModel,
-    )
-    from .models.thinking.modeling_thinking_qwen2 import (
         ThinkingQwen2Config as ThinkingQwen2Config,
         ThinkingQwen2ForCausalLM as ThinkingQwen2ForCausalLM,
         ThinkingQwen2Model as ThinkingQwen2Model,
-    )
-    from .models.thinking.modeling_thinking_qwen3 import (
         ThinkingQwen3Config as ThinkingQwen3Config,
         ThinkingQwen3ForCausalLM as ThinkingQwen3ForCausalLM,
         ThinkingQwen3Model as ThinkingQwen3Model,
     )
+    from .models.thinking.intervention import ThinkingIntervention as ThinkingIntervention
     from .models.thinking.thinking_rollout import (
         GenerateThinkingOutput as GenerateThinkingOutput,
         ThinkingRollout as ThinkingRollout,
@@ -123,17 +119,13 @@ _EXPORTS = {
     "models.thinking.answer_marker": ["MarkerAutomaton"],
     "models.thinking.intervention": ["ThinkingIntervention"],
     "models.thinking.thinking_rollout": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],
-    "models.thinking.modeling_thinking_llama": [
+    "models.thinking.families": [
         "ThinkingLlamaConfig",
         "ThinkingLlamaForCausalLM",
         "ThinkingLlamaModel",
-    ],
-    "models.thinking.modeling_thinking_qwen2": [
         "ThinkingQwen2Config",
         "ThinkingQwen2ForCausalLM",
         "ThinkingQwen2Model",
-    ],
-    "models.thinking.modeling_thinking_qwen3": [
         "ThinkingQwen3Config",
         "ThinkingQwen3ForCausalLM",
         "ThinkingQwen3Model",

@@ -191,8 +191,12 @@ SEAMS = (
         {"_is_user_defined": "the engine brings a cache of its own"},
     ),
     *_seams(
-        *(MODEL, "models.hub", "register_for_auto_class can be undone"),
-        {"_auto_class": "removed at the end of `hub_code`"},
+        *(
+            "transformers.core_model_loading",
+            "models.auto_thinking",
+            "key_mapping has names that are not written again",
+        ),
+        {"_weight_conversions": "a text model is saved under names of its own"},
     ),
     *_seams(
         *("torch.nn.Module", "models.thinking.thinking_residual", "a module can be left out of a cast"),

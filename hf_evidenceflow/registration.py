@@ -7,33 +7,29 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .models.ablation.modeling_ablation import AblationLlamaForCausalLM, AblationLlamaModel
-from .models.auto_thinking import THINKING_CLASSES
 from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, CrossLayerLlamaModel
+from .models.thinking.families import PREFIX, register_families
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
 from .peft.thinking_adapters import register_thinking_adapters
 
 
-# Causal LM -> its model without a head
-MODEL_CLASSES: dict[Any, type] = {causal_lm: causal_lm.thinking_model_class for causal_lm in THINKING_CLASSES.values()}
-MODEL_CLASSES |= {
+# Causal LM -> its model without a head. Those that think are made on demand
+MODEL_CLASSES: dict[Any, type] = {
     TinySeekForCausalLM: TinySeekModel,
     CrossLayerLlamaForCausalLM: CrossLayerLlamaModel,
     AblationLlamaForCausalLM: AblationLlamaModel,
 }
 
 
-# Model type of ours -> the one whose default targets of adapters it takes
-_TARGETS_OF = {cls.config_class.model_type: name for name, cls in THINKING_CLASSES.items()}
-_TARGETS_OF |= {cls.config_class.model_type: "llama" for cls in (CrossLayerLlamaForCausalLM, AblationLlamaForCausalLM)}
-
-
 def register_adapter_targets() -> None:
     """Give our model types the default targets of their families in PEFT. Calling it again changes nothing."""
     for name, mapping in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
-            for model_type, family in _TARGETS_OF.items():
-                if family in mapping:
-                    mapping.setdefault(model_type, mapping[family])
+            for family in [family for family in mapping if not family.startswith(PREFIX)]:
+                mapping.setdefault(PREFIX + family, mapping[family])
+            for cls in (CrossLayerLlamaForCausalLM, AblationLlamaForCausalLM):
+                if "llama" in mapping:
+                    mapping.setdefault(cls.config_class.model_type, mapping["llama"])
     constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("tinyseek", ["q_b_proj", "kv_b_proj"])
 
 
@@ -59,5 +55,6 @@ def register_models() -> None:
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
         AutoModelForCausalLM.register(config, causal_lm)
+    register_families()
     register_thinking_adapters()
     register_adapter_targets()

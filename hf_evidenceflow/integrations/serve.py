@@ -14,7 +14,15 @@ import sys
 
 import transformers
 
+from ..models.thinking import families
 from ..registration import MODEL_CLASSES
+
+
+class _WithThinking(type(transformers)):
+    """The server looks for a checkpoint's class in transformers itself, not in the Auto classes."""
+
+    def __getattr__(self, name):
+        return getattr(families, name) if name.startswith("Thinking") else super().__getattr__(name)
 
 
 def main() -> None:
@@ -25,7 +33,8 @@ def main() -> None:
         raise ImportError(
             f"`transformers serve` needs more packages: pip install 'transformers[serving]'. {error}"
         ) from error
-    for cls in MODEL_CLASSES:  # the server takes a checkpoint's class from there, not from the Auto classes
+    transformers.__class__ = _WithThinking
+    for cls in MODEL_CLASSES:
         setattr(transformers, cls.__name__, cls)
     sys.argv = [sys.argv[0], "serve", *sys.argv[1:]]
     transformers_cli()

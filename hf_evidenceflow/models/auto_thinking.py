@@ -3,42 +3,45 @@
 from dataclasses import fields
 
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from ..peft.adapter_file import read_adapter
+from .family_check import require_thinking
 from .thinking.configuration_thinking import ThinkingConfigMixin
-from .thinking.modeling_thinking_llama import ThinkingLlamaForCausalLM
-from .thinking.modeling_thinking_qwen2 import ThinkingQwen2ForCausalLM
-from .thinking.modeling_thinking_qwen3 import ThinkingQwen3ForCausalLM
+from .thinking.families import PREFIX, thinking_family
 from .weights import check_adapter, check_model_folder, load_checked, naming_folder
 
 
-THINKING_CLASSES = {
-    "llama": ThinkingLlamaForCausalLM,
-    "qwen2": ThinkingQwen2ForCausalLM,
-    "qwen3": ThinkingQwen3ForCausalLM,
-}
+logger = logging.get_logger(__name__)
 
+# Names of the text model within one of text and images -> its own
+_TEXT_MODEL = {r"^language_model\.lm_head": "lm_head", r"^language_model\.model": "model"}
+_TEXT_MODEL |= {r"^model\.language_model": "model"}
 # Keyword arguments that say where a file is, as opposed to how the model is built
 _LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def thinking_class(path_or_id: str, **kwargs):
     """
-    The thinking class for a checkpoint of a supported family, plain or thinking, or for the base of an adapter.
+    The thinking class for a checkpoint of any decoder, plain or thinking, or for the base of an adapter. Of one of
+    text and images it is that of the text model.
 
     Of the keyword arguments only those that say where the files are (`revision`, `token`, ...) are read.
 
     Raises:
-        `ValueError`: if the checkpoint's type has no thinking variant.
+        `ValueError`: if the checkpoint's type has no thinking variant, or fails a check of
+            [`~models.family_check.require_thinking`].
     """
-    model_type = _model_type(path_or_id, {key: kwargs[key] for key in _LOCATION if key in kwargs})
-    try:
-        return THINKING_CLASSES[model_type.removeprefix("thinking_")]
-    except KeyError:
-        raise ValueError(
-            f"{path_or_id!r} is a checkpoint of type `{model_type}`, which has no thinking variant. Supported types: "
-            f"{', '.join(sorted(THINKING_CLASSES))}, and these with the prefix `thinking_`."
-        ) from None
+    return class_of_config(_config(path_or_id, {key: kwargs[key] for key in _LOCATION if key in kwargs}))
+
+
+def class_of_config(config):
+    """As [`thinking_class`], for a config."""
+    text = config.get_text_config(decoder=True)
+    cls = thinking_family(text.model_type).causal_lm
+    if not text.model_type.startswith(PREFIX):
+        require_thinking(text, config.name_or_path)
+    return cls
 
 
 def load_thinking_model(path_or_id: str, is_trainable: bool = False, **kwargs):
@@ -72,9 +75,24 @@ def load_thinking_model(path_or_id: str, is_trainable: bool = False, **kwargs):
     location = {key: kwargs[key] for key in _LOCATION if key in kwargs}
     adapter = read_adapter(path_or_id, **location)
     if adapter is None:
-        return load_checked(thinking_class(path_or_id, **kwargs), path_or_id, **kwargs)
+        return _load(path_or_id, location, kwargs)
     others = {key: value for key, value in kwargs.items() if key not in location}
     return _load_adapter(path_or_id, adapter, location, is_trainable, others)
+
+
+def _load(path_or_id, location, kwargs):
+    config = _config(path_or_id, location)
+    cls = class_of_config(config)
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return load_checked(cls, path_or_id, **kwargs)
+    logger.warning(
+        f"`{path_or_id}` is a checkpoint of type `{config.model_type}`. Its text model is loaded, of type "
+        f"`{cls.config_class.model_type}`; the rest, such as a vision tower, is left out and not saved again."
+    )
+    model = load_checked(cls, path_or_id, key_mapping=_TEXT_MODEL | kwargs.pop("key_mapping", {}), **kwargs)
+    del model._weight_conversions  # a later save has the names of a text model
+    return model
 
 
 def _load_adapter(path_or_id, adapter, location, is_trainable, kwargs):
@@ -83,16 +101,15 @@ def _load_adapter(path_or_id, adapter, location, is_trainable, kwargs):
     base = adapter["base_model_name_or_path"]
     at_base = {key: value for key, value in location.items() if key not in ("revision", "subfolder")}
     at_base["revision"] = adapter.get("revision")
-    cls = thinking_class(base, **at_base)
     own = [field.name for field in fields(ThinkingConfigMixin)]
     given = {name: kwargs[name] for name in own if name in kwargs}
     settings = adapter.get("thinking_config") or {}
-    if not settings and "thinking_mode" not in given and not _model_type(base, at_base).startswith("thinking_"):
+    if not settings and "thinking_mode" not in given and not _config(base, at_base).model_type.startswith(PREFIX):
         raise ValueError(
             f"Neither the adapter {path_or_id!r} nor its base {base!r} says how the model thinks. Pass the settings "
             "of its training, such as `thinking_mode='projection'`."
         )
-    model = load_checked(cls, base, **at_base, **settings | kwargs)
+    model = _load(base, at_base, {**at_base, **settings, **kwargs})
     model.config.name_or_path = path_or_id  # where the tokenizer is
     with naming_folder(path_or_id):
         model = PeftModel.from_pretrained(model, path_or_id, is_trainable=is_trainable, **location)
@@ -103,6 +120,6 @@ def _load_adapter(path_or_id, adapter, location, is_trainable, kwargs):
     return model
 
 
-def _model_type(path_or_id, location):
+def _config(path_or_id, location):
     with naming_folder(path_or_id):
-        return AutoConfig.from_pretrained(path_or_id, **location).model_type
+        return AutoConfig.from_pretrained(path_or_id, **location)

@@ -6,12 +6,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from .thinking.configuration_thinking import ThinkingConfigMixin
+from .thinking.families import PREFIX
 from .thinking.thinking_residual import THINKING_MODULES
 
 
 def export_base_model(model, folder: str | os.PathLike, tokenizer=None) -> None:
     """
-    Save a thinking model without its thinking modules, as a plain Qwen2, Llama or Qwen3 checkpoint.
+    Save a thinking model without its thinking modules, as a plain checkpoint of its family.
 
     What is saved computes what the model computes in mode `none`; vLLM, SGLang and stock transformers load it without
     this package. The thinking is lost in it.
@@ -43,7 +44,7 @@ def export_base_model(model, folder: str | os.PathLike, tokenizer=None) -> None:
     fields = {name: value for name, value in model.config.to_dict().items() if not name.startswith("thinking_")}
     for name in ("model_type", "architectures", "auto_map"):
         fields.pop(name, None)
-    config = AutoConfig.for_model(model.config.model_type.removeprefix("thinking_"), **fields)
+    config = AutoConfig.for_model(model.config.model_type.removeprefix(PREFIX), **fields)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config)
     weights = {

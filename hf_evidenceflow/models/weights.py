@@ -150,14 +150,19 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], path: str | os
         `ValueError`: if weights are missing, the checkpoint has more layers than the model, or a weight is NaN or
         infinite.
     """
-    own = (*THINKING_MODULES, *EXTRA_PARAMETER_NAMES)
-    if missing := sorted(name for name in info["missing_keys"] if not any(part in name for part in own)):
+    ours = (*THINKING_MODULES, *EXTRA_PARAMETER_NAMES)
+    if missing := sorted(name for name in info["missing_keys"] if not any(part in name for part in ours)):
         raise ValueError(
             f"`{path}` lacks weights of {type(model).__name__}, such as `{missing[0]}`: they would be random. Check "
             f"that it is a whole checkpoint of such a model and that its config.json is its own. {_AGAIN}"
         )
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    beyond = [name for name in info["unexpected_keys"] if any(int(n) >= layers for n in _LAYER.findall(name))]
+    own = {_LAYER.sub("", name) for name in model.state_dict()}  # not those of a vision tower
+    beyond = [
+        name
+        for name in info["unexpected_keys"]
+        if any(int(n) >= layers for n in _LAYER.findall(name)) and _LAYER.sub("", name) in own
+    ]
     if beyond:
         raise ValueError(
             f"`{path}` holds weights such as `{min(beyond)}`, but `num_hidden_layers` is {layers}: the model would be "

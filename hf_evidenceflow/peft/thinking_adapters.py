@@ -14,7 +14,7 @@ from peft import PromptLearningConfig, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from transformers import PreTrainedModel
 
-from ..models.auto_thinking import THINKING_CLASSES
+from ..models.auto_thinking import class_of_config
 from ..models.thinking.configuration_thinking import ThinkingConfigMixin
 from ..models.thinking.modeling_thinking import ThinkingCausalLMMixin
 from ..models.thinking.thinking_residual import THINKING_MODULES
@@ -64,9 +64,9 @@ def become_thinking(model: PreTrainedModel, settings: dict) -> None:
     if isinstance(model.config, ThinkingConfigMixin):
         _change_settings(model, settings)
         return
-    cls = THINKING_CLASSES.get(model.config.model_type)
+    cls = class_of_config(model.config)
     # Accelerate's hooks hold the plain forward
-    if cls is None or not issubclass(cls, type(model)) or hasattr(model, "_hf_hook"):
+    if not issubclass(cls, type(model)) or hasattr(model, "_hf_hook"):
         raise ValueError(
             f"This adapter was trained on a thinking model, which a {type(model).__name__} cannot become "
             "(split over devices, or of another kind). Load it with `hf_evidenceflow.load_thinking_model`."
@@ -76,11 +76,11 @@ def become_thinking(model: PreTrainedModel, settings: dict) -> None:
     config.__class__ = cls.config_class
     vars(config).pop("model_type", None)
     vars(config).update(thinking_settings(thinking_config), architectures=[cls.__name__], auto_map={})
-    model.__class__, model.model.__class__ = cls, cls.thinking_model_class
-    model.model.add_thinking_modules()
+    model.__class__ = cls
+    model.add_thinking_modules()
     embeddings = model.get_input_embeddings().weight
     for name in THINKING_MODULES:
-        module = getattr(model.model, name)
+        module = getattr(model.base_model, name)
         module.to_empty(device=embeddings.device)
         module.init_weights(config)
         module.train(model.training)

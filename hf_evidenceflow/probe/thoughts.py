@@ -157,12 +157,12 @@ def _states(base, tokens, states):
     if not method.fuses or method.reads_distribution:
         return None
     embeds = base.get_input_embeddings()(tokens)[None].float()
-    return base.model.thinking_state(states[None], embeds)[0]
+    return base.base_model.thinking_state(states[None], embeds)[0]
 
 
 def _state_words(base, state, tokenizer, k) -> tuple[Words, Words]:
-    head, embedding = base.lm_head, base.get_input_embeddings().weight
-    lens = head(state.to(embedding.dtype)).float().softmax(-1)
+    embedding = base.get_input_embeddings().weight
+    lens = base.read_out(state.to(embedding.dtype)[None, None])[0, 0].float().softmax(-1)
     cosines = F.cosine_similarity(state.float()[None], embedding.float())
     return _best(lens, tokenizer, k), _best(cosines, tokenizer, k)
 

@@ -19,7 +19,6 @@ from .policy import check_reference
 
 logger = get_logger(__name__)
 
-_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _OTHER_ENGINES = {
     "use_vllm": "vLLM",
     "use_transformers_continuous_batching": "continuous batching",
@@ -184,7 +183,7 @@ def with_thinking_modules(peft_config, thinking_mode):
     saved = list(peft_config.modules_to_save or [])
     peft_config.modules_to_save = [*saved, *(module for module in in_use if module not in saved)] or None
     if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:
-        peft_config.target_modules = set(_LORA_TARGETS)
+        peft_config.target_modules = "all-linear"  # the paper's seven, in a Qwen2
     if "exclude_modules" in vars(peft_config) and not isinstance(peft_config.exclude_modules, str):
         peft_config.exclude_modules = sorted({*(peft_config.exclude_modules or []), *THINKING_MODULES})
     return peft_config

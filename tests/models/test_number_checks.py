@@ -9,9 +9,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import hf_evidenceflow
-from hf_evidenceflow import AblationLlamaConfig, CrossLayerLlamaConfig, TinySeekConfig, load_thinking_model
-from hf_evidenceflow.models.thinking.modeling_thinking_llama import ThinkingLlamaConfig
-from hf_evidenceflow.models.thinking.modeling_thinking_qwen2 import ThinkingQwen2Config
+from hf_evidenceflow import (
+    AblationLlamaConfig,
+    CrossLayerLlamaConfig,
+    ThinkingLlamaConfig,
+    ThinkingQwen2Config,
+    TinySeekConfig,
+    load_thinking_model,
+)
 
 
 MODELS = Path(hf_evidenceflow.__file__).parent / "models"

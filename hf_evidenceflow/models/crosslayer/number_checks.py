@@ -20,6 +20,7 @@ _SIZES = (
     "max_position_embeddings",
 )
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "factor")
+_UNLIMITED = "time_step_limit."  # infinity stands for no limit
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -30,7 +31,7 @@ def check_numbers(config) -> None:
     """
     for key, value in _numbers(vars(config)):
         name = key.rpartition(".")[2]
-        if not math.isfinite(value):
+        if math.isnan(value) or (math.isinf(value) and not key.startswith(_UNLIMITED)):
             raise ValueError(f"`{key}` must be a finite number, got {value}. Correct the config.")
         if name in _SIZES and value < 1:
             raise ValueError(f"`{key}` must be at least 1, got {value}. Correct the config.")

@@ -13,6 +13,8 @@ _CHOICES = {
     "thinking_projection_layers": (1, 2),
     "thinking_projection_norm": ("l2", "layernorm", "embedding_rms"),
 }
+# Fields that a checkpoint of text and images has once
+_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config")
 # Written where the code of the model is not saved with it. What stands before `--` is where transformers would load
 # the code from, and it names that place in its error. No repository can have this name.
 _REMEDY = "hf_evidenceflow.load_thinking_model (pip install hf-evidenceflow)--configuration.Config"
@@ -134,8 +136,12 @@ class ThinkingConfigMixin:
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        plain, text = cls.model_type.removeprefix("thinking_"), config_dict.get("text_config")
+        if isinstance(text, dict) and text.get("model_type") == plain:  # a checkpoint of text and images
+            shared = {name: config_dict[name] for name in _OF_THE_WHOLE if name in config_dict}
+            config_dict = {**shared, **text}
         # A plain checkpoint of the family becomes one of the thinking type
-        if config_dict.get("model_type") == cls.model_type.removeprefix("thinking_"):
+        if config_dict.get("model_type") == plain:
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
 

@@ -10,9 +10,12 @@ Shapes: B rows, T positions, C columns from the first latent position of any row
 target, H hidden size, V vocabulary.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache_argument import CACHE
@@ -76,11 +79,36 @@ def target_states(ids: torch.Tensor, weights: torch.Tensor, embedding: torch.Ten
     return states / weights.norm(dim=-1, keepdim=True).clamp(min=1e-9) if unit else states
 
 
+def _latent_cache(config):
+    """A cache that gradients flow through: transformers overwrites the state of a linear attention in place."""
+    cache = DynamicCache(config=config)
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer):
+            layer.update_recurrent_state = functools.partial(_set_recurrent_state, layer)
+    return cache
+
+
+def _set_recurrent_state(layer, recurrent_states, state_idx=0, **kwargs):
+    layer.recurrent_states[state_idx] = recurrent_states
+    layer.is_recurrent_states_initialized[state_idx] = True
+    return recurrent_states
+
+
+def _detach(cache):
+    def cut(value):
+        return value.detach() if isinstance(value, torch.Tensor) else value
+
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            is_states = isinstance(value, dict)
+            setattr(layer, name, {key: cut(item) for key, item in value.items()} if is_states else cut(value))
+
+
 class _Thinker:
     """One call: the model's parts, and the batch in columns."""
 
     def __init__(self, model, input_ids, attention_mask, latent_mask, options, kwargs):
-        self.base, self.head, self.config = model.model, model.lm_head, model.config
+        self.base, self.read_out, self.config = model.base_model, model.read_out, model.config
         self.method = model.config.thinking_method
         self.embedding = model.get_input_embeddings().weight
         self.ids, self.latent = input_ids, latent_mask.bool()
@@ -88,7 +116,7 @@ class _Thinker:
         self.positions = (self.attention.long().cumsum(1) - 1).clamp(min=0)
         self.start, self.stop = latent_columns(self.latent)
         self.options, self.kwargs = options, kwargs
-        self.cache = None
+        self.cache = _latent_cache(model.config)
         self.hidden, self.layers = [], []
 
     def run(self, first: int, last: int, ids, states=None, use_cache=True):
@@ -110,8 +138,6 @@ class _Thinker:
             **fused,
             **self.kwargs,
         )
-        if use_cache:
-            self.cache = output.past_key_values
         return output
 
     def keep(self, output):
@@ -124,7 +150,7 @@ class _Thinker:
         chooses = self.config.token_matters
         if not (chooses or self.method.reads_distribution):
             return hidden, None
-        logits = self.head(hidden)
+        logits = self.read_out(hidden.flatten(0, -2)[None])[0].unflatten(0, hidden.shape[:-1])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         tokens = None
         if chooses:
@@ -146,8 +172,7 @@ class _Thinker:
             state, token = self.next_states(output.last_hidden_state[:, -1])
             if self._is_cut(column):
                 state = state.detach()
-                for layer in self.cache.layers:
-                    layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+                _detach(self.cache)
             ids = self.ids[:, column]
             ids = ids if token is None else torch.where(self.latent[:, column], token, ids)
             output = self.run(column, column + 1, ids[:, None], state[:, None])
@@ -260,7 +285,7 @@ def latent_forward(
     hidden = torch.cat(thinker.hidden, 1)
     layers = tuple(torch.cat(parts, 1) for parts in zip(*thinker.layers)) if thinker.layers else None
     # A part of the columns is copied: under a frozen head `linear` would copy the head itself for each row
-    logits = model.lm_head(hidden[:, -logits_to_keep:].contiguous())
+    logits = model.read_out(hidden[:, -logits_to_keep:].contiguous())
     return LatentOutput(logits=logits, states=states, tokens=tokens, hidden_states=layers)
 
 
@@ -275,7 +300,7 @@ def _check(thinker, model, targets):
     before = thinker.attention.bool() & (thinker.latent.long().cumsum(1) == 0)
     if (thinker.latent.any(1) & ~before.any(1)).any():
         raise ValueError("Each row needs a token before its first latent position: the first state comes from it.")
-    if model.model.gradient_checkpointing and model.training:
+    if model.base_model.gradient_checkpointing and model.training:
         raise ValueError(
             "Gradient checkpointing recomputes single layers, which thoughts that wait for each other do not allow. "
             "Set `gradient_checkpointing=False`, call `model.gradient_checkpointing_disable()` where it was switched "

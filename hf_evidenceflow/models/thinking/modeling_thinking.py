@@ -9,11 +9,13 @@ Shapes: B rows, T tokens, C completion tokens, H hidden size.
 import glob
 import json
 import os
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from .cache_argument import CACHE, accepts_cache
 from .latent_forward import latent_forward
@@ -34,6 +36,18 @@ _LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revi
 
 class ThinkingCheckpointMixin(FiniteWeightsMixin):
     """Lets `from_pretrained` give fresh thinking modules to a plain checkpoint, never to one that lost its own."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        plain = cls.__bases__[-1]
+        if not issubclass(plain, PreTrainedModel):
+            return
+        cls._keep_in_fp32_modules_strict = [*(plain._keep_in_fp32_modules_strict or ()), *THINKING_MODULES]
+        # Checkpoints on the Hub hold each expert of a mixture by itself, for example
+        ours, theirs = cls.config_class.model_type, plain.config_class.model_type
+        for key, source in ((cls.__name__, plain.__name__), (ours, theirs)):
+            if (conversions := get_checkpoint_conversion_mapping(source)) is not None:
+                register_checkpoint_conversion_mapping(key, conversions, overwrite=True)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
@@ -57,6 +71,11 @@ def _says_it_thinks(path, kwargs) -> bool:
     return saved.get("model_type", "").startswith("thinking_")
 
 
+@dataclass
+class _LastStates(MoeModelOutputWithPast):
+    shared_kv_states: None = None  # Gemma 4
+
+
 class ThinkingModelMixin(ThinkingCheckpointMixin):
     """
     Adds the thinking modules and the fusion of thinking states to a decoder; put before the transformers base model.
@@ -65,13 +84,22 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
     model's.
     """
 
-    _keep_in_fp32_modules_strict = list(THINKING_MODULES)
-
     def __init__(self, config):
         check_numbers(config)
         super().__init__(config)
         self.add_thinking_modules()
         self.post_init()
+
+    @property
+    def thinking_embedding_scale(self) -> float:
+        """What the embedding module multiplies the rows of its matrix by (Gemma), in the dtype of the matrix."""
+        embeddings = self.get_input_embeddings()
+        return torch.tensor(getattr(embeddings, "scalar_embed_scale", 1.0), dtype=embeddings.weight.dtype).item()
+
+    @property
+    def thinking_input_scale(self) -> float:
+        """What the model multiplies its inputs by before its layers read them (Granite)."""
+        return getattr(self.config, "embedding_multiplier", 1.0)
 
     def add_thinking_modules(self):
         """Add the thinking modules that the config asks for, without initial values."""
@@ -99,6 +127,8 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             `torch.Tensor` of shape `(B, C, H)`, in the dtype of `embeds`.
         """
         states = states.to(embeds)
+        if self.config.thinking_method.reads_distribution:
+            return states * (self.thinking_embedding_scale * self.thinking_input_scale)
         if self.config.thinking_method.source != "projection":
             return states
         state = normalize_state(self.thinking_projection(states), embeds, self.config.thinking_projection_norm)
@@ -109,8 +139,8 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
 
     def fuse(self, embeds: torch.Tensor, states: torch.Tensor, mask: torch.Tensor):
         """
-        Fuse thinking states into the last C token embeddings where the mask is set; computed in at least fp32,
-        autocast or not.
+        Fuse thinking states into the last C token embeddings where the mask is set, at the scale at which the layers
+        read them; computed in at least fp32, autocast or not.
 
         Args:
             embeds (`torch.Tensor` of shape `(B, T, H)`): token embeddings.
@@ -128,7 +158,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             )
         count = mask.shape[1]
         with torch.autocast(device_type=embeds.device.type, enabled=False):
-            tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32))  # [B, C, H]
+            tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32)) * self.thinking_input_scale
             if self.config.thinking_method.mixer == "replace":
                 fused, a, r = self.thinking_state(states, tail), torch.zeros_like(tail), torch.zeros_like(tail)
             else:
@@ -137,7 +167,8 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
                 fused, a = mix_thinking_state(
                     tail, self.thinking_state(states, tail), r, i, self.thinking_residual_Lambda()
                 )
-        fused = torch.where(mask.to(embeds.device, torch.bool)[..., None], fused.to(embeds.dtype), embeds[:, -count:])
+        fused = (fused / self.thinking_input_scale).to(embeds.dtype)  # [B, C, H]
+        fused = torch.where(mask.to(embeds.device, torch.bool)[..., None], fused, embeds[:, -count:])
         if count < embeds.shape[1]:
             fused = torch.cat([embeds[:, :-count], fused], dim=1)
         return fused, a, r
@@ -154,6 +185,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
         thinking_states=None,
         thinking_mask=None,
         thinking_recorder=None,
+        thinking_output=None,
         **kwargs,
     ):
         r"""
@@ -164,7 +196,11 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
                 `True` (or 1) where a token's input is fused with its state. Without it nothing is fused.
             thinking_recorder ([`ThinkingRecorder`], *optional*):
                 Receives the last hidden state, for generation.
+            thinking_output (`torch.Tensor` of shape `(B, T, H)`, *optional*):
+                Last hidden states, which are returned as they are: a causal LM then computes its logits only.
         """
+        if thinking_output is not None:
+            return _LastStates(last_hidden_state=thinking_output)
         stats = None
         if thinking_mask is not None:
             self.config.check_thinking()
@@ -172,6 +208,8 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             if thinking_states is None:
                 raise ValueError("`thinking_mask` needs `thinking_states` of shape [B, C, H]; got None.")
             if inputs_embeds is None:
+                if getattr(self.config, "hidden_size_per_layer_input", None):  # Gemma: each layer reads the tokens
+                    kwargs["per_layer_inputs"] = self.get_per_layer_inputs(input_ids)
                 inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
             inputs_embeds, a, r = self.fuse(inputs_embeds, thinking_states, thinking_mask)
             if thinking_recorder is not None:
@@ -199,13 +237,29 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
     on_adapter = None  # set by the package: called with the config of an adapter and the model's
 
     def __init__(self, config):
-        # Not the family's constructor, which would build a base model of its own
-        PreTrainedModel.__init__(self, config)
+        check_numbers(config)
+        super().__init__(config)
         self.config.architectures = [type(self).__name__]  # a plain checkpoint's config names the plain class
-        self.model = self.thinking_model_class(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.add_thinking_modules()
         self.post_init()
+
+    def add_thinking_modules(self):
+        """Put a thinking base model, without initial values, around what the family's constructor has built."""
+        plain, cls = self.base_model, self.thinking_model_class
+        if not issubclass(cls, type(plain)):
+            raise ValueError(
+                f"{type(self).__name__} needs a base model of type {cls.__bases__[-1].__name__}, got "
+                f"{type(plain).__name__}."
+            )
+        base = cls.__new__(cls)
+        PreTrainedModel.__init__(base, plain.config)  # not the family's, which would build everything again
+        vars(base).update(vars(plain))
+        base.add_thinking_modules()
+        setattr(self, self.base_model_prefix, base)
+
+    def read_out(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, T, V)` of last hidden states `(B, T, H)`, by the family's own head: some scale or cap them."""
+        return super().forward(inputs_embeds=hidden, thinking_output=hidden, use_cache=False).logits
 
     @accepts_cache
     def forward(

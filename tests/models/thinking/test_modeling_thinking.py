@@ -301,7 +301,7 @@ def test_mask_of_a_wrong_shape_is_an_error(plain_checkpoint, states_and_mask, sh
         )
 
 
-def test_unsupported_checkpoint_type_is_an_error_that_lists_the_supported(tmp_path):
+def test_a_type_that_cannot_think_is_refused_with_the_check_that_fails(tmp_path):
     Qwen3Config(**TINY).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="reads checkpoints of type `qwen2`"):
         ThinkingQwen2ForCausalLM.from_pretrained(tmp_path)
@@ -309,7 +309,8 @@ def test_unsupported_checkpoint_type_is_an_error_that_lists_the_supported(tmp_pa
 
     GPT2Config(n_layer=1).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match="type `gpt2`, which has no thinking variant. Supported types: llama, qwen2, qwen3"
+        ValueError,
+        match=f"`{tmp_path}` is a checkpoint of type `gpt2`, which cannot think: .* fails the check `replay`",
     ):
         load_thinking_model(str(tmp_path))
 
