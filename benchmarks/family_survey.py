@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_evidenceflow.models.family_check import TinyFamily, failing_check
-from hf_evidenceflow.rollouts.support import attention_reason, model_reason
+from hf_evidenceflow.rollouts.support import attention_reason, layers_reason
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "which_models.md"
@@ -40,7 +40,7 @@ def survey(model_type: str) -> tuple[str, str, str]:
         return f"`{error.check}`: {_short(error)}", "", ""
     torch.manual_seed(0)
     model = TinyFamily(config).thinking
-    reason = model_reason(model) or attention_reason(model)
+    reason = layers_reason(model) or attention_reason(model)
     thinks = "yes" if config.model_type == model_type else f"yes, as `{config.model_type}`"
     return thinks, f"stock loop: {_short(reason)}" if reason else "yes", latent_training(model)
 

@@ -44,7 +44,9 @@ def public_names(room: str) -> str:
     found = {
         f"{value.__module__}.{value.__qualname__}"
         for value in names.values()
-        if getattr(value, "__qualname__", None) and f"{value.__module__}.".startswith(f"hf_evidenceflow.{room}.")
+        if getattr(value, "__qualname__", None)
+        and f"{value.__module__}.".startswith(f"hf_evidenceflow.{room}.")
+        and not value.__module__.endswith("thinking.families")  # made on demand: no source
     }
     found = {
         name.removeprefix("hf_evidenceflow.") if room == "patches" else name for name in found

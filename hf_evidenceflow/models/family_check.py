@@ -182,8 +182,8 @@ def require_thinking(config: PreTrainedConfig, name: str) -> None:
         raise FamilyError(
             error.check,
             f"`{name}` is a checkpoint of type `{config.model_type}`, which cannot think: a tiny one of its kind "
-            f"fails the check `{error.check}` ({error}). Take one of a type that passes (docs/which_models.md), or correct "
-            "its config if that is at fault.",
+            f"fails the check `{error.check}` ({error}). Take one of a type that passes (docs/which_models.md), or "
+            "correct its config if that is at fault.",
         )
     _remember(path, {**passed, key: [*passed.get(key, []), versions]})
 

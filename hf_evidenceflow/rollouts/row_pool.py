@@ -51,8 +51,7 @@ class RowPool:
             place_of = {old: new for new, old in enumerate(order)}
             self.prompts = [place_of[prompt] for prompt in self.prompts]
             self.num_prompts = len(order)
-        if self.rows:
-            self.cache.set_rows(self.prompts, self.num_prompts)
+        self.cache.set_rows(self.prompts, self.num_prompts)
         self._rows = None
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -25,7 +25,8 @@ def _attend(
     if packed_prompts is not None:
         return packed_prompts.attend(query, key, value, module.scaling if scaling is None else scaling), None
     if isinstance(key, SharedPromptLayer):
-        return key.attend(query, module.scaling if scaling is None else scaling, dropout), None
+        scaling = module.scaling if scaling is None else scaling
+        return key.attend(query, scaling, dropout, kwargs.get("s_aux")), None
     return stock(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 

@@ -5,17 +5,23 @@ part is a product of its own; one softmax goes over both. The exact attention of
 memory and of what is read for each token (Juravsky et al. 2024, Hydragen, arXiv 2402.05099, has the same split with
 two softmaxes).
 
+In a layer with a sliding window, masks leave out what lies before the window of a row. A layer with a state of its own
+(a convolution, linear attention) holds the state of each row, which is copied from its prompt's at the fork.
+
 Rows and prompts lie at the beginning of preallocated buffers: where one ends, the last one takes its place.
 
 Shapes: n rows, m prompts, G most rows of a prompt, A heads, K key-value heads, q = A / K, D head size, P prompt
 positions, t own positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+from .row_state_layer import RowStateLayer
 
 
 _FIRST_POSITIONS = 64
@@ -34,8 +40,8 @@ class SharedPromptLayout:
             members.append(counts[prompt])
             counts[prompt] += 1
         self.num_rows, self.num_prompts, self.group = len(prompts), num_prompts, max(counts, default=0)
-        self.prompts = torch.tensor(prompts, device=device)
-        self.members = torch.tensor(members, device=device)
+        self.prompts = torch.tensor(prompts, dtype=torch.long, device=device)
+        self.members = torch.tensor(members, dtype=torch.long, device=device)
         # Each place of the m x G grid taken, in order: then the grid is a view of the rows
         places = [prompt * self.group + member for prompt, member in zip(prompts, members)]
         self.is_grid = places == list(range(num_prompts * self.group))
@@ -60,22 +66,23 @@ class SharedPromptLayout:
 
 
 class SharedPromptLayer:
-    """Keys and values of one layer."""
+    """Keys and values of one layer, which attends to the last `window` positions, or to all."""
 
     is_compileable = False
 
-    def __init__(self, cache: "SharedPromptCache"):
-        self.cache = cache
+    def __init__(self, cache: "SharedPromptCache", window: int | None = None):
+        self.cache, self.window = cache, window
         self.prompt_keys = self.prompt_values = self.keys = self.values = None
 
-    def put_prompts(self, places: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def put_prompts(self, places: slice, source: DynamicLayer) -> None:
         """Store the keys and values `(m, K, P', D)` of left-padded prompts; P' may be shorter than the buffer."""
+        keys, values = source.keys, source.values
         kv_heads, length = keys.shape[1:3]
         if self.prompt_keys is None or self.prompt_keys.shape[0] < places.stop:
             rows = max(places.stop, 2 * (0 if self.prompt_keys is None else len(self.prompt_keys)))
             rows = min(rows, self.cache.max_prompts)
             for name, new in (("prompt_keys", keys), ("prompt_values", values)):
-                buffer = new.new_zeros(rows, kv_heads, self.cache.prompt_length, new.shape[-1])
+                buffer = new.new_zeros(rows, kv_heads, self.cache.kept_positions(self.window), new.shape[-1])
                 if (old := getattr(self, name)) is not None:
                     buffer[: len(old)] = old
                 setattr(self, name, buffer)
@@ -111,27 +118,50 @@ class SharedPromptLayer:
                 length = self.cache.last_step + 1 if not buffers else buffer.shape[2]
                 buffer[targets, :, :length] = buffer[sources, :, :length]
 
-    def attend(self, query: torch.Tensor, scaling: float, dropout: float = 0.0) -> torch.Tensor:
-        """`(n, 1, A, D)` from queries `(n, A, 1, D)` of the position appended last; `scaling` is of the scores."""
+    def set_rows(self, layout: SharedPromptLayout) -> None:
+        """Nothing to do: a row's own positions are written one by one."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        `(n, 1, A, D)` from queries `(n, A, 1, D)` of the position appended last. `scaling` is of the scores; `sinks`
+        `(A,)` are scores of a position without a value (gpt-oss).
+        """
         cache, layout = self.cache, self.cache.layout
         rows, positions, kv_heads = len(query), cache.last_step + 1, self.keys.shape[1]
         query = query.squeeze(2).unflatten(1, (kv_heads, -1)) * scaling  # [n, K, q, D]
         queries = query.shape[2]
         prompt_keys, prompt_values = self.prompt_keys[: layout.num_prompts], self.prompt_values[: layout.num_prompts]
         grid = torch.matmul(layout.to_grid(query), prompt_keys.transpose(2, 3))  # [m, K, G q, P]
-        if cache.prompt_mask is not None:
-            grid = grid + cache.prompt_mask
         own = torch.matmul(query, self.keys[:rows, :, :positions].transpose(2, 3))  # [n, K, q, t]
-        if cache.own_mask is not None:
-            own = own + cache.own_mask
-        scores = torch.cat([layout.from_grid(grid, queries), own], dim=-1)
-        probs = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        prompt_mask, own_mask = cache.masks(self.window)
+        grid = grid if prompt_mask is None else grid + prompt_mask
+        own = own if own_mask is None else own + own_mask
+        scores = [layout.from_grid(grid, queries), own]
+        if sinks is not None:
+            scores.append(sinks.view(1, kv_heads, queries, 1).expand(rows, -1, -1, -1).to(own))
+        probs = torch.cat(scores, dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
         if dropout:
             probs = F.dropout(probs, dropout)
-        prompt_probs, own_probs = probs.split([prompt_keys.shape[2], positions], dim=-1)
+        prompt_probs, own_probs = probs[..., : prompt_keys.shape[2] + positions].split(
+            [prompt_keys.shape[2], positions], dim=-1
+        )
         attended = layout.from_grid(torch.matmul(layout.to_grid(prompt_probs.contiguous()), prompt_values), queries)
         attended = attended + torch.matmul(own_probs, self.values[:rows, :, :positions])
         return attended.flatten(1, 2)[:, None]  # [n, 1, A, D]
+
+
+# Layer of a [`~transformers.DynamicCache`] -> what takes over from it
+SHARED_LAYERS: dict[type, Callable] = {
+    DynamicLayer: lambda cache, source: SharedPromptLayer(cache),
+    DynamicSlidingWindowLayer: lambda cache, source: SharedPromptLayer(cache, source.sliding_window),
+    LinearAttentionLayer: lambda cache, source: RowStateLayer(source),
+}
 
 
 class SharedPromptCache(Cache):
@@ -155,14 +185,41 @@ class SharedPromptCache(Cache):
         self.prompt_bias = torch.zeros(max_prompts, 1, 1, prompt_length, device=device, dtype=dtype)
         self.prompt_mask = self.own_mask = None
         self.last_step, self.same_step = -1, True
+        self.all_steps: list[int] = []
+        self._window_masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def kept_positions(self, window: int | None) -> int:
+        """Positions of the longest prompt that a later one can see."""
+        return self.prompt_length if window is None else min(self.prompt_length, window - 1)
+
+    def masks(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What is added to the scores of prompts and of own positions in a layer with this window; `None`: nothing."""
+        if window is None or self.prompt_length + self.last_step < window:
+            return self.prompt_mask, self.own_mask
+        if window not in self._window_masks:
+            self._window_masks[window] = self._masks_of(window)
+        return self._window_masks[window]
+
+    def _masks_of(self, window):
+        steps = torch.tensor(self.all_steps, device=self.device)
+        # The rows of a prompt came together and are at the same step
+        prompt_steps = steps.new_zeros(self.layout.num_prompts).index_put((self.layout.prompts,), steps)
+        kept, lowest = self.kept_positions(window), torch.finfo(self.dtype).min
+        places = torch.arange(kept, device=self.device)
+        past = places < (kept + prompt_steps - (window - 1))[:, None]  # [m, P]
+        bias = self.prompt_bias[: self.layout.num_prompts, ..., self.prompt_length - kept :]
+        own = torch.arange(self.last_step + 1, device=self.device) - steps[:, None]  # [n, t]
+        own_bias = torch.zeros(own.shape, device=self.device, dtype=self.dtype)
+        own_bias.masked_fill_((own > 0) | (own <= -window), lowest)
+        return bias.masked_fill(past[:, None, None], lowest), own_bias[:, None, None]
 
     def put_prompts(self, first: int, prompt_cache: Cache, mask: torch.Tensor) -> None:
         """Take over, from place `first` on, the prompts of a pass with this left-padded attention mask `(m, P')`."""
         places = slice(first, first + len(mask))
-        while len(self.layers) < len(prompt_cache.layers):
-            self.layers.append(SharedPromptLayer(self))
+        for source in prompt_cache.layers[len(self.layers) :]:
+            self.layers.append(SHARED_LAYERS[type(source)](self, source))
         for layer, source in zip(self.layers, prompt_cache.layers, strict=True):
-            layer.put_prompts(places, source.keys, source.values)
+            layer.put_prompts(places, source)
         lowest = torch.finfo(self.dtype).min
         self.prompt_bias[places] = lowest
         self.prompt_bias[places, 0, 0, -mask.shape[1] :].masked_fill_(mask.bool(), 0.0)
@@ -171,11 +228,14 @@ class SharedPromptCache(Cache):
         """Tell each row's prompt, after rows came or went."""
         self.layout = SharedPromptLayout(prompts, num_prompts, self.device)
         self.row_range = torch.arange(len(prompts), device=self.device)
+        for layer in self.layers:
+            layer.set_rows(self.layout)
         bias = self.prompt_bias[:num_prompts]
         self.prompt_mask = bias if bool((bias < 0).any()) else None
 
     def set_steps(self, steps: list[int]) -> None:
         """Tell at which own position each row's next token lies, before a pass."""
+        self.all_steps, self._window_masks = steps, {}
         self.last_step = max(steps)
         self.same_step = min(steps) == self.last_step
         self.own_mask = None

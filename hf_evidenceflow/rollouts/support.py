@@ -4,12 +4,14 @@ from contextlib import contextmanager
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
 
 from ..models.thinking.cache_argument import CACHE
 from .packed_prompts import pack_prompts
 from .prefill import prefill
 from .shared_prompt_attention import allow_packed_prompts, shared_prompt_passes
-from .shared_prompt_cache import SharedPromptCache
+from .shared_prompt_cache import SHARED_LAYERS, SharedPromptCache, SharedPromptLayer
 
 
 # Settings, with their neutral values, whose logits processors remember the rows that they began with
@@ -24,13 +26,12 @@ _CHECKED_TOKENS = 8
 
 
 def model_reason(model) -> str | None:
-    """Why the rows of a model cannot share prompts, or `None`."""
+    """Why the rows of a model cannot share prompts, whatever its layers keep, or `None`."""
     config = model.config.get_text_config()
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if model.config.is_encoder_decoder or not model._supports_attention_backend:
+    # transformers does not set the flag of models with linear attention
+    stateful = LinearAttentionLayer in cache_layer_kinds(model)
+    if model.config.is_encoder_decoder or not (model._supports_attention_backend or stateful):
         return f"the attention of {type(model).__name__} does not go through transformers' attention interface"
-    if layer_types != {"full_attention"}:
-        return f"the model has layers of the types {sorted(layer_types)}, and only full attention is supported"
     if rotary := _length_dependent_rotary(config):
         return f"the frequencies of its rotary embedding (`rope_type={rotary!r}`) depend on the longest row of a pass"
     if isinstance(next(model.parameters()), DTensor):
@@ -40,11 +41,22 @@ def model_reason(model) -> str | None:
     return None
 
 
+def layers_reason(model) -> str | None:
+    """Why the rows of a model cannot share prompts while they are decoded, or `None`."""
+    others = sorted(kind.__name__ for kind in cache_layer_kinds(model) - set(SHARED_LAYERS))
+    return f"the model has cache layers of the kinds {others}" if others else model_reason(model)
+
+
+def cache_layer_kinds(model) -> set[type]:
+    """Classes of the layers of a model's own cache."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
 def reason_against(model, generation_config, model_kwargs) -> str | None:
     """
     Why the engine cannot run a call of `generate` with this prepared configuration and these inputs, or `None`.
     """
-    if reason := model_reason(model):
+    if reason := layers_reason(model):
         return reason
     if generation_config.num_beams not in (None, 1):
         return f"`num_beams={generation_config.num_beams}`"
@@ -93,6 +105,9 @@ def packing_reason(model) -> str | None:
     """
     if reason := model_reason(model):
         return reason
+    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        return f"the model has layers of the types {sorted(layer_types)}, and only full attention is supported"
     with _without_training(model):
         return _packing_reason(model)
 
@@ -155,7 +170,8 @@ def _attention_reason(model):
         return f"{type(model).__name__} does more with cached keys and values than attend ({error})"
     expected = model(input_ids=token[None], position_ids=position[:1], **{CACHE: prompt_cache}, **inputs).logits
     gap = ((found - expected).abs().max() / expected.abs().max()).item()
-    half = torch.finfo(shared.layers[0].values.dtype).bits < 32  # in the pass, autocast or not
+    values = next((layer.values for layer in shared.layers if isinstance(layer, SharedPromptLayer)), found)
+    half = torch.finfo(values.dtype).bits < 32  # in the pass, autocast or not
     tolerance = _HALF_TOLERANCE if half else _TOLERANCE
     if gap <= tolerance:
         return None

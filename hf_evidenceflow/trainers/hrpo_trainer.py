@@ -98,7 +98,7 @@ class HRPOTrainer(
         args ([`HRPOConfig`], *optional*):
             Arguments.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            The thinking modules are added to its `modules_to_save`, and the paper's layers to its `target_modules` if
+            The thinking modules are added to its `modules_to_save`, and all linear layers to its `target_modules` if
             it has none.
         train_dataset and what follows:
             As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.

@@ -1,5 +1,6 @@
 """A thinking model behind `transformers serve`, asked by the real OpenAI client."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from decoder_families import DAY_ONE, SETTINGS, save_plain
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import load_thinking_model
@@ -19,32 +21,20 @@ MESSAGES = [{"role": "user", "content": "Tom has 3 apples."}]
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
-@pytest.fixture(scope="module")
-def served(plain_checkpoint, tmp_path_factory):
-    """Client, folder and model: gates wide open, so that thinking changes the text."""
+@contextlib.contextmanager
+def serving(*arguments):
+    """A client of a server of ours."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package)
     from openai import OpenAI
 
-    folder = str(tmp_path_factory.mktemp("served"))
-    torch.manual_seed(7)
-    model = load_thinking_model(plain_checkpoint, thinking_residual_r_min=0.05, thinking_residual_r_max=0.1).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    model.generation_config.max_new_tokens = 16
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(plain_checkpoint)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "hf_evidenceflow.integrations.serve", folder, "--port", str(port)]
+    command = [sys.executable, "-m", "hf_evidenceflow.integrations.serve", *arguments, "--port", str(port)]
     server = subprocess.Popen(
         [*command, "--device", "cpu", "--dtype", "float32"], env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
-    client = OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0)
     try:
         for _ in range(240):
             try:
@@ -53,10 +43,32 @@ def served(plain_checkpoint, tmp_path_factory):
             except URLError:
                 assert server.poll() is None, "the server has ended"
                 time.sleep(0.5)
-        yield client, folder, model, tokenizer
+        yield OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0)
     finally:
         server.terminate()
         server.wait(timeout=20)
+
+
+def save_for_chat(model, tokenizer, folder):
+    model.generation_config.max_new_tokens = 16
+    model.save_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def served(plain_checkpoint, tmp_path_factory):
+    """Client, folder and model: gates wide open, so that thinking changes the text."""
+    folder = str(tmp_path_factory.mktemp("served"))
+    torch.manual_seed(7)
+    model = load_thinking_model(plain_checkpoint, thinking_residual_r_min=0.05, thinking_residual_r_max=0.1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    tokenizer = AutoTokenizer.from_pretrained(plain_checkpoint)
+    save_for_chat(model, tokenizer, folder)
+    with serving(folder) as client:
+        yield client, folder, model, tokenizer
 
 
 def greedy_text(model, tokenizer, mode):
@@ -83,3 +95,21 @@ def test_a_served_model_thinks_while_it_is_streamed(served):
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert len(pieces) > 2
     assert "".join(pieces) == greedy_text(model, tokenizer, "projection")
+
+
+@pytest.fixture(scope="module")
+def server_of_all():
+    with serving() as client:
+        yield client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", DAY_ONE)
+def test_each_family_is_served(family, server_of_all, tokenizer, tmp_path):
+    save_plain(family, tokenizer, tmp_path / "plain")
+    model = load_thinking_model(str(tmp_path / "plain"), **SETTINGS).eval()
+    chatting = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    folder = str(tmp_path / "thinking")
+    save_for_chat(model, chatting, folder)
+    answer = server_of_all.chat.completions.create(model=folder, messages=MESSAGES, temperature=0.0, max_tokens=16)
+    assert answer.choices[0].message.content == greedy_text(model, chatting, "projection")

@@ -12,7 +12,6 @@ from transformers import (
     LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
-    Qwen2Config,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -292,13 +291,6 @@ def test_a_model_that_uses_cached_keys_elsewhere_is_refused(padded, variant):
 def test_calls_that_it_cannot_run_are_refused_with_the_reason(plain, padded, options, words):
     with pytest.raises(ValueError, match=words):
         generate(plain, padded, RolloutEngine(), **options)
-
-
-def test_sliding_windows_are_refused(padded):
-    config = Qwen2Config(**TINY, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    model = type(make_plain())(config).eval()
-    with pytest.raises(ValueError, match="sliding_attention"):
-        generate(model, padded, RolloutEngine())
 
 
 @pytest.mark.parametrize(

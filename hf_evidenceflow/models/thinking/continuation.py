@@ -12,7 +12,9 @@ import torch
 
 
 _ATTRIBUTE = "thinking_continuation"
-_REMEDY = "Generate from the whole text without `past_key_values`: then all of it is a prompt, which does not think."
+_GENERATE_ANEW = (
+    "Generate from the whole text without `past_key_values`: then all of it is a prompt, which does not think."
+)
 
 
 @dataclass
@@ -75,22 +77,22 @@ def find_continuation(cache, mode: str, input_ids: torch.Tensor, text_length: in
     if past < found.length:
         raise ValueError(
             f"`past_key_values` was cut to {past} positions, within the completion at positions "
-            f"{found.prompt_length} to {found.length}, and the thinking states there are gone. {_REMEDY}"
+            f"{found.prompt_length} to {found.length}, and the thinking states there are gone. {_GENERATE_ANEW}"
         )
     if mode != found.mode:
         raise ValueError(
             f"`past_key_values` comes from a call with `thinking_mode={found.mode!r}`, and this one has {mode!r}. "
-            f"{_REMEDY}"
+            f"{_GENERATE_ANEW}"
         )
     if text_length and input_ids.shape[1] == 0:
         raise ValueError(
             "`past_key_values` ends with a completion, and `inputs_embeds` do not tell how it goes on. Pass the "
-            f"`sequences` of that call as `input_ids`. {_REMEDY}"
+            f"`sequences` of that call as `input_ids`. {_GENERATE_ANEW}"
         )
     if waiting.shape[1] == 0 or not torch.equal(waiting[:, 0], found.tokens.to(waiting.device)):
         raise ValueError(
             f"`past_key_values` was returned for a text that goes on with the tokens {found.tokens.tolist()}, one per "
             f"row; got {waiting[:, :1].flatten().tolist()}. Pass `sequences` of that call, with more tokens behind "
-            f"them or without. {_REMEDY}"
+            f"them or without. {_GENERATE_ANEW}"
         )
     return found, waiting.shape[1]

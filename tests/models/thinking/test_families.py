@@ -8,8 +8,10 @@ from datasets import Dataset
 from decoder_families import DAY_ONE, SETTINGS, each_family, save_plain
 from hub_round_trip import run_without_package
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from peft.utils import constants
 from tiny_models import TINY
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_evidenceflow
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, export_base_model, hub_code, load_thinking_model
@@ -206,6 +208,13 @@ def test_an_unknown_class_is_an_attribute_error():
         _ = families.ThinkingGemma9ForCausalLM
     with pytest.raises(AttributeError, match="did you mean one of .*'ThinkingBertLMHeadModel'"):
         _ = families.ThinkingBertForQuestionAnswering
+
+
+def test_a_type_has_the_default_targets_of_its_plain_one():
+    targets = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    plain = [name for name in targets if f"thinking_{name}" in CONFIG_MAPPING]
+    assert {"qwen2", "gemma3_text", "mistral"} <= set(plain)
+    assert all(targets[f"thinking_{name}"] == targets[name] for name in plain)
 
 
 def test_names_of_the_three_first_families_stay():
