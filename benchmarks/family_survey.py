@@ -40,7 +40,10 @@ def survey(model_type: str) -> tuple[str, str, str]:
         return f"`{error.check}`: {_short(error)}", "", ""
     torch.manual_seed(0)
     model = TinyFamily(config).thinking
-    reason = layers_reason(model) or attention_reason(model)
+    try:
+        reason = layers_reason(model) or attention_reason(model)
+    except Exception as error:
+        reason = error
     thinks = "yes" if config.model_type == model_type else f"yes, as `{config.model_type}`"
     return thinks, f"stock loop: {_short(reason)}" if reason else "yes", latent_training(model)
 

@@ -95,7 +95,10 @@ def attention_reason(model) -> str | None:
     stock cache, without dropout and gradient checkpointing, which would leave out the cache. Any weights will do.
     """
     with _without_training(model):
-        return _attention_reason(model)
+        try:
+            return _attention_reason(model)
+        except (AttributeError, TypeError, ValueError) as error:
+            return f"{type(model).__name__} does more with cached keys and values than attend ({error})"
 
 
 @torch.no_grad()
@@ -163,11 +166,8 @@ def _attention_reason(model):
     token = logits.argmax(-1)
     inputs = {"use_cache": True, "logits_to_keep": 1}
     position = torch.full((2, 1), len(tokens), device=device)
-    try:
-        with shared_prompt_passes():
-            found = model(input_ids=token.expand(2, 1), position_ids=position, **{CACHE: shared}, **inputs).logits
-    except (AttributeError, TypeError, ValueError) as error:
-        return f"{type(model).__name__} does more with cached keys and values than attend ({error})"
+    with shared_prompt_passes():
+        found = model(input_ids=token.expand(2, 1), position_ids=position, **{CACHE: shared}, **inputs).logits
     expected = model(input_ids=token[None], position_ids=position[:1], **{CACHE: prompt_cache}, **inputs).logits
     gap = ((found - expected).abs().max() / expected.abs().max()).item()
     values = next((layer.values for layer in shared.layers if isinstance(layer, SharedPromptLayer)), found)
