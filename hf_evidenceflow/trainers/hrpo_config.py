@@ -1,6 +1,8 @@
 """Arguments of [`HRPOTrainer`]: the fields that GRPO does not have, and the paper's defaults (arXiv 2505.18454)."""
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -39,6 +41,9 @@ class HRPOConfig(GRPOConfig):
             Without shared prompts: parts into which the update cuts a batch, sorted by length; each is computed
             without the padding of longer rows. `None`: one for every 8 rows. `1` computes the batch at once, as TRL
             does.
+        vllm_engine_kwargs (`dict` or `str`, *optional*):
+            With `use_vllm`: arguments of `vllm.LLM` for which TRL has no place, such as `{"dtype": "float32"}`, as a
+            dict or as JSON.
         parity_check_steps (`int`, *optional*, defaults to `50`):
             Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of
             the training forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
@@ -94,6 +99,9 @@ class HRPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Parts of like length into which an update cuts its batch; by default one for 8 rows."},
     )
+    vllm_engine_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of vllm.LLM that TRL has none for, as a dict or as JSON."}
+    )
     lr_thinking_residual_gate: float | None = field(
         default=1e-4, metadata={"help": "Learning rate of the two gates of the thinking residual."}
     )
@@ -124,6 +132,8 @@ class HRPOConfig(GRPOConfig):
     def __post_init__(self):
         resolve_bf16(self)
         super().__post_init__()
+        if isinstance(self.vllm_engine_kwargs, str):
+            self.vllm_engine_kwargs = json.loads(self.vllm_engine_kwargs)
         for name in ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection"):
             rate = getattr(self, name)
             if rate is not None and rate < 0:

@@ -20,7 +20,6 @@ from .policy import check_reference
 logger = get_logger(__name__)
 
 _OTHER_ENGINES = {
-    "use_vllm": "vLLM",
     "use_transformers_continuous_batching": "continuous batching",
     "use_transformers_paged": "continuous batching",
 }
@@ -68,6 +67,11 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
                 f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking "
                 f"states. Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
             )
+    if args.use_vllm and args.vllm_mode == "server":
+        raise ValueError(
+            f"`vllm_mode='server'` with `thinking_mode={config.thinking_mode!r}`: a server of TRL's does not hand out "
+            "thinking states. Set `vllm_mode='colocate'`, or the model's `thinking_mode` to 'none'."
+        )
     for name in ("tools", "environment_factory", "rollout_func"):
         if trainer_kwargs.get(name):
             raise ValueError(

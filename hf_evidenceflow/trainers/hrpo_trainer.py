@@ -61,6 +61,7 @@ from .thinking_metrics import (
 )
 from .thinking_trainer_mixin import ThinkingTrainerMixin
 from .update_passes import UpdatePassesMixin
+from .vllm_rollouts import cuts_distribution, thinking_generation, vllm_rollout
 
 
 class HRPOTrainer(
@@ -160,7 +161,7 @@ class HRPOTrainer(
             processing_class = load_policy_tokenizer(name, args)
         if is_path:
             model, quantization_config = load_policy(model, args, quantization_config), None
-        with plain_init_kwargs(args) if is_path else nullcontext():
+        with plain_init_kwargs(args) if is_path else nullcontext(), thinking_generation(args):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
@@ -220,7 +221,7 @@ class HRPOTrainer(
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         """Differs from GRPOTrainer in the decoding loop, and in recording the thinking states of the rollout."""
-        check = self._parity_is_due()
+        check = self._parity_is_due() and not (self.use_vllm and cuts_distribution(self.args))
         start = time.perf_counter()
         with collect_thinking(
             self._tokenizer, self.temperature if check else None, engine=self.rollout_engine
@@ -234,6 +235,8 @@ class HRPOTrainer(
         self.rollout_seconds += seconds if self.model.training else 0.0
         speed = tokens_per_second(tokens, seconds, self.accelerator)
         self._metrics[mode]["rollout/tokens_per_second"].append(speed)
+        if self.use_vllm and self.thinking_mode != "none":
+            rollouts, logps = vllm_rollout(self, completion_ids, logps, check)
         if not rollouts and self.thinking_mode != "none":
             raise RuntimeError(
                 f"The rollout recorded no thinking states (`thinking_mode={self.thinking_mode!r}`): something "

@@ -35,6 +35,7 @@ class ParityCheckMixin:
         half = self.accelerator.mixed_precision != "no" or any(
             parameter.dtype in (torch.bfloat16, torch.float16) for parameter in self.model.parameters()
         )
+        half = half or (self.use_vllm and self.vllm_generation.dtype != torch.float32)
         kind, gap, tolerance = ("mean", mean, 2e-2) if half else ("largest", largest, 1e-3)
         tolerance = tolerance if self.args.parity_tolerance is None else self.args.parity_tolerance
         if not gap <= tolerance:

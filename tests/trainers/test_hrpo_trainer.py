@@ -581,10 +581,16 @@ def test_a_plain_model_is_refused_with_the_remedy(make_trainer, plain_checkpoint
         make_trainer(model=Qwen2ForCausalLM.from_pretrained(plain_checkpoint))
 
 
-@pytest.mark.parametrize("engine", ["use_vllm", "use_transformers_continuous_batching"])
-def test_engines_without_thinking_states_are_refused(make_trainer, engine):
-    with pytest.raises(ValueError, match=f"`{engine}=True` with `thinking_mode='projection'`"):
-        make_trainer(**{engine: True})
+def test_an_engine_without_thinking_states_is_refused(make_trainer):
+    with pytest.raises(
+        ValueError, match="`use_transformers_continuous_batching=True` with `thinking_mode='projection'`"
+    ):
+        make_trainer(use_transformers_continuous_batching=True)
+
+
+def test_a_server_of_vllm_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`vllm_mode='server'` with `thinking_mode='projection'`.*'colocate'"):
+        make_trainer(use_vllm=True, vllm_mode="server")
 
 
 def test_tools_are_refused(plain_checkpoint, dataset, tmp_path):
