@@ -62,7 +62,7 @@ def latent_training(model) -> str:
 
 
 def _short(error) -> str:
-    text = " ".join(str(error).split()).replace("|", "/")
+    text = " ".join(str(error).split()).replace("|", "/").replace("`", "'")
     kind = "" if type(error).__name__ in ("str", "ValueError", "FamilyError") else f"{type(error).__name__}: "
     text = kind + (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
     return re.sub(r"([*_<>\[\]])", r"\\\1", text)

@@ -38,6 +38,8 @@ class TinyFamily:
     """A tiny model of a plain config's type that thinks, and the plain one with the same weights."""
 
     def __init__(self, config: PreTrainedConfig):
+        if config.sub_configs:  # such as towers for images, which would be built at full size
+            raise ValueError(f"its config holds others, of which no tiny one is made: {sorted(config.sub_configs)}")
         classes = thinking_family(config.model_type)
         settings = {"thinking_count": 3, "thinking_placeholder_id": 4, **_OPEN_GATES}
         tiny = tiny_config(config)
