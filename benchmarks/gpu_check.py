@@ -135,7 +135,12 @@ def rollout(tiny: bool, device: str) -> dict:
 def step(tiny: bool, device: str) -> dict:
     """A step of HRPO against TRL's GRPO."""
     args = Namespace(
-        modes=["grpo", "buckets", "shared"], thinking="projection", divide=20 if tiny else 1, rounds=1, memory=False
+        modes=["grpo", "buckets", "shared"],
+        thinking="projection",
+        size="base",
+        divide=20 if tiny else 1,
+        rounds=1,
+        memory=False,
     )
     return measure_steps(args, "gsm8k", 2 if tiny else 8, 2 if tiny else 8, use_cpu=device == "cpu")
 

@@ -44,25 +44,33 @@ class EndAt(LogitsProcessor):
         return scores
 
 
-def make_load(prompts: int, group: int, divide: int, seed: int = 0, shortest: int = 80, longest: int = 250):
+def make_load(
+    prompts: int,
+    group: int,
+    divide: int,
+    seed: int = 0,
+    shortest: int = 80,
+    longest: int = 250,
+    spread: float = SPREAD,
+):
     """Left-padded prompts, each `group` times, their mask and the length of each completion."""
     random = torch.Generator().manual_seed(seed)
     sizes = torch.randint(shortest, longest + 1, (prompts,), generator=random) // divide
     longest = int(sizes.max())
     ids = torch.randint(2, SIZE["vocab_size"], (prompts, longest), generator=random)
     mask = (torch.arange(longest) >= longest - sizes[:, None]).long()
-    lengths = (torch.randn(prompts * group, generator=random) * SPREAD).exp() * MEDIAN / divide
+    lengths = (torch.randn(prompts * group, generator=random) * spread).exp() * MEDIAN / divide
     lengths = lengths.round().clamp(2, 3 * MEDIAN // divide).long()
     return (ids * mask).repeat_interleave(group, 0), mask.repeat_interleave(group, 0), lengths
 
 
-def make_model(mode: str):
+def make_model(mode: str, size: dict = SIZE):
     """A plain model for mode `plain`, else a thinking one with the same weights."""
     torch.manual_seed(0)
-    plain = Qwen2ForCausalLM(Qwen2Config(**SIZE))
+    plain = Qwen2ForCausalLM(Qwen2Config(**size))
     if mode == "plain":
         return plain.eval()
-    model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**SIZE, thinking_mode=mode, thinking_answer_start=None))
+    model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**size, thinking_mode=mode, thinking_answer_start=None))
     model.load_state_dict(plain.state_dict(), strict=False)
     return model.eval()
 

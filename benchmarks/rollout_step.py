@@ -20,7 +20,7 @@ import time
 
 import torch
 from datasets import Dataset
-from rollout_speed import EndAt, make_load, make_model
+from rollout_speed import SPREAD, EndAt, make_load, make_model
 from thinking_speed import SIZE, make_tokenizer, optimizer_step
 from timing import compare, make_parser, peak_memory, prepare, print_table, setting
 from transformers import LogitsProcessorList
@@ -32,7 +32,13 @@ from hf_evidenceflow.rollouts.packed_prompts import pack_prompts
 from hf_evidenceflow.trainers.length_buckets import length_buckets
 
 
-PROMPTS = {"gsm8k": (80, 250), "passages": (1350, 1650)}
+PROMPTS = {"gsm8k": (80, 250), "documents": (500, 700), "passages": (1350, 1650)}
+SIZES = {
+    "base": SIZE,
+    "small": SIZE
+    | {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2},
+}
 MODES = ("grpo", "grpo_continuous", "buckets", "shared", "none")
 
 
@@ -70,11 +76,11 @@ def timed(trainer) -> list[float]:
     return seconds
 
 
-def make_trainer(mode: str, tokenizer, load, group: int, thinking: str, use_cpu: bool = True):
+def make_trainer(mode: str, tokenizer, load, group: int, thinking: str, size: str = "base", use_cpu: bool = True):
     """A trainer at its first step."""
     _, mask, lengths = load
     is_trl = mode.startswith("grpo")
-    model = make_model("plain" if is_trl else "none" if mode == "none" else thinking)
+    model = make_model("plain" if is_trl else "none" if mode == "none" else thinking, SIZES[size])
     end_rows_at(model, lengths)
     trainer_class, config_class = (GRPOTrainer, GRPOConfig) if is_trl else (HRPOTrainer, HRPOConfig)
     own = {"use_transformers_continuous_batching": True} if mode == "grpo_continuous" else {}
@@ -120,14 +126,14 @@ def columns(load) -> dict[str, int]:
     }
 
 
-def measure(args, kind: str, prompts: int, group: int, use_cpu: bool = True) -> dict:
+def measure(args, kind: str, prompts: int, group: int, spread: float = SPREAD, use_cpu: bool = True) -> dict:
     """Steps in turn, the first mode being what the others are compared with."""
     shortest, longest = PROMPTS[kind]
-    load = make_load(prompts, group, args.divide, shortest=shortest, longest=longest)
+    load = make_load(prompts, group, args.divide, shortest=shortest, longest=longest, spread=spread)
     tokenizer = make_tokenizer()
     steps, rollouts, counted = {}, {}, columns(load)
     for mode in args.modes:
-        trainer = make_trainer(mode, tokenizer, load, group, args.thinking, use_cpu)
+        trainer = make_trainer(mode, tokenizer, load, group, args.thinking, args.size, use_cpu)
         batch = next(iter(trainer.get_train_dataloader()))
         rollouts[mode] = timed(trainer)
         steps[mode] = lambda trainer=trainer, batch=batch: optimizer_step(trainer, batch)
@@ -137,6 +143,9 @@ def measure(args, kind: str, prompts: int, group: int, use_cpu: bool = True) -> 
         row["update_seconds"] = row["seconds"] * (1 - row["rollout_share"])
         row["relative_time"] = round(1 / row.get("ratio", 1), 3)
         row["columns"] = counted[{"grpo_continuous": "grpo", "none": "shared"}.get(mode, mode)]
+        first = rows[args.modes[0]]
+        row["update_share"] = round(row["update_seconds"] / first["update_seconds"], 3)
+        row["column_share"] = round(row["columns"] / first["columns"], 3)
         if args.memory:
             row["peak_mb"] = round(peak_memory(steps[mode]) / 2**20, 1)
     if args.memory:
@@ -149,20 +158,24 @@ def main(argv: list[str] | None = None) -> dict:
     parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["grpo", "buckets", "shared", "none"])
     parser.add_argument("--thinking", default="projection")
+    parser.add_argument("--size", choices=tuple(SIZES), default="base")
     parser.add_argument("--load", nargs="+", choices=tuple(PROMPTS), default=["gsm8k"])
     parser.add_argument("--prompts", nargs="+", type=int, default=[8])
     parser.add_argument("--groups", nargs="+", type=int, default=[8])
+    parser.add_argument("--spreads", nargs="+", type=float, default=[SPREAD], help="of the completions' log-lengths")
     parser.add_argument("--divide", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="also take the peak memory of a step")
     args = parser.parse_args(argv)
     prepare(args)
     results = {"setting": setting(args, "rollout_step", argv), "points": []}
-    for kind, prompts, group in itertools.product(args.load, args.prompts, args.groups):
-        rows = measure(args, kind, prompts, group)
-        point = {"load": kind, "prompts": prompts, "group": group, "divide": args.divide, "table": rows}
-        results["points"].append(point)
-        print_table(f"One step, {kind}, {prompts} prompts x {group}, lengths / {args.divide}", rows)
-        print({mode: (row["rollout_share"], row["columns"]) for mode, row in rows.items()})
+    for kind, prompts, group, spread in itertools.product(args.load, args.prompts, args.groups, args.spreads):
+        rows = measure(args, kind, prompts, group, spread)
+        point = {"load": kind, "prompts": prompts, "group": group, "spread": spread, "divide": args.divide}
+        results["points"].append(point | {"table": rows})
+        print_table(f"One step, {kind}, {prompts} prompts x {group}, spread {spread}, lengths / {args.divide}", rows)
+        names = ("relative_time", "rollout_share", "columns", "column_share", "update_share")
+        for mode, row in rows.items():
+            print(f"  {mode}: { ({name: row[name] for name in names}) }", flush=True)
         if args.output:
             atomic_write_json(args.output, results)
     return results

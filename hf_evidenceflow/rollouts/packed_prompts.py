@@ -1,12 +1,13 @@
 """Rows that share prompts as one packed row: each prompt once, its completions behind it, none seeing another.
 
 A completion's part begins with the last token of its prompt, whose output predicts the first token of the completion;
-the prompt's own part leaves that token out. Attention is split, so that it costs what the padded rows' would: a prompt
-over itself, and a group's completions, as a batch, over their prompt and each over itself.
+the prompt's own part leaves that token out. Attention is split, so that it never costs more than in the rows: a prompt
+over itself, and each completion over its prompt and itself.
 
 Shapes: B rows, P prompt columns, C completion columns, T packed positions, A heads, K key-value heads, D head size.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,31 +18,39 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class PackedGroup:
-    """Where a prompt, but for its last token, and the parts of its completions lie in the packed row."""
+    """Lengths of a prompt, but for its last token, and of the parts of its completions, which lie behind it."""
 
-    prompt: slice
-    members: list[slice]
+    prompt: int
+    members: list[int]
     mask: torch.Tensor  # [1, 1, L, p + L], L the longest part
 
-    def attend(self, query, key, value, scaling: float) -> Iterator[torch.Tensor]:
-        """Outputs `(A, n, D)` of the group's positions in their order, from heads-first `(A, T, D)` of the row."""
-        length = self.prompt.stop - self.prompt.start
-        if length:
-            own = [tensor[None, :, self.prompt] for tensor in (query, key, value)]
-            yield F.scaled_dot_product_attention(*own, is_causal=True, scale=scaling)[0]
-        queries, keys, values = (
-            pad_sequence([tensor[:, part].transpose(0, 1) for part in self.members], batch_first=True).transpose(1, 2)
-            for tensor in (query, key, value)
-        )
-        if length:
-            count = len(self.members)
-            keys, values = (
-                torch.cat([tensor[None, :, self.prompt].expand(count, -1, -1, -1), own], dim=2)
-                for tensor, own in ((key, keys), (value, values))
-            )
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask, scale=scaling)
-        for part, output in zip(self.members, attended):
-            yield output[:, : part.stop - part.start]
+    @property
+    def sizes(self) -> list[int]:
+        return [self.prompt, *self.members]
+
+    def attend(self, queries, keys, values, scaling: float, batched: bool) -> Iterator[torch.Tensor]:
+        """Outputs `(n, A, D)` of prompt and completions, from their heads-first `(A, n, D)` and `(K, n, D)`."""
+        grouped = len(keys[0]) < len(queries[0])
+        attend = functools.partial(F.scaled_dot_product_attention, scale=scaling, enable_gqa=grouped)
+        if self.prompt:
+            own = (parts[0][None] for parts in (queries, keys, values))
+            yield attend(*own, is_causal=True)[0].transpose(0, 1)
+        count = len(self.members)
+        size = count if batched else 1
+        for start in range(1, count + 1, size):
+            query, *own = (_stack(parts[start : start + size]) for parts in (queries, keys, values))
+            prompts = (parts[0].expand(size, -1, -1, -1) for parts in (keys, values))
+            key, value = map(functools.partial(torch.cat, dim=2), zip(prompts, own))
+            output = attend(query, key, value, attn_mask=self.mask[..., : query.shape[2], : key.shape[2]])
+            for part, attended in zip(queries[start:], output):
+                yield attended[:, : part.shape[1]].transpose(0, 1)
+
+
+def _stack(parts):
+    """Parts `(A, n, D)` of a row as a batch `(G, A, L, D)`."""
+    if len(parts) == 1:
+        return parts[0][None]
+    return pad_sequence([part.transpose(0, 1) for part in parts], batch_first=True).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -50,29 +59,38 @@ class PackedPrompts:
     A packed row and where its values belong. Made by [`pack_prompts`].
 
     Attributes:
-        ids, positions, labels (`torch.Tensor` of shape `(1, T)`):
-            Token ids, their places in the rows that they come from, and the token that follows each position in a
-            completion, -100 elsewhere.
+        ids, positions (`torch.Tensor` of shape `(1, T)`):
+            Token ids, and their places in the rows that they come from.
         places, sources (`torch.Tensor` of shape `(n,)`):
-            Packed positions of the completion tokens, and their places in a flattened `(B, C)`.
+            Packed positions of the completion tokens, each behind the one that predicts it, and their places in a
+            flattened `(B, C)`.
         groups (`list[PackedGroup]`):
             One after the other.
+        batched (`bool`):
+            Attend from all completions of a group in one call. One by one there is no padding, which on a CPU takes
+            half of the time; elsewhere each call has its price.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    labels: torch.Tensor
     places: torch.Tensor
     sources: torch.Tensor
     groups: list[PackedGroup]
+    batched: bool
 
     def attend(self, query, key, value, scaling: float) -> torch.Tensor:
         """Output `(1, T, A, D)` of queries `(1, A, T, D)` over keys and values `(1, K, T, D)`."""
         repeats = query.shape[1] // key.shape[1]
-        if repeats > 1:
+        if repeats > 1 and query.device.type != "cpu":  # only there kernels take a mask and fewer heads
             key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-        parts = [part for group in self.groups for part in group.attend(query[0], key[0], value[0], scaling)]
-        return torch.cat(parts, dim=1).transpose(0, 1)[None]
+        sizes = [size for group in self.groups for size in group.sizes]
+        # Slices would each have a gradient as long as the row
+        query, key, value = (iter(tensor[0].split(sizes, dim=1)) for tensor in (query, key, value))
+        attended = []
+        for group in self.groups:
+            parts = ([next(tensor) for _ in group.sizes] for tensor in (query, key, value))
+            attended += group.attend(*parts, scaling, self.batched)
+        return torch.cat(attended)[None]
 
     def gather(self, columns: torch.Tensor) -> torch.Tensor:
         """Values `(B, C, ...)` of completion tokens in the packed row, `(1, T, ...)`, 0 elsewhere."""
@@ -131,24 +149,21 @@ def pack_prompts(
 
 
 def _pack(groups, columns, device):
-    ids, positions, labels, places, sources, packed = [], [], [], [], [], []
+    ids, positions, places, sources, packed = [], [], [], [], []
     for prompt, members in groups:
-        shared = slice(len(ids), len(ids) + len(prompt) - 1)
         ids += prompt[:-1]
         positions += range(len(prompt) - 1)
-        labels += [-100] * (len(prompt) - 1)
-        parts = []
         for row, completion in members:
-            part = slice(len(ids), len(ids) + 1 + len(completion))
+            places += range(len(ids) + 1, len(ids) + 1 + len(completion))
             ids += [prompt[-1], *completion]
             positions += range(len(prompt) - 1, len(prompt) + len(completion))
-            labels += [*completion, -100]
-            places += range(part.start + 1, part.stop)
             sources += range(row * columns, row * columns + len(completion))
-            parts.append(part)
-        longest = max(part.stop - part.start for part in parts)
+        lengths = [1 + len(completion) for _, completion in members]
+        longest = max(lengths)
         own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         mask = torch.cat([own.new_ones(longest, len(prompt) - 1), own], dim=1)[None, None]
-        packed.append(PackedGroup(shared, parts, mask))
-    tensors = [torch.tensor(values, device=device) for values in (ids, positions, labels, places, sources)]
-    return PackedPrompts(*(tensor[None] for tensor in tensors[:3]), *tensors[3:], packed)
+        packed.append(PackedGroup(len(prompt) - 1, lengths, mask))
+    ids, positions, places, sources = (
+        torch.tensor(values, device=device) for values in (ids, positions, places, sources)
+    )
+    return PackedPrompts(ids[None], positions[None], places, sources, packed, device.type != "cpu")

@@ -31,10 +31,11 @@ class HRPOConfig(GRPOConfig):
         rollout_max_rows (`int`, *optional*):
             Completions that the engine decodes at the same time on a process; the others wait until some end. It
             bounds the memory of a rollout. `None`: all.
-        share_prompts_in_update (`bool`, *optional*, defaults to `False`):
+        share_prompts_in_update (`bool`, *optional*, defaults to `True`):
             Compute the prompt of completions in one batch once in the update too, for policy, old policy and
             reference, and leave out rows that cannot contribute to the loss. Where that does not fit (sharded weights,
-            images, layers without full attention), rows are computed in `length_buckets`, with a warning.
+            images, layers without full attention), rows are computed in `length_buckets`, with a warning. `False`:
+            always in `length_buckets`.
         update_max_tokens (`int`, *optional*):
             Most positions of such a pass; a group of more is split. `None`: the batch is one pass.
         length_buckets (`int`, *optional*):
@@ -90,7 +91,7 @@ class HRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Completions that are decoded at the same time; bounds the memory."}
     )
     share_prompts_in_update: bool = field(
-        default=False, metadata={"help": "Compute the prompt of a group once in the update too."}
+        default=True, metadata={"help": "Compute the prompt of a group once in the update too."}
     )
     update_max_tokens: int | None = field(
         default=None, metadata={"help": "Most positions of a pass of the update with shared prompts."}

@@ -25,6 +25,7 @@ from ..peft.adapter_file import read_adapter
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
+from .bucketed_update import BucketedUpdateMixin
 from .data_checks import check_data, drop_long_prompts
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
@@ -70,6 +71,7 @@ class HRPOTrainer(
     HubCodeMixin,
     ParityCheckMixin,
     UpdatePassesMixin,
+    BucketedUpdateMixin,
     ResumableTrainerMixin,
     SavedRolloutsMixin,
     StopStringsMixin,

@@ -42,7 +42,9 @@ class PPOConfig(GRPOConfig):
             Farthest that a value moves from that of the rollout; `inf` switches the clip off.
         whiten_rewards (`bool`, *optional*, defaults to `False`):
             Whether the rewards of the tokens get unit variance. Advantages always get zero mean and unit variance.
-        use_rollout_engine, save_hub_code (`bool`, *optional*, default to `True`):
+        use_rollout_engine, share_prompts_in_update, save_hub_code (`bool`, *optional*, default to `True`):
+            As in [`HRPOConfig`]; what the shared update does not fit is computed with padding.
+        update_max_tokens (`int`, *optional*):
             As in [`HRPOConfig`].
     """
 
@@ -61,6 +63,10 @@ class PPOConfig(GRPOConfig):
     use_rollout_engine: bool = field(
         default=True, metadata={"help": "Roll out with shared prompts and without the rows that have ended."}
     )
+    share_prompts_in_update: bool = field(
+        default=True, metadata={"help": "Compute the update without padding, and the prompt of a group once."}
+    )
+    update_max_tokens: int | None = field(default=None, metadata={"help": "Most positions of a pass of the update."})
     save_hub_code: bool = field(
         default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
     )
@@ -76,6 +82,8 @@ class PPOConfig(GRPOConfig):
             raise ValueError(
                 f"`cliprange_value` must be positive, got {self.cliprange_value}. `inf` switches the clip off."
             )
+        if self.update_max_tokens is not None and self.update_max_tokens < 1:
+            raise ValueError(f"`update_max_tokens` must be at least 1 or None, got {self.update_max_tokens}.")
         defaults = {item.name: item.default for item in fields(GRPOConfig)}
         for name in _OF_GRPO_ONLY:
             if getattr(self, name) != defaults[name]:

@@ -39,11 +39,18 @@ from .policy import check_reference, default_args
 from .ppo_config import PPOConfig
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_metrics import masked_mean
+from .update_passes import UpdatePassesMixin, scatter
 from .value_head import add_value_head, last_states, load_value_head, save_value_head, without_value_head
 
 
 class PPOTrainer(
-    RewardModelCardMixin, HubCodeMixin, ResumableTrainerMixin, SavedRolloutsMixin, StopStringsMixin, GRPOTrainer
+    RewardModelCardMixin,
+    HubCodeMixin,
+    UpdatePassesMixin,
+    ResumableTrainerMixin,
+    SavedRolloutsMixin,
+    StopStringsMixin,
+    GRPOTrainer,
 ):
     """
     Trainer of proximal policy optimization with a value head. Takes the arguments of [`~trl.GRPOTrainer`].
@@ -144,15 +151,22 @@ class PPOTrainer(
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         """Differs from GRPOTrainer in computing the values with the same pass, if it goes over the policy."""
+        self._packs(model, {})  # looks at the model with a pass of its own, whose states are nobody's
         with last_states(self._policy) as states:
             result = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         if states:
-            # The value of a token is that of the state before it, in which it is chosen
-            states = torch.cat([state[:, -logits_to_keep - 1 : -1] for state in states])
-            self._values.append(self._policy.value_head(states.float()).squeeze(-1))
+            self._values.append(self._values_of(states, result[0].shape))
         return result
+
+    def _values_of(self, states, shape):
+        """The value of a token is that of the state before it, in which it is chosen."""
+        if self._places is None:
+            states = torch.cat([state[:, -shape[1] - 1 : -1] for state in states])
+            return self._policy.value_head(states.float()).squeeze(-1)
+        values = self._policy.value_head(torch.cat(states, dim=1)[0].float()).squeeze(-1)
+        return scatter(values, self._places, shape)
 
     def _generate_and_score_completions(self, inputs):
         """Differs from GRPOTrainer in the advantages, one per token, and in what rides with the batch for them."""

@@ -1,9 +1,9 @@
-"""The passes of an update: a group's prompt computed once, or rows of like length together.
+"""The passes of an update over rows without padding, where the prompt of a group is computed once.
 
 Shapes: B rows, P prompt columns, C completion columns.
 """
 
-import functools
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,34 +13,34 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..models.decoder import base_causal_lm
 from ..rollouts.packed_prompts import pack_prompts
 from ..rollouts.support import packing_reason
-from .length_buckets import fit_columns, join_buckets, length_buckets
+from .length_buckets import fit_columns
 
 
 logger = get_logger(__name__)
 
-_ROWS_A_BUCKET = 8
-
 
 class UpdatePassesMixin:
     """
-    Put before [`~trl.GRPOTrainer`], whose arguments are an [`HRPOConfig`]; `_thinking_of` tells the thinking states
-    and mask of the batch at hand for a model's pass.
+    Put before [`~trl.GRPOTrainer`], whose arguments have `share_prompts_in_update` and `update_max_tokens`; what does
+    not fit goes to the class behind it.
     """
 
     _idle: "IdleRows | None" = None  # of the batch at hand
     _packing: bool | None = None
+    _places: torch.Tensor | None = None  # of the states that the last call scored, in a flattened (B, C)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        """
-        Differs from GRPOTrainer in computing a group's prompt once, or, where that does not fit, rows of like length
-        together; and in the inputs of a model that thinks.
-        """
-        thinking, rows = self._thinking_of(model), (input_ids, attention_mask, logits_to_keep, batch_size)
+        """Differs from GRPOTrainer in computing a group's prompt once, and no padding."""
+        rows = input_ids, attention_mask, logits_to_keep, batch_size
+        self._places = None
         if self._packs(model, kwargs):
-            return *self._packed_logps(model, *rows, thinking, kwargs.get("compute_entropy", False)), None
-        return self._bucketed_logps(model, *rows, thinking, **kwargs)
+            return *self._packed_logps(model, *rows, kwargs.get("compute_entropy", False)), None
+        return super()._get_per_token_logps_and_entropies(model, *rows, **kwargs)
+
+    def _thinking_of(self, model):
+        """Thinking states and mask of the batch at hand for a pass of a model, or `None`."""
 
     def _prepare_inputs(self, generation_batch):
         """Differs from GRPOTrainer in keeping completions of a prompt together, in one batch of an optimizer step."""
@@ -65,26 +65,6 @@ class UpdatePassesMixin:
         finally:
             self._idle = None
 
-    def _bucketed_logps(self, model, input_ids, attention_mask, columns, batch_size, thinking, **kwargs):
-        count = self.args.length_buckets or -(-len(input_ids) // _ROWS_A_BUCKET)
-        if batch_size is not None:
-            count = max(count, -(-len(input_ids) // batch_size))
-        buckets = length_buckets(attention_mask, columns, count)
-        results = []
-        for bucket in buckets:
-            thinks = model
-            if thinking is not None:
-                states, mask = (fit_columns(tensor, bucket.completion_columns)[bucket.rows] for tensor in thinking)
-                thinks = functools.partial(model, thinking_states=states, thinking_mask=mask)
-            ids, attention = (tensor[bucket.rows, bucket.columns] for tensor in (input_ids, attention_mask))
-            results.append(
-                super()._get_per_token_logps_and_entropies(thinks, ids, attention, bucket.completion_columns, **kwargs)
-            )
-        logps, entropies, aux_losses = zip(*results)
-        logps = join_buckets(buckets, logps, columns)
-        entropies = None if entropies[0] is None else join_buckets(buckets, entropies, columns)
-        return logps, entropies, None if aux_losses[0] is None else torch.stack(aux_losses).mean()
-
     def _packs(self, model, kwargs) -> bool:
         """Whether a call of `_get_per_token_logps_and_entropies` can be packed; if not, the reason is said once."""
         if not self.args.share_prompts_in_update or kwargs.get("compute_aux_loss"):
@@ -95,7 +75,7 @@ class UpdatePassesMixin:
             reason = self._packing_reason(model)
             self._packing = reason is None
             if reason is not None:
-                logger.warning(f"The update computes each row with its prompt, in buckets of like length: {reason}.")
+                logger.warning(f"The update computes each row with its prompt and padding: {reason}.")
         return self._packing
 
     def _packing_reason(self, model):
@@ -103,43 +83,60 @@ class UpdatePassesMixin:
             return "the weights are sharded, and processes would make different numbers of calls"
         return packing_reason(base_causal_lm(self.accelerator.unwrap_model(model)))
 
-    def _packed_logps(self, model, input_ids, attention_mask, columns, batch_size, thinking, compute_entropy):
+    def _packed_logps(self, model, input_ids, attention_mask, columns, batch_size, compute_entropy):
         """Log-probabilities and entropies `(B, C)`, 0 at padding."""
         limit = self.args.update_max_tokens
         if batch_size is not None and batch_size < len(input_ids):
             most = batch_size * input_ids.shape[1]
             limit = most if limit is None else min(limit, most)
         rows = None if self._idle is None else (~self._idle.rows).nonzero().flatten().tolist()
+        module, thinking = self.accelerator.unwrap_model(model), self._thinking_of(model)
+        decoder = base_causal_lm(module).base_model
         sources, logps, entropies = [], [], []
         for pack in pack_prompts(input_ids, attention_mask, columns, rows, limit):
             inputs = {}
             if thinking is not None:
                 states, mask = (pack.gather(fit_columns(tensor, columns)) for tensor in thinking)
                 inputs = {"thinking_states": states, "thinking_mask": mask}
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), scored_states(decoder, pack.places - 1):
                 outputs = model(
                     input_ids=pack.ids,
                     attention_mask=pack.mask(torch.float32),
                     position_ids=pack.positions,
-                    shift_labels=pack.labels,
+                    shift_labels=pack.ids[:, pack.places],
                     fused_lm_head=True,
                     packed_prompts=pack,
                     **inputs,
                 )
+            model = module  # processes synchronize in the wrapper's forward, and may differ in their number of passes
             sources.append(pack.sources)
-            before = pack.places - 1
-            logps.append(outputs.log_probs[0, before])
+            logps.append(outputs.log_probs[0])
             if compute_entropy:
-                entropies.append(outputs.entropy[0, before])
+                entropies.append(outputs.entropy[0])
         shape = len(input_ids), columns
-        place = torch.cat(sources)
-        logps = _scatter(logps, place, shape)
-        entropies = _scatter(entropies, place, shape) if compute_entropy else None
+        self._places = torch.cat(sources)
+        logps = scatter(torch.cat(logps), self._places, shape)
+        entropies = scatter(torch.cat(entropies), self._places, shape) if compute_entropy else None
         return (logps, entropies) if self._idle is None else self._idle.fill(logps, entropies)
 
 
-def _scatter(parts, places, shape):
-    values = torch.cat(parts)
+@contextmanager
+def scored_states(decoder, positions):
+    """Hands the head the states of these positions only: where Triton is not, TRL's head scores what it gets."""
+
+    def select(module, args, output):
+        output.last_hidden_state = output.last_hidden_state[:, positions]
+        return output
+
+    handle = decoder.register_forward_hook(select, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def scatter(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Values `(n,)` at their places in a flattened `(B, C)`, which is 0 elsewhere."""
     return values.new_zeros(shape[0] * shape[1]).index_put((places,), values).view(shape)
 
 

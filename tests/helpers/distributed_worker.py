@@ -14,9 +14,10 @@ from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
 
 
 def fixed_rollouts(config, rows=4, prompt=5, count=6):
-    """One global batch; the two halves have unlike numbers of tokens."""
+    """One global batch; the two halves have unlike numbers of tokens, and a prompt each."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, config.vocab_size, (rows, prompt + count), generator=generator)
+    ids[1::2, :prompt] = ids[::2, :prompt]
     mask = (torch.arange(count) < torch.tensor([6, 4, 3, 1])[:, None]).long()
     return {
         "prompt_ids": ids[:, :prompt],
@@ -47,7 +48,7 @@ class RecordedTrainer(HRPOTrainer):
         return loss
 
 
-def main(checkpoint, output, processes):
+def main(checkpoint, output, processes, update="{}"):
     args = HRPOConfig(
         output_dir=output,
         **STEP_BY_STEP,
@@ -58,6 +59,7 @@ def main(checkpoint, output, processes):
         max_steps=2,
         max_completion_length=6,
         length_buckets=2,
+        **json.loads(update),
         save_strategy="no",
         learning_rate=1e-3,
         beta=0.0,

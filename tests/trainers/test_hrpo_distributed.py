@@ -31,13 +31,23 @@ def test_accelerate_reads_the_config_file(name, kind):
     assert load_config_from_file(str(CONFIGS / f"{name}.yaml")).distributed_type == kind
 
 
+# With prompts of 5 and completions of 6, 4, 3 and 1 tokens the first process makes two passes, the second one
+UPDATES = {
+    "buckets": {"share_prompts_in_update": False},
+    "shared": {},
+    "unlike numbers of passes": {"update_max_tokens": 12},
+}
+
+
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(plain_checkpoint, tmp_path):
+@pytest.mark.parametrize("update", UPDATES)
+def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(update, plain_checkpoint, tmp_path):
     folders = []
     for processes in (1, 2):
         folders.append(tmp_path / str(processes))
         folders[-1].mkdir()
-        run_ranks("distributed_worker.py", plain_checkpoint, folders[-1], processes, processes=processes)
+        settings = json.dumps(UPDATES[update])
+        run_ranks("distributed_worker.py", plain_checkpoint, folders[-1], processes, settings, processes=processes)
     one, two = folders
     expected = load_file(one / "gradients-0.safetensors")
     assert any("thinking_projection" in name for name in expected)

@@ -126,6 +126,28 @@ def test_a_step_equals_hand_written_ppo(make_trainer):
         assert torch.allclose(gradient, parameter.grad, atol=1e-5, rtol=1e-3), name
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_generations": 4}, {"update_max_tokens": 20}], ids=str)
+def test_the_update_without_padding_is_the_padded_one(make_trainer, settings):
+    trainer = make_trainer(beta=0.3, **settings)
+    torch.nn.init.normal_(trainer.model.value_head.weight, std=0.3)
+    with torch.no_grad():
+        trainer.model.lm_head.weight.mul_(1.1)  # away from the reference
+    found = []
+    for trainer.args.share_prompts_in_update in (True, False):
+        torch.manual_seed(7)
+        batch = rollout(trainer)
+        batch["old_per_token_logps"] = batch["old_per_token_logps"] - 0.1
+        trainer.model.zero_grad()
+        loss = trainer._compute_loss(trainer.model, batch)
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+        mask = batch["completion_mask"]
+        found.append({"loss": loss.detach(), "old_values": batch["old_values"] * mask, **gradients})
+        found[-1] |= {name: batch[name] * mask for name in ("old_per_token_logps", "ref_per_token_logps", "returns")}
+    assert (trainer._packing, found[0]["old_values"].abs().max() > 0.1) == (True, True)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
 def test_the_first_update_of_a_rollout_has_ratio_1(make_trainer):
     trainer = make_trainer(num_iterations=1)
     trainer.train()
@@ -348,7 +370,14 @@ def test_ppo_improves_the_reward_and_the_penalty_bounds_the_kl(make_trainer):
 
 @pytest.mark.parametrize(
     "setting, value",
-    [("gamma", 1.5), ("lam", -0.1), ("vf_coef", -1.0), ("cliprange_value", 0.0), ("loss_type", "grpo")],
+    [
+        ("gamma", 1.5),
+        ("lam", -0.1),
+        ("vf_coef", -1.0),
+        ("cliprange_value", 0.0),
+        ("update_max_tokens", 0),
+        ("loss_type", "grpo"),
+    ],
 )
 def test_a_setting_out_of_its_range_is_an_error_with_its_value(tmp_path, setting, value):
     with pytest.raises(ValueError, match=f"{setting}.*{value}"):

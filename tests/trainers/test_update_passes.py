@@ -1,5 +1,7 @@
 """The update with shared prompts: the padded update's numbers, with all it is combined with; what it leaves out."""
 
+import dataclasses
+
 import pytest
 import torch
 from datasets import Dataset
@@ -9,7 +11,7 @@ from tiny_models import TINY
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
-from hf_evidenceflow.rollouts.packed_prompts import PackedGroup, PackedPrompts
+from hf_evidenceflow.rollouts.packed_prompts import PackedGroup, PackedPrompts, pack_prompts
 from hf_evidenceflow.rollouts.support import packing_reason
 from hf_evidenceflow.trainers import update_passes
 
@@ -24,7 +26,7 @@ def vowels(completions, **kwargs):
 
 @pytest.fixture
 def make_trainer(plain_checkpoint, tmp_path):
-    def make(mode="projection", reward=vowels, peft_config=None, **overrides):
+    def make(mode="projection", reward=vowels, peft_config=None, fields=None, **overrides):
         args = {
             "output_dir": str(tmp_path),
             **STEP_BY_STEP,
@@ -37,12 +39,11 @@ def make_trainer(plain_checkpoint, tmp_path):
             "beta": 0.0,
             "seed": 3,
             "parity_check_steps": 0,
-            "share_prompts_in_update": True,
         }
         torch.manual_seed(5)
         prompts = [{"prompt": prompt} for prompt in ("Tom has 3", "Ann?", "7+2=", "abc", "d")]
         return HRPOTrainer(
-            load_thinking_model(plain_checkpoint, thinking_mode=mode, **WIDE),
+            load_thinking_model(plain_checkpoint, thinking_mode=mode, **WIDE, **(fields or {})),
             reward,
             args=HRPOConfig(**(args | overrides)),
             train_dataset=Dataset.from_list(prompts * 4),
@@ -96,6 +97,12 @@ def test_the_update_is_the_padded_one_in_each_mode(make_trainer, mode):
     assert_same(make_trainer(mode, train_thought_tokens=True))
 
 
+@pytest.mark.parametrize("mode", ["coconut", "codi", "pause"])
+def test_the_update_is_the_padded_one_in_each_latent_mode(make_trainer, mode):
+    thoughts = {"thinking_count": 3, "thinking_placeholder_id": 60}
+    assert_same(make_trainer(mode, fields=thoughts, train_thought_tokens=True, max_completion_length=9))
+
+
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_the_update_is_the_padded_one_for_each_loss(make_trainer, loss_type):
     assert_same(make_trainer(loss_type=loss_type))
@@ -119,8 +126,47 @@ def test_the_update_is_the_padded_one_with(make_trainer, settings):
     assert_same(make_trainer(**settings))
 
 
-def test_the_update_is_the_padded_one_with_an_adapter_and_its_reference(make_trainer):
-    assert_same(make_trainer(peft_config=LoraConfig(r=3), beta=0.3))
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_the_update_is_the_padded_one_with_an_adapter_and_its_reference(make_trainer, gradient_checkpointing):
+    assert_same(make_trainer(peft_config=LoraConfig(r=3), beta=0.3, gradient_checkpointing=gradient_checkpointing))
+
+
+def test_the_update_is_the_padded_one_where_members_attend_as_a_batch(make_trainer, monkeypatch):
+    """As on a GPU."""
+
+    def batched(*args):
+        return [dataclasses.replace(pack, batched=True) for pack in pack_prompts(*args)]
+
+    monkeypatch.setattr(update_passes, "pack_prompts", batched)
+    assert_same(make_trainer())
+
+
+def passes(trainer, batch, shared):
+    """Log-probabilities and entropies of a batch, 0 where it has no token."""
+    trainer.args.share_prompts_in_update = shared
+    trainer._thinking = batch["thinking_states"], batch["thinking_mask"]
+    ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+    with torch.no_grad():
+        found = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, batch["completion_ids"].shape[1], compute_entropy=True
+        )
+    return [values * batch["completion_mask"] for values in found[:2]]
+
+
+def test_log_probabilities_and_entropies_are_the_padded_ones(make_trainer):
+    trainer = make_trainer()
+    batch = batch_of(trainer)
+    for found, expected in zip(passes(trainer, batch, True), passes(trainer, batch, False)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_in_bf16_they_are_the_padded_ones_within_the_tolerance_of_parity(make_trainer):
+    trainer = make_trainer(bf16=True)
+    batch = batch_of(trainer)
+    count = batch["completion_mask"].sum()
+    for found, expected in zip(*(passes(trainer, batch, shared) for shared in (True, False))):
+        assert (found - expected).abs().sum() / count <= 2e-2
+    assert trainer._packing and trainer.accelerator.mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize("field", ["old_per_token_logps", "ref_per_token_logps"])
@@ -138,30 +184,33 @@ def mutated(monkeypatch, request):
     """The named fault."""
     pack = PackedGroup.attend
 
-    def sees_others(self, query, key, value, scaling):
-        return pack(self, query, key.roll(1, 1), value, scaling)
+    def sees_others(self, queries, keys, values, *rest):
+        sizes = [key.shape[1] for key in keys]
+        return pack(self, queries, torch.cat(keys, 1).roll(1, 1).split(sizes, 1), values, *rest)
 
-    def own_mask_only_prompt(self, query, key, value, scaling):
-        blind = PackedGroup(
-            slice(self.prompt.start, self.prompt.start), self.members, self.mask[..., -self.mask.shape[2] :]
-        )
-        if self.prompt.stop > self.prompt.start:
-            yield query[:, self.prompt]
-        yield from pack(blind, query, key, value, scaling)
+    def own_mask_only_prompt(self, queries, keys, values, *rest):
+        if self.prompt:
+            yield queries[0].transpose(0, 1)
+        blind = PackedGroup(0, self.members, self.mask[..., -self.mask.shape[2] :])
+        yield from pack(blind, *([parts[0][:, :0], *parts[1:]] for parts in (queries, keys, values)), *rest)
 
     gather, init = PackedPrompts.gather, PackedPrompts.__init__
 
     def positions_run_on(self, ids, positions, *rest):
         init(self, ids, torch.arange(positions.shape[1])[None], *rest)
 
-    def first_from_before(self, ids, positions, labels, places, sources, groups):
-        init(self, ids, positions, labels.roll(1, 1), places, sources, groups)
+    scored = update_passes.scored_states
 
     faults = {
         "a completion sees another's tokens": (PackedGroup, "attend", sees_others),
         "a completion does not see its prompt": (PackedGroup, "attend", own_mask_only_prompt),
         "positions run on": (PackedPrompts, "__init__", positions_run_on),
-        "the first token's logits come from elsewhere": (PackedPrompts, "__init__", first_from_before),
+        "the first token's logits come from elsewhere": (
+            *(update_passes, "scored_states"),
+            lambda decoder, positions: scored(
+                decoder, positions.where(positions.diff(prepend=positions[:1] - 2) == 1, 0)
+            ),
+        ),
         "states are shifted by one": (PackedPrompts, "gather", lambda self, columns: gather(self, columns).roll(1, 1)),
     }
     monkeypatch.setattr(*faults[request.param])
