@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from ..models.thinking.cache_argument import CACHE
 from .packed_prompts import pack_prompts
@@ -109,8 +109,9 @@ def packing_reason(model) -> str | None:
     if reason := model_reason(model):
         return reason
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        return f"the model has layers of the types {sorted(layer_types)}, and only full attention is supported"
+    kinds = {kind.__name__ for kind in cache_layer_kinds(model) - {DynamicLayer}}  # windows stand in no other field
+    if others := sorted(kinds | layer_types - {"full_attention"}):
+        return f"the model has layers of the types {others}, and only full attention is supported"
     with _without_training(model):
         return _packing_reason(model)
 
