@@ -46,12 +46,12 @@ def axes() -> dict:
         ),
         "tokens of a prompt": (
             lengths,
-            {"groups of 8": [shares(prompts=(9 * length // 10, 11 * length // 10)) for length in lengths]},
+            {"gsm8k": [shares(prompts=(9 * length // 10, 11 * length // 10)) for length in lengths]},
             lambda point: mean[point["load"]] if point["group"] == GROUP and point["spread"] == SPREAD else None,
         ),
         "spread of completions": (
             spreads,
-            {"gsm8k, groups of 8": [shares(spread=spread) for spread in spreads]},
+            {"gsm8k": [shares(spread=spread) for spread in spreads]},
             lambda point: point["spread"] if point["group"] == GROUP and point["load"] == "gsm8k" else None,
         ),
     }
@@ -59,12 +59,12 @@ def axes() -> dict:
 
 def draw(points: list[dict]):
     """A figure of the points that `rollout_step.py` has measured."""
-    figure = new_figure((13, 4.2))
+    figure = new_figure((13, 4.6))
     panels = figure.subplots(1, 3, sharey=True)
     for panel, (label, (places, lines, place_of)) in zip(panels, axes().items()):
         for style, (load, rows) in zip(LINE_STYLES, lines.items()):
             for colour, kind in zip(COLOURS, KINDS):
-                name = f"{kind}, columns" + (f" ({load})" if len(lines) > 1 else "")
+                name = f"{kind}, columns ({load})"
                 panel.plot(places, [row[kind] for row in rows], style, color=colour, label=name)
         for colour, kind in zip(COLOURS, KINDS):
             found = [(place_of(point), point["table"][kind]["update_share"], point["load"]) for point in points]
@@ -73,12 +73,13 @@ def draw(points: list[dict]):
                 if own:
                     panel.plot(*zip(*own), marker, color=colour, label=f"{kind}, time ({load})")
         panel.set_xlabel(label)
-        panel.legend(fontsize=6.5)
         if min(places) > 0:
             panel.set_xscale("log", base=2)
             panel.xaxis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("update relative to TRL's")
     panels[0].set_ylim(0, 1.05)
+    # The first panel has every line and marker of the others
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
