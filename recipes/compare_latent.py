@@ -77,13 +77,13 @@ def check_grid(grid: Grid, path: str) -> None:
 
 
 def picked_values(grid: Grid, plan: Plan) -> dict[str, Any]:
-    """The chosen value of the tuned option by the levels that share it: by arm, or by `arm,level`."""
-    axes = grid.tune.per or list(grid.axes)
-    return {
-        ",".join(cell.levels[axis] for axis in axes): plan.chosen[cell.name]
-        for cell in grid.cells
-        if cell.name in plan.chosen
-    }
+    """The chosen value of the tuned option by arm, or by `arm,level` where an arm has several."""
+    cells = [cell for cell in grid.cells if cell.name in plan.chosen]
+    values: dict[str, set] = {cell.levels["arm"]: set() for cell in cells}
+    for cell in cells:
+        values[cell.levels["arm"]].add(plan.chosen[cell.name])
+    axes = ["arm"] if all(len(each) == 1 for each in values.values()) else (grid.tune.per or list(grid.axes))
+    return {",".join(cell.levels[axis] for axis in axes): plan.chosen[cell.name] for cell in cells}
 
 
 def write_comparison(grid: Grid, plan: Plan, rows: list[Mapping[str, Any]], output_dir: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import time
 from datetime import timedelta
 
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 
@@ -19,6 +18,13 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _say(text: str) -> None:
+    """Print beside a progress bar."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(text)
 
 
 class RolloutDigest(TrainerCallback):
@@ -47,7 +53,7 @@ class RolloutDigest(TrainerCallback):
         self._started, self._first = time.perf_counter(), state.global_step
         self._rollouts = self.trainer.rollout_seconds
         if state.is_world_process_zero:
-            tqdm.write(
+            _say(
                 f"A rollout has {args.generation_batch_size} completions of at most {args.max_completion_length} "
                 f"tokens, in groups of {args.num_generations}; {state.max_steps - state.global_step} steps to go."
             )
@@ -63,7 +69,7 @@ class RolloutDigest(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs and "reward" in logs:
-            tqdm.write(self.line(state, logs))
+            _say(self.line(state, logs))
 
     def line(self, state, logs) -> str:
         """The line for an entry of the log."""
