@@ -15,8 +15,6 @@ shared prompts and in buckets against TRL's GRPO; `latent`, the sequential laten
 """
 
 import tempfile
-import time
-import traceback
 from argparse import Namespace
 from functools import partial
 
@@ -25,10 +23,9 @@ from datasets import Dataset
 from rollout_speed import generate, make_load, make_model
 from rollout_step import measure as measure_steps
 from thinking_speed import SIZE, make_tokenizer
-from timing import compare, make_parser, prepare, setting
+from timing import compare, make_parser, prepare, run_parts, setting
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, RolloutEngine, ThinkingQwen2Config, ThinkingQwen2ForCausalLM
-from hf_evidenceflow.atomic_write import atomic_write_json
 
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -172,27 +169,13 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seconds", type=float, default=420, help="no part begins later than this")
     args = parser.parse_args(argv)
     prepare(args)
-    start = time.perf_counter()
     device = {"name": "cpu"}
     if args.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         device = {"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
-    results = {"setting": setting(args, "gpu_check", argv), "device": device, "parts": {}}
-    for name in args.parts:
-        began = time.perf_counter() - start
-        if began > args.seconds:
-            results["parts"][name] = {"left_out": f"{began:.0f} seconds were over"}
-            continue
-        try:
-            found = PARTS[name](args.size == "tiny", args.device)
-        except Exception:  # one part must not take the others' results with it
-            found = {"error": traceback.format_exc(limit=-4)}
-        seconds = round(time.perf_counter() - start - began, 1)
-        results["parts"][name] = {"seconds": seconds, "found": found}
-        print(f"{name}: {seconds} seconds, {found}", flush=True)
-        if args.output:
-            atomic_write_json(args.output, results)
-    return results
+    results = {"setting": setting(args, "gpu_check", argv), "device": device}
+    parts = {name: partial(PARTS[name], args.size == "tiny", args.device) for name in args.parts}
+    return run_parts(parts, results, args.output, args.seconds)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """What the model benchmarks share: common options, the setting of a run, timing in turn, peak memory, tables."""
 
 import argparse
+import math
 import platform
 import shlex
 import sys
+import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
+from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.early_exit import in_turn
 from hf_evidenceflow.report.run_record import git_revision
 
@@ -45,6 +49,31 @@ def setting(args: argparse.Namespace, name: str, argv: list[str] | None) -> dict
         "transformers": transformers.__version__,
         "git": git_revision(),
     }
+
+
+def run_parts(
+    parts: Mapping[str, Callable[[], dict]], results: dict[str, Any], output: Path | None, seconds: float = math.inf
+) -> dict[str, Any]:
+    """
+    The results with what each part has found, written to `output` after each one. An error is what its part has
+    found, and no part begins after so many seconds.
+    """
+    start, results = time.perf_counter(), {**results, "parts": {}}
+    for name, part in parts.items():
+        began = time.perf_counter() - start
+        if began > seconds:
+            results["parts"][name] = {"left_out": f"{began:.0f} seconds were over"}
+            continue
+        try:
+            found = part()
+        except Exception:  # one part must not take the others' results with it
+            found = {"error": traceback.format_exc(limit=-4)}
+        took = round(time.perf_counter() - start - began, 1)
+        results["parts"][name] = {"seconds": took, "found": found}
+        print(f"{name}: {took} seconds, {found}", flush=True)
+        if output:
+            atomic_write_json(output, results)
+    return results
 
 
 def cpu_name() -> str:

@@ -18,8 +18,6 @@ with rollouts in the trainer's process (`vllm_training.py`); `speed`, tokens a s
 import os
 import sys
 import tempfile
-import time
-import traceback
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +27,10 @@ import engines
 import on_cpu  # noqa: F401
 import torch
 from rollout_speed import make_load, make_model
-from timing import compare, make_parser, prepare, setting
+from timing import compare, make_parser, prepare, run_parts, setting
 from training_forward import compare as compare_forward
 from vllm_speed import MODES, generate_with_vllm
 from vllm_training import VOCABULARY, make_tokenizer, train
-
-from hf_evidenceflow.atomic_write import atomic_write_json
 
 
 FIELDS = {"vocab_size": VOCABULARY, "thinking_answer_start": None}
@@ -121,19 +117,8 @@ def main(argv: list[str] | None = None) -> dict:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the parts look into the engine
     prepare(args)
     folder = engines.make_checkpoint(tempfile.mkdtemp(), make_tokenizer(), **FIELDS)
-    results = {"setting": setting(args, "vllm_check", argv), "parts": {}}
-    for name in args.parts:
-        start = time.perf_counter()
-        try:
-            found = PARTS[name](folder, device)
-        except Exception:  # one part must not take the others' results with it
-            found = {"error": traceback.format_exc(limit=-4)}
-        seconds = round(time.perf_counter() - start, 1)
-        results["parts"][name] = {"seconds": seconds, "found": found}
-        print(f"{name}: {seconds} seconds, {found}", flush=True)
-        if args.output:
-            atomic_write_json(args.output, results)
-    return results
+    parts = {name: partial(PARTS[name], folder, device) for name in args.parts}
+    return run_parts(parts, {"setting": setting(args, "vllm_check", argv)}, args.output)
 
 
 if __name__ == "__main__":
