@@ -52,6 +52,8 @@ class LatentRLArguments(TaskArguments):
             Completions a step, in groups of 8.
         learning_rate (`float`, *optional*, defaults to `1e-4`):
             Rate of all weights.
+        trainer_settings (`dict`, *optional*):
+            Further fields of [`HRPOConfig`], such as `train_thought_tokens`; in a YAML file only.
     """
 
     checkpoint: str = "outputs/arm"
@@ -62,6 +64,7 @@ class LatentRLArguments(TaskArguments):
     rl_steps: int = 60
     samples_per_step: int = 128
     learning_rate: float = 1e-4
+    trainer_settings: dict = field(default_factory=dict)
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,7 +101,7 @@ def reinforce(args: LatentRLArguments, model, problems: list[dict], tokenizer) -
         warmup_steps=min(10, args.rl_steps // 4),
         lr_scheduler_type="constant_with_warmup",
         logging_steps=1,
-        **dict.fromkeys(rates, args.learning_rate),
+        **dict.fromkeys(rates, args.learning_rate) | args.trainer_settings,
     )
     clock = TrainingClock()
     trainer = HRPOTrainer(

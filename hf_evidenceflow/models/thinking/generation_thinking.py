@@ -190,6 +190,7 @@ class ThinkingGenerationMixin:
             config.thinking_placeholder_id,
             kind,
             groups,
+            config.thinking_state_approximation,
         )
 
     def _thinking_end(self, tokenizer, device):

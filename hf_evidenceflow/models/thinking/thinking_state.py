@@ -85,6 +85,7 @@ class ThinkingState:
         placeholder (`int`, *optional*): id of the token that stands for thoughts.
         intervention (`str`, *optional*): kind of a [`ThinkingIntervention`].
         groups (`torch.Tensor` of shape `(R,)`, *optional*): number of each row's prompt, for an intervention.
+        approximate (`bool`, *optional*, defaults to `False`): on a CPU, average the likely tokens only.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ThinkingState:
         placeholder=None,
         intervention=None,
         groups=None,
+        approximate=False,
     ):
         self.mode, self.embedding, self.automaton = mode, embedding, automaton
         self.method = THINKING_METHODS[mode]
@@ -109,7 +111,7 @@ class ThinkingState:
         self.thinking = torch.ones(rows, dtype=torch.bool, device=device)
         self.marker_state = torch.zeros(rows, dtype=torch.long, device=device)
         self.on_host = device.type == "cpu"
-        self.mean = embedding.mean(0) if self.on_host and self.method.reads_distribution else None
+        self.mean = embedding.mean(0) if approximate and self.on_host and self.method.reads_distribution else None
 
     def resume(self, marker_state: torch.Tensor) -> None:
         """Go on behind tokens that ended in these states `(R,)` of the automaton."""
@@ -151,10 +153,10 @@ class ThinkingState:
         return states
 
     def _weighted(self, probs):
-        if self.on_host:
-            states = sparse_soft_state(probs, self.embedding, self.mean)
-        else:
+        if self.mean is None:
             states = soft_state(probs, self.embedding)
+        else:
+            states = sparse_soft_state(probs, self.embedding, self.mean)
         if self.method.source == "unit_mean_embedding":
             return states / probs.norm(dim=-1, keepdim=True).to(states.dtype)
         return states

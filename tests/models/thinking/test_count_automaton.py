@@ -5,19 +5,12 @@ import torch
 from thinking_models import FIELDS, MASK, PLACEHOLDER, PROMPTS, make_thinker, naive_completions, think
 
 from hf_evidenceflow import RolloutEngine
-from hf_evidenceflow.models.thinking import thinking_state
 from hf_evidenceflow.models.thinking.count_automaton import CountAutomaton
 
 
 COUNTED = ["coconut", "codi", "pause", "soft", "projection"]
 each_mode = pytest.mark.parametrize("mode", COUNTED)
 each_loop = pytest.mark.parametrize("engine", [False, True], ids=["stock", "engine"])
-
-
-@pytest.fixture
-def exact_states(monkeypatch):
-    """Unlikely tokens count in a weighted embedding on a CPU, too."""
-    monkeypatch.setattr(thinking_state, "TOKEN_CUT", 0.0)
 
 
 def loop(engine):
@@ -44,7 +37,7 @@ def test_whether_the_next_token_is_a_thought_is_known_before_it():
 @each_loop
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
 @each_mode
-def test_tokens_are_those_of_the_naive_loop(mode, sample, engine, exact_states):
+def test_tokens_are_those_of_the_naive_loop(mode, sample, engine):
     model = make_thinker(mode)
     expected = naive_completions(model, sample=sample)
     output = think(model, do_sample=sample, top_k=0, **loop(engine))
@@ -55,7 +48,7 @@ def test_tokens_are_those_of_the_naive_loop(mode, sample, engine, exact_states):
 @each_loop
 @pytest.mark.parametrize("policy", ["sample", "argmax", "placeholder"])
 @pytest.mark.parametrize("mode", ["coconut", "soft", "projection"])
-def test_each_token_policy_goes_with_each_mode(mode, policy, engine, exact_states):
+def test_each_token_policy_goes_with_each_mode(mode, policy, engine):
     model = make_thinker(mode, thinking_token_policy=policy, thinking_placeholder_id=PLACEHOLDER)
     output = think(model, do_sample=True, top_k=0, **loop(engine))
     assert completions(output) == naive_completions(model, sample=True).tolist()

@@ -6,6 +6,7 @@ from tiny_models import TINY
 from transformers import Qwen2ForCausalLM
 
 from hf_evidenceflow import ThinkingQwen2ForCausalLM
+from hf_evidenceflow.models.thinking import thinking_state
 from hf_evidenceflow.models.thinking.thinking_residual import (
     embedding_state,
     soft_state,
@@ -96,3 +97,12 @@ def test_a_rollout_records_the_mean_embeddings_and_teacher_forcing_agrees(model,
     gap = (logits.log_softmax(-1) - torch.stack(output.logits, dim=1).log_softmax(-1)).abs()
     # Tokens behind an end of sequence are padding
     assert gap[:, 0].max() < 1e-4 and gap[mask].max() < 1e-4, gap.amax(-1)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_the_config_says_whether_states_are_approximated(monkeypatch, model, tokenizer, approximate):
+    calls = []
+    monkeypatch.setattr(thinking_state, "sparse_soft_state", lambda *args: calls.append(args) or soft_state(*args[:2]))
+    model.config.thinking_state_approximation = approximate
+    model.generate(**tokenizer(["Ann?"], return_tensors="pt"), tokenizer=tokenizer, max_new_tokens=2)
+    assert bool(calls) == approximate

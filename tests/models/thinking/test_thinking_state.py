@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_evidenceflow.models.thinking.answer_marker import MarkerAutomaton
-from hf_evidenceflow.models.thinking.thinking_state import ThinkingState
+from hf_evidenceflow.models.thinking.thinking_state import ThinkingState, sparse_soft_state
 
 
 ROWS, VOCABULARY, HIDDEN = 3, 11, 5
@@ -14,11 +14,11 @@ EMBEDDING = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_s
 TOKENS = torch.tensor([[1, MARKER, MARKER, 2], [MARKER, 3, MARKER, 4], [MARKER, MARKER, 5, MARKER]])
 
 
-def make_state(mode="soft", marker=True):
+def make_state(mode="soft", marker=True, **options):
     table = torch.zeros(3, VOCABULARY + 1, dtype=torch.long)
     table[:2, MARKER] = torch.tensor([1, 2])
     table[2] = 2
-    return ThinkingState(mode, EMBEDDING, MarkerAutomaton(table) if marker else None, ROWS, CPU)
+    return ThinkingState(mode, EMBEDDING, MarkerAutomaton(table) if marker else None, ROWS, CPU, **options)
 
 
 def test_a_row_thinks_until_its_marker_is_complete():
@@ -67,3 +67,26 @@ def test_a_pass_in_which_no_row_thinks_computes_no_gates():
     assert set(make_state().inputs(states, torch.zeros(ROWS, 1, dtype=torch.bool))) == {"thinking_recorder"}
     mask = torch.tensor([[False], [True], [False]])
     assert make_state().inputs(states, mask)["thinking_mask"] is mask
+
+
+def peaked_scores(vocabulary):
+    scores = torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(1))
+    return scores.index_fill_(1, torch.tensor([2]), 13.5)
+
+
+def average(vocabulary, approximate):
+    embedding = torch.randn(vocabulary, HIDDEN, generator=torch.Generator().manual_seed(2))
+    state = ThinkingState("soft", embedding, None, ROWS, CPU, approximate=approximate)
+    return state.next_states(peaked_scores(vocabulary), None), embedding
+
+
+def test_a_weighted_embedding_is_exact_by_default():
+    found, embedding = average(20_000, approximate=False)
+    assert torch.equal(found, peaked_scores(20_000).softmax(-1) @ embedding)
+
+
+def test_the_approximation_is_that_of_the_likely_tokens_bit_for_bit():
+    found, embedding = average(20_000, approximate=True)
+    probs = peaked_scores(20_000).softmax(-1)
+    assert torch.equal(found, sparse_soft_state(probs, embedding, embedding.mean(0)))
+    assert not torch.allclose(found, probs @ embedding, rtol=0, atol=1e-4)
