@@ -134,17 +134,22 @@ SEAMS = (
     *_seams(
         *(GRPO, "trainers.hrpo_trainer", "GRPOTrainer has public hooks for rollouts, log-probabilities and loss"),
         {
-            "_generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)": "thinks",
             "_generate_and_score_completions(inputs)": "keeps the thinking of each completion",
             "_get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size, "
             "compute_entropy, compute_aux_loss, pixel_values, image_grid_thw, num_images, pixel_attention_mask, "
             "spatial_shapes, num_tiles, image_sizes, token_type_ids, mm_token_type_ids, image_position_ids)": "adds "
             "the thinking; mixed sampling",
             "_compute_loss(model, inputs)": "PPO's loss; the thinking of the batch",
-            "_log_completion_extra(column, values)": "a column of the completions table",
             "_metrics": "logs further metrics",
             "_logs": "texts for the model card",
             "_tokenizer": "the tokenizer of a processor or the tokenizer itself",
+        },
+    ),
+    *_seams(
+        *(GRPO, "trainers.thinking_rollouts", "GRPOTrainer has public hooks for rollouts"),
+        {
+            "_generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)": "thinks",
+            "_log_completion_extra(column, values)": "a column of the completions table",
         },
     ),
     *_seams(

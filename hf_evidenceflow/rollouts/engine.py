@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from ..models.thinking.cache_argument import CACHE
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
+from ..models.thinking.prompt_thinking import PromptThinking
 from ..models.thinking.thinking_rollout import current_collector, thinking_output
 from ..models.thinking.thinking_state import token_logps
 from .draws import MultinomialDraws, TableDraws
@@ -131,12 +132,23 @@ class RolloutEngine:
         return not reason
 
     def __call__(
-        self, model, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer=None, **model_kwargs
+        self,
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        tokenizer=None,
+        thinking_states=None,
+        thinking_mask=None,
+        **model_kwargs,
     ):
         """The loop, called by `generate`; returns what `generate` returns."""
         if reason := self._reason_against(model, generation_config, model_kwargs):
             raise ValueError(f"RolloutEngine cannot run this call: {reason}. Leave `custom_generate` out.")
         rollout = _Rollout(self, model, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer)
+        if rollout.thinking is not None:
+            rollout.prompt_thinking = PromptThinking.of(input_ids, thinking_states, thinking_mask)
         prompts = rollout.prompts(model_kwargs.get("attention_mask"))
         sequences = rollout.run(prompts)
         recorded = thinking_rollout(rollout.records) if rollout.thinking is not None else None
@@ -145,6 +157,8 @@ class RolloutEngine:
 
 class _Rollout:
     """One call of the engine."""
+
+    prompt_thinking: PromptThinking | None = None
 
     def __init__(self, engine, model, input_ids, processors, criteria, config, tokenizer):
         self.engine, self.model, self.input_ids = engine, model, input_ids
@@ -177,18 +191,21 @@ class _Rollout:
 
     def prompts(self, attention_mask) -> list[WaitingPrompt]:
         """Distinct prompts, short ones first, in pieces of at most `max_rows` rows."""
-        rows_of: dict[tuple[int, ...], list[int]] = {}
+        rows_of: dict[tuple, list[int]] = {}
+        thinks = [False] * len(self.input_ids)  # a prompt that holds thoughts is a row's own
+        if self.prompt_thinking is not None:
+            thinks = self.prompt_thinking.mask.any(1).tolist()
         masks = None if attention_mask is None else attention_mask.tolist()
         for row, ids in enumerate(self.input_ids.tolist()):
             if masks is not None:
                 ids = [token for token, seen in zip(ids, masks[row]) if seen]
             if not ids:
                 raise ValueError(f"Row {row} has an empty prompt. Give each at least one token, such as BOS.")
-            rows_of.setdefault(tuple(ids), []).append(row)
+            rows_of.setdefault((tuple(ids), row if thinks[row] else None), []).append(row)
         most = self.engine.max_rows or len(self.input_ids)
         return [
             WaitingPrompt(list(ids), rows[start : start + most])
-            for ids, rows in sorted(rows_of.items(), key=lambda item: len(item[0]))
+            for (ids, _), rows in sorted(rows_of.items(), key=lambda item: len(item[0][0]))
             for start in range(0, len(rows), most)
         ]
 
@@ -233,7 +250,8 @@ class _Rollout:
                     break
                 batch.append(waiting.popleft())
                 free -= len(batch[-1].rows)
-            scores, cache, mask = prefill(self.model, [prompt.ids for prompt in batch], self.device, recorder)
+            inputs = self._prompt_inputs(batch)
+            scores, cache, mask = prefill(self.model, [prompt.ids for prompt in batch], self.device, inputs)
             self.cache.put_prompts(first + len(new), cache, mask)
             new += [prompt.rows for prompt in batch]
             logits.append(scores)
@@ -245,6 +263,16 @@ class _Rollout:
         hidden = None if recorder is None else torch.cat(hidden).repeat_interleave(repeats, dim=0)
         logits = torch.cat(logits).repeat_interleave(repeats, dim=0)
         self.pool.add(new, self._choose(rows, torch.zeros_like(rows), 0, logits, hidden))
+
+    def _prompt_inputs(self, batch: list[WaitingPrompt]) -> dict:
+        """Keyword arguments, for thinking, of the pass over prompts."""
+        if self.thinking is None:
+            return {}
+        if self.prompt_thinking is None:
+            return {"thinking_recorder": self.thinking.recorder}
+        rows, longest = [prompt.rows[0] for prompt in batch], max(len(prompt.ids) for prompt in batch)
+        states, mask = self.prompt_thinking.states[rows], self.prompt_thinking.mask[rows]
+        return self.thinking.inputs(states[:, -longest:], mask[:, -longest:])
 
     def _step(self):
         """Feed each row's last token and draw the next."""

@@ -1,14 +1,17 @@
 """One pass over prompts of different lengths."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from transformers import DynamicCache
 
 from ..models.thinking.cache_argument import CACHE
 
 
-def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None):
+def prefill(model, prompts: list[list[int]], device: torch.device, inputs: Mapping[str, Any] | None = None):
     """
-    Run a causal LM over prompts, token ids without padding; a thinking model tells the recorder its last hidden state.
+    Run a causal LM over prompts, token ids without padding; `inputs` are further ones, those of thinking.
 
     Returns:
         `tuple`: logits behind each prompt `(m, V)` in fp32; the cache; the left-padded attention mask `(m, P)`.
@@ -28,6 +31,6 @@ def prefill(model, prompts: list[list[int]], device: torch.device, recorder=None
         **{CACHE: DynamicCache(config=model.config)},
         use_cache=True,
         logits_to_keep=1,
-        **({} if recorder is None else {"thinking_recorder": recorder}),
+        **(inputs or {}),
     )
     return outputs.logits[:, -1].float(), outputs[CACHE], mask

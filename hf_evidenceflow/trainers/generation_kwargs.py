@@ -5,6 +5,7 @@ import functools
 from contextlib import contextmanager
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.generation import GenerationMode, StoppingCriteriaList, StopStringCriteria
 
@@ -101,15 +102,14 @@ class StopStringsMixin:
         with generate_with(self.accelerator.unwrap_model(self.model), stopping_criteria=criteria):
             completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         pad_id = self._tokenizer.pad_token_id
-        self._stop_places = stop_lengths(self._stop_criterion, prompt_ids, completion_ids, pad_id)
-        return [ids[:stop] for ids, stop in zip(completion_ids, self._stop_places)], logps
+        stops = stop_lengths(self._stop_criterion, prompt_ids, completion_ids, pad_id)
+        return [ids[:stop] for ids, stop in zip(completion_ids, stops)], logps
 
     def _generate(self, prompts):
         """Differs from GRPOTrainer in counting completions that end at a stop string as terminated."""
         result = super()._generate(prompts)
         if self._stop_criterion is not None:
-            ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-            rows = [[len(ids), stop is not None or ids[-1] in ends] for ids, stop in zip(result[1], self._stop_places)]
+            rows = self._lengths_and_ends(*result[:3])
             rows = self.accelerator.gather(torch.tensor(rows, device=self.accelerator.device))
             ended = rows[:, 1].bool()
             lengths = rows[ended, 0].float() if ended.any() else torch.zeros(1)
@@ -118,6 +118,15 @@ class StopStringsMixin:
             for name in ("mean", "min", "max"):
                 metrics[f"completions/{name}_terminated_length"][-1] = getattr(lengths, name)().item()
         return result
+
+    def _lengths_and_ends(self, prompt_ids, completion_ids, tool_mask):
+        """Tokens that the model wrote in each completion, which may hold results of tools, and whether it ended."""
+        pad_id = self._tokenizer.pad_token_id
+        texts = [torch.tensor([*prompt, *completion]) for prompt, completion in zip(prompt_ids, completion_ids)]
+        texts = pad_sequence(texts, batch_first=True, padding_value=pad_id, padding_side="left")
+        stopped, ends = self._stop_criterion(texts, None).tolist(), {*self.eos_token_ids, pad_id}
+        lengths = map(len, completion_ids) if tool_mask is None else map(sum, tool_mask)
+        return [[count, stop or ids[-1] in ends] for count, stop, ids in zip(lengths, stopped, completion_ids)]
 
 
 @contextmanager

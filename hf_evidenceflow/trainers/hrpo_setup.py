@@ -72,11 +72,17 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
             f"`vllm_mode='server'` with `thinking_mode={config.thinking_mode!r}`: a server of TRL's does not hand out "
             "thinking states. Set `vllm_mode='colocate'`, or the model's `thinking_mode` to 'none'."
         )
-    for name in ("tools", "environment_factory", "rollout_func"):
-        if trainer_kwargs.get(name):
+    if trainer_kwargs.get("rollout_func"):
+        raise ValueError(
+            f"`rollout_func` with `thinking_mode={config.thinking_mode!r}` is not supported: what it generates around "
+            "the trainer leaves no thinking states. Give the model `tools` or an `environment_factory`, or set the "
+            "model's `thinking_mode` to 'none'."
+        )
+    for name in ("tools", "environment_factory"):
+        if args.use_vllm and trainer_kwargs.get(name):
             raise ValueError(
-                f"`{name}` with `thinking_mode={config.thinking_mode!r}` is not supported: only single-turn "
-                "rollouts of the model itself record thinking states. Set the model's `thinking_mode` to 'none'."
+                f"`{name}` with `use_vllm=True` and `thinking_mode={config.thinking_mode!r}`: vLLM takes no thinking "
+                "states of an earlier turn. Set `use_vllm=False`, or the model's `thinking_mode` to 'none'."
             )
     if args.parity_check_steps and getattr(config, "attention_dropout", 0):
         raise ValueError(

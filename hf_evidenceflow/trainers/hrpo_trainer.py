@@ -9,7 +9,6 @@ Shapes: B rows, C completion tokens, H hidden size.
 
 import math
 import textwrap
-import time
 from contextlib import nullcontext
 
 import torch
@@ -20,7 +19,6 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from ..callbacks.parameter_group_watch import ParameterGroupWatch
 from ..callbacks.rollout_guards import RolloutGuard
 from ..models.thinking.answer_marker import MarkerAutomaton
-from ..models.thinking.thinking_rollout import collect_thinking
 from ..peft.adapter_file import read_adapter
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
@@ -53,16 +51,11 @@ from .policy import (
 )
 from .saved_rollouts import SavedRolloutsMixin
 from .thinking_groups import thinking_group_specs
-from .thinking_metrics import (
-    ProjectionMetrics,
-    latent_weights,
-    masked_mean,
-    rollout_metrics,
-    tokens_per_second,
-)
+from .thinking_metrics import ProjectionMetrics, masked_mean
+from .thinking_rollouts import ThinkingRolloutsMixin
 from .thinking_trainer_mixin import ThinkingTrainerMixin
 from .update_passes import UpdatePassesMixin
-from .vllm_rollouts import cuts_distribution, thinking_generation, vllm_rollout
+from .vllm_rollouts import thinking_generation
 
 
 class HRPOTrainer(
@@ -74,6 +67,7 @@ class HRPOTrainer(
     BucketedUpdateMixin,
     ResumableTrainerMixin,
     SavedRolloutsMixin,
+    ThinkingRolloutsMixin,
     StopStringsMixin,
     GRPOTrainer,
 ):
@@ -104,7 +98,8 @@ class HRPOTrainer(
             The thinking modules are added to its `modules_to_save`, and all linear layers to its `target_modules` if
             it has none.
         train_dataset and what follows:
-            As in [`~trl.GRPOTrainer`]. `tools`, `environment_factory` and `rollout_func` are refused while thinking.
+            As in [`~trl.GRPOTrainer`]. With `tools` or an `environment_factory` each turn thinks, and reads the tokens
+            of earlier turns with their states. `rollout_func` is refused while thinking.
     """
 
     kept_attributes = ("_metrics", "_logs", "_last_parity_step")
@@ -144,7 +139,6 @@ class HRPOTrainer(
         args = default_args(HRPOConfig, "HRPO", model) if args is None else args
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
         self._expected_logps = None
-        self.rollout_seconds = 0.0  # of this process's training
         self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)
@@ -186,9 +180,12 @@ class HRPOTrainer(
             self.generation_config = own_generation_config(self.model, **self.generation_kwargs, disable_compile=True)
         check_data(self)
         self._prepare_thinking(config)
-        if args.max_prompt_length is not None and self.train_dataset is not None:
+        # An environment writes the prompts
+        known = self.train_dataset is not None and self.environment_factories is None
+        if args.max_prompt_length is not None and known:
+            rendering = self.chat_template_kwargs | ({"tools": self.tools} if self.tools else {})
             self.train_dataset = drop_long_prompts(
-                self.train_dataset, self._tokenizer, args.max_prompt_length, self.chat_template_kwargs
+                self.train_dataset, self._tokenizer, args.max_prompt_length, rendering
             )
         self.add_callback(RolloutGuard())
         self._prepare_generation_kwargs()
@@ -220,45 +217,6 @@ class HRPOTrainer(
             self._projection_metrics = ProjectionMetrics(self.model)
 
     # Rollout
-
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        """Differs from GRPOTrainer in the decoding loop, and in recording the thinking states of the rollout."""
-        check = self._parity_is_due() and not (self.use_vllm and cuts_distribution(self.args))
-        start = time.perf_counter()
-        with collect_thinking(
-            self._tokenizer, self.temperature if check else None, engine=self.rollout_engine
-        ) as rollouts:
-            completion_ids, logps = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, **kwargs
-            )
-        tokens = sum(map(len, completion_ids))
-        mode = "train" if self.model.training else "eval"
-        seconds = time.perf_counter() - start
-        self.rollout_seconds += seconds if self.model.training else 0.0
-        speed = tokens_per_second(tokens, seconds, self.accelerator)
-        self._metrics[mode]["rollout/tokens_per_second"].append(speed)
-        if self.use_vllm and self.thinking_mode != "none":
-            rollouts, logps = vllm_rollout(self, completion_ids, logps, check)
-        if not rollouts and self.thinking_mode != "none":
-            raise RuntimeError(
-                f"The rollout recorded no thinking states (`thinking_mode={self.thinking_mode!r}`): something "
-                "generates around the model's own `generate`, and training would go on without thinking. Take it off "
-                "the model, or set the model's `thinking_mode` to 'none'."
-            )
-        if rollouts:
-            rollout = rollouts[0]
-            if check:
-                self._last_parity_step = self.state.global_step
-            self._expected_logps = rollout.logps
-            self._thinking = rollout.states, rollout.mask
-            self._log_completion_extra("latent_weight", latent_weights(rollout, completion_ids))
-            metrics = rollout_metrics(rollout, tokens, self.accelerator)
-            if self._projection_metrics is not None:
-                base = self.accelerator.unwrap_model(self.model)
-                metrics |= self._projection_metrics.measure(base, rollout, self.temperature, self.accelerator)
-            for name, value in metrics.items():
-                self._metrics[mode][f"thinking/{name}"].append(value)
-        return completion_ids, logps
 
     def _generate_and_score_completions(self, inputs):
         """

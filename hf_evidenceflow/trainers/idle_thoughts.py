@@ -29,7 +29,7 @@ def leave_out(batch: dict, idle: torch.Tensor, accelerator) -> None:
     Take idle thoughts `(B, C)` out of the loss, the KL term and the metrics of a batch of [`~trl.GRPOTrainer`], in
     place: its `tool_mask`, and the number of tokens that a loss may be divided by.
     """
-    batch["tool_mask"] = (~idle).long()
+    batch["tool_mask"] = (~idle).long() * batch.get("tool_mask", 1)
     batch["num_items_in_batch"] = accelerator.gather(loss_mask(batch).sum()).sum()
 
 

@@ -594,12 +594,6 @@ def test_a_server_of_vllm_is_refused(make_trainer):
         make_trainer(use_vllm=True, vllm_mode="server")
 
 
-def test_tools_are_refused(plain_checkpoint, dataset, tmp_path):
-    args = HRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
-    with pytest.raises(ValueError, match="`tools` with `thinking_mode='projection'` is not supported"):
-        HRPOTrainer(plain_checkpoint, letters_reward, args=args, train_dataset=dataset, tools=[len])
-
-
 def test_a_peft_model_without_the_thinking_modules_is_refused(make_trainer, plain_checkpoint):
     model = get_peft_model(load_thinking_model(plain_checkpoint), LoraConfig(r=3, target_modules=["q_proj"]))
     with pytest.raises(

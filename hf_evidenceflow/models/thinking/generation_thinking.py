@@ -20,6 +20,7 @@ from .cache_argument import CACHE
 from .continuation import ThinkingContinuation, find_continuation, leave_continuation
 from .count_automaton import CountAutomaton
 from .intervention import current_intervention
+from .prompt_thinking import PromptThinking
 from .thinking_rollout import UNFUSED, ThinkingRollout, current_collector, thinking_output
 from .thinking_state import ThinkingState, token_logps
 
@@ -33,11 +34,12 @@ class ThinkingObserver:
         keep (`bool`): whether all states are kept, or only the last.
         logps_temperature (`float`, *optional*): if given, log-probabilities are recorded.
         continuation ([`ThinkingContinuation`], *optional*): of the completion that the cache ends with.
+        prompt ([`PromptThinking`], *optional*): thoughts that the prompt holds.
     """
 
-    def __init__(self, thinking: ThinkingState, keep: bool, logps_temperature=None, continuation=None):
+    def __init__(self, thinking: ThinkingState, keep: bool, logps_temperature=None, continuation=None, prompt=None):
         self.thinking, self.keep = thinking, keep
-        self.logps_temperature, self.continuation = logps_temperature, continuation
+        self.logps_temperature, self.continuation, self.prompt = logps_temperature, continuation, prompt
         self.states, self.masks, self.stats, self.logps, self.marker_states = [], [], [], [], []
         self.raw_scores = None
 
@@ -72,7 +74,12 @@ class ThinkingObserver:
         """Keyword arguments of the next forward pass over the last `length` tokens."""
         if self.masks:
             states, mask = (torch.stack(items[-length:], dim=1) for items in (self.states, self.masks))
+            if self.prompt is not None and length > mask.shape[1]:
+                states, mask = self.prompt.followed_by(states, mask, length)
             return self.thinking.inputs(states, mask)
+        thoughts = None if self.prompt is None else self.prompt.take(length)
+        if thoughts is not None:
+            return self.thinking.inputs(*thoughts)
         if self.continuation is None:
             return {"thinking_recorder": self.thinking.recorder}
         continuation, self.continuation = self.continuation, None  # the prompt may come in pieces
@@ -221,7 +228,15 @@ class ThinkingGenerationMixin:
                 ) from error
         return getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds its tokenizer
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, thinking_observer=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        inputs_embeds=None,
+        thinking_observer=None,
+        thinking_states=None,  # `generate` takes what is named here; `_sample` keeps them
+        thinking_mask=None,
+        **kwargs,
+    ):
         model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if thinking_observer is not None:
             tokens = model_inputs["input_ids"]
@@ -237,15 +252,18 @@ class ThinkingGenerationMixin:
         synced_gpus=False,
         streamer=None,
         tokenizer=None,
+        thinking_states=None,
+        thinking_mask=None,
         **model_kwargs,
     ):
         """
-        Differs from GenerationMixin._sample in the observers that it adds, and in giving way to the collector's
-        engine.
+        Differs from GenerationMixin._sample in the observers that it adds, in the thoughts that a prompt may hold (see
+        [`PromptThinking`]), and in giving way to the collector's engine.
         """
         collector = current_collector()
+        thoughts = {"thinking_states": thinking_states, "thinking_mask": thinking_mask}
         if collector is not None and collector.engine is not None:
-            others = {"synced_gpus": synced_gpus, "streamer": streamer, **model_kwargs}
+            others = {"synced_gpus": synced_gpus, "streamer": streamer, **thoughts, **model_kwargs}
             if collector.engine.accepts(self, generation_config, others):
                 return collector.engine(
                     self, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer, **others
@@ -261,6 +279,8 @@ class ThinkingGenerationMixin:
 
         returned = generation_config.return_dict_in_generate
         cache, text_length = model_kwargs.get(CACHE), model_kwargs["position_ids"].shape[-1]
+        past = 0 if cache is None else int(cache.get_seq_length())
+        prompt = PromptThinking.of(input_ids, thinking_states, thinking_mask, past)
         continuation, waiting = find_continuation(cache, self.config.thinking_mode, input_ids, text_length)
         thinking = self.begin_thinking(input_ids, tokenizer)
         if continuation is not None and waiting == 1:
@@ -270,6 +290,7 @@ class ThinkingGenerationMixin:
             keep=returned or collector is not None or not generation_config.use_cache,
             logps_temperature=None if collector is None else collector.logps_temperature,
             continuation=continuation,
+            prompt=prompt,
         )
         processors = [*logits_processor, observer.observe_scores]
         if observer.logps_temperature is not None:

@@ -17,6 +17,7 @@ from . import (
     latent_forward,
     modeling_thinking,
     number_checks,
+    prompt_thinking,
     thinking_methods,
     thinking_residual,
     thinking_rollout,
@@ -39,6 +40,7 @@ _MODULES = (
     thinking_state,
     thinking_rollout,
     continuation,
+    prompt_thinking,
     generation_thinking,
 )
 
