@@ -50,13 +50,21 @@ from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
-from hf_evidenceflow.tasks.prompts import chat_form
+from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
 
 # These change what is reported, not what is generated.
 REPORT_SETTINGS = ("output_dir", "graders", "shown_samples", "update_model_card")
 # What the card says of the completions; `SAMPLING` only if there are sampled ones
-CARD_SETTINGS = ("max_new_tokens", "repetition_penalty", "thinking_mode", "chat_template_kwargs", "dtype")
+CARD_SETTINGS = (
+    "max_new_tokens",
+    "repetition_penalty",
+    "thinking_mode",
+    "system_prompt",
+    "order",
+    "chat_template_kwargs",
+    "dtype",
+)
 SAMPLING = ("num_samples", "temperature", "top_p", "top_k", "seed")
 CARD_SAMPLES = 3
 
@@ -90,8 +98,14 @@ class EvaluateArguments:
             Hub name, jsonl or parquet file, or folder.
         split (`str`, *optional*, defaults to `"test"`):
             Split of the data set.
+        system_prompt (`str`, *optional*):
+            Instruction before a question, the same as in the training; `none`: the question alone. If not given, the
+            task's own.
         max_samples (`int`, *optional*):
             Number of problems, from the first. If not given, all.
+        order (`str`, *optional*, defaults to `"file"`):
+            `hash`: the problems are taken in the order of their questions' hashes, so that `max_samples` gives the
+            same ones whatever the order of the file, and those of a smaller number are among them.
         conversational (`bool`, *optional*):
             Whether a question becomes a chat message. If not given, where the tokenizer has a chat template.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -130,7 +144,9 @@ class EvaluateArguments:
     chat_template_kwargs: dict | str | None = None
     dataset_name_or_path: str = "openai/gsm8k"
     split: str = "test"
+    system_prompt: str | None = None
     max_samples: int | None = None
+    order: str = field(default="file", metadata={"choices": ["file", "hash"]})
     conversational: bool | None = None
     batch_size: int = 32
     max_new_tokens: int = 1024
@@ -153,6 +169,8 @@ class EvaluateArguments:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.order not in ("file", "hash"):
+            raise ValueError(f"`order` must be 'file' or 'hash', got {self.order!r}.")
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(
                 f"`max_samples` must be at least 1, got {self.max_samples}; leave it out for all problems."
@@ -184,12 +202,7 @@ def main(argv: list[str] | None = None) -> dict:
                 f"`chat_template_kwargs={args.chat_template_kwargs}`, but the tokenizer has no chat template. Give it "
                 "the one of the training, or `chat_template_kwargs '{}'`."
             )
-        problems = load_gsm8k(
-            args.dataset_name_or_path,
-            split=args.split,
-            conversational=chat_form(tokenizer, args.conversational),
-            max_samples=args.max_samples,
-        )
+        problems = load_problems(args, tokenizer)
         for grader in args.graders:
             gold_rule(grader).check(problems["answer"])
         claim_folder(
@@ -210,6 +223,20 @@ def main(argv: list[str] | None = None) -> dict:
     if args.update_model_card:
         update_card(metrics, rows["greedy"], problems, args)
     return metrics
+
+
+def load_problems(args: EvaluateArguments, tokenizer) -> Dataset:
+    problems = load_gsm8k(
+        args.dataset_name_or_path,
+        split=args.split,
+        conversational=chat_form(tokenizer, args.conversational),
+        max_samples=args.max_samples if args.order == "file" else None,
+        **system_prompt_argument(args.system_prompt),
+    )
+    if args.order == "file":
+        return problems
+    hashes = [hashlib.sha256(question.encode()).hexdigest() for question in problems["question"]]
+    return problems.select(sorted(range(len(hashes)), key=hashes.__getitem__)[: args.max_samples])
 
 
 def fingerprint(problems: Dataset) -> str:

@@ -265,6 +265,29 @@ def test_an_adapter_of_a_thinking_model_thinks(evaluate, plain_checkpoint, token
     assert rows(evaluate(model_name_or_path=path), "greedy")[0]["thinking_tokens"] > 0
 
 
+def test_problems_in_hash_order_are_the_same_ones_whatever_the_order_of_the_file(evaluate, dataset):
+    prompts = [row["prompt"] for row in rows(evaluate(max_samples=3, order="hash"), "greedy")]
+    lines = dataset.read_text().splitlines(keepends=True)
+    dataset.write_text("".join(reversed(lines)))
+    assert [row["prompt"] for row in rows(evaluate("reversed", max_samples=3, order="hash"), "greedy")] == prompts
+
+
+def test_fewer_problems_in_hash_order_are_among_more(evaluate):
+    few, more = (evaluate(f"of_{count}", max_samples=count, order="hash") for count in (2, 4))
+    asked = [{row["id"]: row["prompt"] for row in rows(folder, "greedy")} for folder in (few, more)]
+    assert asked[0].items() < asked[1].items()
+
+
+def test_an_unknown_order_is_an_error(evaluate):
+    with pytest.raises(ValueError, match="order"):
+        evaluate(order="random")
+
+
+def test_without_a_system_prompt_the_question_stands_alone(evaluate):
+    (row,) = rows(evaluate(system_prompt="none", max_samples=1), "greedy")
+    assert row["prompt"] == f"{PROBLEMS[0]['question']}\n"
+
+
 def test_arguments_can_come_from_a_yaml_file(evaluate, tmp_path):
     (tmp_path / "settings.yaml").write_text("top_k: 5\ngraders: strict\n")
     settings = json.loads((evaluate(config=tmp_path / "settings.yaml") / "settings.json").read_text())
