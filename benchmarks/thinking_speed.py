@@ -26,7 +26,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2Config, Qwe
 from trl import GRPOConfig, GRPOTrainer
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, ThinkingQwen2Config, ThinkingQwen2ForCausalLM
-from hf_evidenceflow.models.thinking import thinking_state
+from hf_evidenceflow.models.thinking import thinking_sources
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
 
 
@@ -163,18 +163,18 @@ def measure_generation(tokenizer, rounds):
 def share_cut(model, tokenizer):
     """Share of the states that are computed from the likely tokens only."""
     tails = []
-    original = thinking_state.sparse_soft_state
+    original = thinking_sources.sparse_soft_state
 
     def counted(probs, embedding, mean):
-        tails.append(torch.where(probs < thinking_state.TOKEN_CUT, probs, 0.0).sum(-1))
+        tails.append(torch.where(probs < thinking_sources.TOKEN_CUT, probs, 0.0).sum(-1))
         return original(probs, embedding, mean)
 
-    thinking_state.sparse_soft_state = counted
+    thinking_sources.sparse_soft_state = counted
     try:
         generate(model, tokenizer)
     finally:
-        thinking_state.sparse_soft_state = original
-    return (torch.cat(tails) <= thinking_state.MAX_TAIL).float().mean().item()
+        thinking_sources.sparse_soft_state = original
+    return (torch.cat(tails) <= thinking_sources.MAX_TAIL).float().mean().item()
 
 
 def measure_training(rounds):

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from accelerate.utils.deepspeed import DummyOptim
 
 from hf_evidenceflow.callbacks.parameter_group_watch import ParameterGroupWatch
+from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
 from hf_evidenceflow.trainers.parameter_groups import (
     ParameterGroupSpec,
     apply_parameter_groups,
@@ -83,15 +84,15 @@ def patch_trainer_optimizer(
     ```
     """
     # A model without a mode is asked for every group, and the error says what it lacks.
-    mode = getattr(getattr(trainer.model, "config", None), "thinking_mode", "projection")
+    method = getattr(getattr(trainer.model, "config", None), "thinking_method", THINKING_METHODS["projection"])
     specs = thinking_group_specs(
-        mode,
+        method,
         lr_gate=lr_thinking_residual_gate,
         lr_Lambda=lr_thinking_residual_Lambda,
         lr_projection=lr_thinking_projection,
         weight_decay_Lambda=weight_decay_thinking_residual_Lambda,
     )
-    if mode == "none":
+    if method == THINKING_METHODS["none"]:
         logger.warning(
             "`thinking_mode` is 'none': no thinking module trains, so all their learning rates are skipped."
         )

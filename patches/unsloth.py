@@ -109,7 +109,7 @@ class _ThinkingGetPeftModel:
         base = model.get_base_model() if is_peft_model(model) else model
         if not self.patches or not isinstance(base, ThinkingGenerationMixin):
             return self.original(model, *args, **kwargs)
-        modules = thinking_modules_in_use(base.config.thinking_mode)
+        modules = thinking_modules_in_use(base.config.thinking_method)
         if not modules:
             return self.original(model, *args, **kwargs)
         _refuse_fast_path(base)

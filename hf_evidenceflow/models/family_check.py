@@ -111,7 +111,7 @@ def check_gradients(family: TinyFamily) -> None:
         logits = model(rollout.sequences, **_thoughts(rollout)).logits[:, -2:]
         logits.log_softmax(-1).square().mean().backward()
     for name, parameter in model.named_parameters():
-        if any(part in name for part in thinking_modules_in_use("projection")):
+        if any(part in name for part in thinking_modules_in_use(model.config.thinking_method)):
             gradient = parameter.grad
             if gradient is None or not gradient.isfinite().all() or not gradient.any():
                 raise ValueError(f"no gradient reaches `{name}`")

@@ -79,15 +79,16 @@ def become_thinking(model: PreTrainedModel, settings: dict) -> None:
     model.__class__ = cls
     model.add_thinking_modules()
     embeddings = model.get_input_embeddings().weight
-    for name in THINKING_MODULES:
-        module = getattr(model.base_model, name)
+    for name, module in model.base_model.named_children():
+        if name not in THINKING_MODULES:
+            continue
         module.to_empty(device=embeddings.device)
         module.init_weights(config)
         module.train(model.training)
 
 
 def _change_settings(model, settings):
-    fixed = ("thinking_projection_layers", "thinking_residual_c")
+    fixed = ("thinking_projection_layers", "thinking_residual_c", "thinking_has_head")
     for name in fixed:
         if name in settings and settings[name] != getattr(model.config, name):
             raise ValueError(

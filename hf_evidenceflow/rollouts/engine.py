@@ -178,8 +178,8 @@ class _Rollout:
         fill: dict[str, tuple] = {"tokens": ((), torch.long, 0 if pad is None else int(pad))}
         self.thinking = None
         if isinstance(model, ThinkingGenerationMixin) and model.config.thinking_mode != "none":
-            self.thinking = model.begin_thinking(input_ids, tokenizer)
-            fill |= thinking_fill(model)
+            self.thinking = model.begin_thinking(input_ids, tokenizer, config.do_sample)
+            fill |= thinking_fill(model, self.thinking)
         collector = current_collector()
         self.logps_temperature = None if collector is None else collector.logps_temperature
         if self.logps_temperature is not None and self.thinking is not None:
@@ -314,6 +314,7 @@ class _Rollout:
         tokens = scores.argmax(-1) if self.draws is None else self.draws.draw(probs, rows, steps, last_step)
         if self.thinking is not None:
             items["mask"] = self.thinking.observe(tokens, rows)
+            items |= self.thinking.drawn
         if self.logps_temperature is not None:
             items["logps"] = token_logps(logits, tokens, self.logps_temperature)
         self.records.write(rows, steps, last_step, tokens=tokens, **items)

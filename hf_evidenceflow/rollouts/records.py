@@ -11,13 +11,27 @@ from ..models.thinking.thinking_rollout import UNFUSED, ThinkingRollout
 _FIRST_TOKENS = 64
 
 
-def thinking_fill(model) -> dict[str, tuple]:
-    """What [`RolloutRecords`] needs to know for a thinking model."""
-    return {
+_DRAWN = ("log_density", "drawn", "drawn_ids", "choice")
+
+
+def thinking_fill(model, thinking) -> dict[str, tuple]:
+    """What [`RolloutRecords`] needs to know for a thinking model and the [`ThinkingState`] of a call."""
+    fill: dict[str, tuple] = {
         "states": ((model.config.hidden_size,), model.dtype, 0.0),
         "mask": ((), torch.bool, False),
         "stats": ((3,), torch.float32, UNFUSED),
     }
+    if thinking.draws is None:
+        return fill
+    method = thinking.source.method
+    if method.schedule == "head":
+        fill["choice"] = (), torch.long, -1
+    if thinking.noise is not None and method.noise == "gumbel":
+        count = min(thinking.source.top_k, model.config.vocab_size)
+        fill |= {"drawn": ((count,), torch.float32, -torch.inf), "drawn_ids": ((count,), torch.long, 0)}
+    if method.schedule == "head" or (thinking.noise is not None and method.noise != "dropout"):
+        fill["log_density"] = (), torch.float32, 0.0
+    return fill
 
 
 class RolloutRecords:
@@ -60,4 +74,5 @@ class RolloutRecords:
 def thinking_rollout(records: RolloutRecords) -> ThinkingRollout:
     """The records of a thinking model in the form of [`ThinkingRollout`]."""
     logps = records["logps"] if "logps" in records.tensors else None
-    return ThinkingRollout.from_stats(records["states"], records["mask"], records["stats"], logps)
+    drawn = {name: records[name] for name in _DRAWN if name in records.tensors}
+    return ThinkingRollout.from_stats(records["states"], records["mask"], records["stats"], logps, **drawn)

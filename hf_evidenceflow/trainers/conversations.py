@@ -16,6 +16,7 @@ from ..models.thinking.thinking_rollout import ThinkingRollout
 
 # What stands at tokens that no turn wrote
 _FILL = {"states": 0, "mask": False, "embeds_ratio": 1, "gate": 0, "hidden_ratio": 0, "logps": 0}
+_FILL |= {"log_density": 0, "drawn": -torch.inf, "drawn_ids": 0, "choice": -1}
 
 
 @dataclass

@@ -16,8 +16,8 @@ class HRPOConfig(GRPOConfig):
     meaning.
 
     Parameters:
-        lr_thinking_residual_gate, lr_thinking_residual_Lambda, lr_thinking_projection (`float`, *optional*, default to
-        `1e-4`, `1e-3`, `1e-4`):
+        lr_thinking_residual_gate, lr_thinking_residual_Lambda, lr_thinking_projection, lr_thinking_head (`float`,
+        *optional*, default to `1e-4`, `1e-3`, `1e-4`, `1e-4`):
             Learning rates of the thinking modules; the scheduler scales them like `learning_rate`. `None` leaves a
             module at `learning_rate`. Modules that the model's `thinking_mode` does not use are frozen.
         weight_decay_thinking_residual_Lambda (`float`, *optional*, defaults to `0.0`):
@@ -112,6 +112,9 @@ class HRPOConfig(GRPOConfig):
     lr_thinking_projection: float | None = field(
         default=1e-4, metadata={"help": "Learning rate of the thinking projection."}
     )
+    lr_thinking_head: float | None = field(
+        default=1e-4, metadata={"help": "Learning rate of the head that chooses whether a token is a thought."}
+    )
     weight_decay_thinking_residual_Lambda: float = field(default=0.0, metadata={"help": "Weight decay of Lambda."})
     parity_check_steps: int = field(
         default=50, metadata={"help": "Optimizer steps between two parity checks; 0 switches them off."}
@@ -135,7 +138,12 @@ class HRPOConfig(GRPOConfig):
         super().__post_init__()
         if isinstance(self.vllm_engine_kwargs, str):
             self.vllm_engine_kwargs = json.loads(self.vllm_engine_kwargs)
-        for name in ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection"):
+        for name in (
+            "lr_thinking_residual_gate",
+            "lr_thinking_residual_Lambda",
+            "lr_thinking_projection",
+            "lr_thinking_head",
+        ):
             rate = getattr(self, name)
             if rate is not None and rate < 0:
                 raise ValueError(f"`{name}` must be at least 0 or None, got {rate}.")

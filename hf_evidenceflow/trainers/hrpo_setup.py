@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ..models.auto_thinking import thinking_class
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
+from ..models.thinking.thinking_methods import ThinkingMethod
 from ..models.thinking.thinking_residual import THINKING_MODULES, Float32Module, thinking_modules_in_use
 from ..peft.thinking_adapters import METHODS, ThinkingAdapterConfig
 from .policy import check_reference
@@ -107,12 +108,12 @@ def warn_of_settings(trainer) -> None:
         )
 
 
-def prepare_thinking_parameters(model: torch.nn.Module, thinking_mode: str) -> None:
+def prepare_thinking_parameters(model: torch.nn.Module, method: ThinkingMethod) -> None:
     """
-    Freeze, in place, the thinking modules that the mode or the active adapter does not use, and keep the others in
-    fp32. A module that the mode uses and nothing trains is a `ValueError`.
+    Freeze, in place, the thinking modules that the method or the active adapter does not use, and keep the others in
+    fp32. A module that the method uses and nothing trains is a `ValueError`.
     """
-    in_use = thinking_modules_in_use(thinking_mode)
+    in_use = thinking_modules_in_use(method)
     adapters = model.active_adapters if is_peft_model(model) else []
     trained = set()
     for name, parameter in model.named_parameters():
@@ -173,9 +174,9 @@ def shard_thinking_modules(model: torch.nn.Module, accelerator) -> None:
         fully_shard(module, mesh=mesh, offload_policy=plugin.cpu_offload)
 
 
-def with_thinking_modules(peft_config, thinking_mode):
+def with_thinking_modules(peft_config, method: ThinkingMethod):
     """
-    A copy of a PEFT config that also trains the thinking modules that the mode uses, in full: they are in
+    A copy of a PEFT config that also trains the thinking modules that the method uses, in full: they are in
     `modules_to_save`, and kept out of `target_modules`.
 
     Raises:
@@ -189,7 +190,7 @@ def with_thinking_modules(peft_config, thinking_mode):
             f"{reason}. Use `LoraConfig` or the config of another method of {', '.join(METHODS)}; or no adapter."
         )
     peft_config = copy.deepcopy(peft_config)
-    in_use = thinking_modules_in_use(thinking_mode)
+    in_use = thinking_modules_in_use(method)
     saved = list(peft_config.modules_to_save or [])
     peft_config.modules_to_save = [*saved, *(module for module in in_use if module not in saved)] or None
     if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:

@@ -151,7 +151,7 @@ class HRPOTrainer(
         refuse_unsupported(args, config, model, has_adapter, rollouts)
         check_generation_kwargs(args, self.thinking_mode)
         if peft_config is not None:
-            peft_config = with_thinking_modules(peft_config, self.thinking_mode)
+            peft_config = with_thinking_modules(peft_config, config.thinking_method)
         name = model if is_path else config.name_or_path
         if name and processing_class is None:
             processing_class = load_policy_tokenizer(name, args)
@@ -193,18 +193,18 @@ class HRPOTrainer(
 
     def _prepare_thinking(self, config):
         args = self.args
-        prepare_thinking_parameters(self.model, self.thinking_mode)
+        prepare_thinking_parameters(self.model, config.thinking_method)
         shard_thinking_modules(self.model, self.accelerator)
         self._reference_thinks = reference_thinks(self, self.thinking_mode)
-        by_marker = config.thinking_count is None and config.thinking_answer_start is not None
-        if by_marker and self.thinking_mode != "none":
+        if config.ends_by_marker:
             # Fails now, not in the first rollout
             MarkerAutomaton.for_tokenizer(self._tokenizer, config.thinking_answer_start, self.accelerator.device)
         self.parameter_specs = thinking_group_specs(
-            self.thinking_mode,
+            config.thinking_method,
             lr_gate=args.lr_thinking_residual_gate,
             lr_Lambda=args.lr_thinking_residual_Lambda,
             lr_projection=args.lr_thinking_projection,
+            lr_head=args.lr_thinking_head,
             weight_decay_Lambda=args.weight_decay_thinking_residual_Lambda,
         )
         if self.parameter_specs:

@@ -18,7 +18,6 @@ from trl import SFTTrainer
 from ..callbacks.latent_curriculum import LatentCurriculum
 from ..losses.latent import hidden_state_distance, soft_target_losses
 from ..models.thinking.latent_forward import latent_columns
-from ..models.thinking.thinking_methods import THINKING_METHODS
 from ..run_folder.rank_agreement import RankAgreement
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .hrpo_setup import prepare_thinking_parameters, shard_thinking_modules, thinking_config, with_thinking_modules
@@ -114,7 +113,7 @@ class LatentSFTTrainer(
         is_path = isinstance(model, str)
         model = load_latent_model(model, args, processing_class, train_dataset)
         config = thinking_config(model, None)
-        self.thinking_mode = config.thinking_mode
+        self.thinking_mode, self.thinking_method = config.thinking_mode, config.thinking_method
         placeholder = config.thinking_placeholder_id
         self.placeholder = processing_class.pad_token_id if placeholder is None else placeholder
         self.thinking_count = config.thinking_count
@@ -125,7 +124,7 @@ class LatentSFTTrainer(
             args.reset_optimizer,
         )
         if peft_config is not None:
-            peft_config = with_thinking_modules(peft_config, self.thinking_mode)
+            peft_config = with_thinking_modules(peft_config, self.thinking_method)
         with plain_init_kwargs(args, "sft_trainer") if is_path else nullcontext():
             super().__init__(
                 model=model,
@@ -139,10 +138,10 @@ class LatentSFTTrainer(
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
-        prepare_thinking_parameters(self.model, self.thinking_mode)
+        prepare_thinking_parameters(self.model, self.thinking_method)
         shard_thinking_modules(self.model, self.accelerator)
         self.parameter_specs = thinking_group_specs(
-            self.thinking_mode,
+            self.thinking_method,
             lr_gate=args.lr_thinking_residual_gate,
             lr_Lambda=args.lr_thinking_residual_Lambda,
             lr_projection=args.lr_thinking_projection,
@@ -154,9 +153,9 @@ class LatentSFTTrainer(
         """Sharded weights are gathered for each module's pass: all processes have to make the same ones."""
         deepspeed = self.accelerator.state.deepspeed_plugin
         sharded = self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3)
-        if sharded and THINKING_METHODS[self.thinking_mode].reads_distribution:
+        if sharded and self.thinking_method.reads_weights:
             raise ValueError(
-                f"`thinking_mode={self.thinking_mode!r}` averages embeddings outside of a pass, where FSDP and ZeRO-3 "
+                f"`thinking_mode={self.thinking_mode!r}` computes states with the embeddings outside of a pass, where FSDP and ZeRO-3 "
                 "have sharded them. Train without sharded weights (DDP, ZeRO-2), or choose another mode."
             )
         numbers = {len(row["target_ids"]) for row in self.train_dataset}

@@ -21,6 +21,7 @@ from peft import (
 from tiny_models import TINY
 
 from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
+from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
 from hf_evidenceflow.models.thinking.thinking_residual import THINKING_MODULES
 from hf_evidenceflow.trainers.hrpo_setup import (
     prepare_thinking_parameters,
@@ -31,7 +32,7 @@ from hf_evidenceflow.trainers.hrpo_setup import (
 
 def test_with_thinking_modules_keeps_the_users_choices():
     config = LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"])
-    extended = with_thinking_modules(config, "embedding")
+    extended = with_thinking_modules(config, THINKING_METHODS["embedding"])
     assert config.modules_to_save == ["lm_head"]
     assert extended.modules_to_save == ["lm_head", *THINKING_MODULES[:3]]
     model = get_peft_model(ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)), extended)
@@ -60,11 +61,11 @@ METHODS_OF_PEFT = [
 def test_each_method_of_peft_trains_the_thinking_modules_or_is_refused_by_name(method, settings, refused):
     if refused:
         with pytest.raises(ValueError, match=f"{method.__name__}.*{refused}.*LoraConfig"):
-            with_thinking_modules(method(**settings), "projection")
+            with_thinking_modules(method(**settings), THINKING_METHODS["projection"])
         return
     model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY))
-    model = get_peft_model(model, with_thinking_modules(method(**settings), "projection"))
-    prepare_thinking_parameters(model, "projection")
+    model = get_peft_model(model, with_thinking_modules(method(**settings), THINKING_METHODS["projection"]))
+    prepare_thinking_parameters(model, THINKING_METHODS["projection"])
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("thinking" not in name for name in trained)
     assert not [name for name in trained if "thinking" in name and "modules_to_save" not in name]
@@ -93,14 +94,14 @@ def test_nothing_is_sharded_without_fsdp2_or_in_full_precision(settings):
 def test_only_the_active_adapters_copies_of_thinking_modules_count_as_trained(active, trained):
     config = LoraConfig(r=2, target_modules=["q_proj"])
     model = get_peft_model(ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)), config)
-    model.add_adapter("thinks", with_thinking_modules(config, "projection"))
+    model.add_adapter("thinks", with_thinking_modules(config, THINKING_METHODS["projection"]))
     model.set_adapter(active)
     copies = {name: p for name, p in model.named_parameters() if "modules_to_save.thinks" in name}
     for parameter in copies.values():
         parameter.requires_grad_(True)
     if trained:
-        prepare_thinking_parameters(model, "projection")
+        prepare_thinking_parameters(model, THINKING_METHODS["projection"])
     else:
         with pytest.raises(ValueError, match=r"not trained by the active adapter \['default'\]"):
-            prepare_thinking_parameters(model, "projection")
+            prepare_thinking_parameters(model, THINKING_METHODS["projection"])
     assert {parameter.requires_grad for parameter in copies.values()} == {trained}

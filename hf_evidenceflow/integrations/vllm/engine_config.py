@@ -2,7 +2,7 @@
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from .support import check_vllm, refuse_settings
+from .support import check_vllm, refuse_method, refuse_settings
 
 
 SCHEDULER = "hf_evidenceflow.integrations.vllm.scheduler.thinking_scheduler"
@@ -16,6 +16,7 @@ class ThinkingEngineConfig(VerifyAndUpdateConfig):
         check_vllm()
         if vllm_config.model_config.hf_config.thinking_mode == "none":
             return
+        refuse_method(vllm_config.model_config.hf_config)
         refuse_settings(vllm_config)
         scheduling = vllm_config.scheduler_config
         if scheduling.scheduler_cls not in (None, SCHEDULER):

@@ -19,7 +19,7 @@ from ...models.thinking.thinking_residual import (
     mix_thinking_state,
     normalize_state,
 )
-from .support import check_vllm, refuse_settings
+from .support import check_vllm, refuse_method, refuse_settings
 
 
 class ThinkingMixin:
@@ -39,20 +39,22 @@ class ThinkingMixin:
         self.model.thinking_projection = ThinkingProjection(size, self.config.thinking_projection_layers)
         self.last_rows = None  # [R, H], behind the final norm
         if self.config.thinking_mode != "none":
+            refuse_method(self.config)
             refuse_settings(vllm_config)
             # As a buffer: sleep at level 2 brings back weights and named buffers, and nothing else of a model
             self.register_buffer("thinking_marker", self._marker_table(vllm_config), persistent=False)
 
     def _marker_table(self, vllm_config):
-        marker = self.config.thinking_answer_start
-        if self.config.thinking_count is not None or marker is None:
+        if not self.config.ends_by_marker:
             return None
         model = vllm_config.model_config
         tokenizer = AutoTokenizer.from_pretrained(
             model.tokenizer, revision=model.tokenizer_revision, trust_remote_code=model.trust_remote_code
         )
         with torch.device("cpu"):
-            table = MarkerAutomaton.for_tokenizer(tokenizer, marker, torch.device("cpu")).table
+            table = MarkerAutomaton.for_tokenizer(
+                tokenizer, self.config.thinking_answer_start, torch.device("cpu")
+            ).table
         return table.to(vllm_config.device_config.device)
 
     @property

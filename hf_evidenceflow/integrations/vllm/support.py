@@ -82,6 +82,28 @@ def check_vllm() -> None:
         )
 
 
+def refuse_method(config) -> None:
+    """
+    Refuse, with a `ValueError` that says what to do, a way of thinking of a model's config that vLLM cannot follow.
+    """
+    method = config.thinking_method
+    parts = {
+        "thinking_source": (method.source, (None, "mean_embedding", "unit_mean_embedding", "projection", "hidden")),
+        "thinking_mixer": (method.mixer, ("gated", "replace", "token")),
+        "thinking_schedule": (method.schedule, ("until_marker", "count", "always")),
+        "thinking_noise": (method.noise, ("none",)),
+        "thinking_top_k": (config.thinking_top_k, (None,)),
+        "thinking_temperature": (config.thinking_temperature, (1,)),
+    }
+    for name, (value, supported) in parts.items():
+        if value not in supported:
+            raise ValueError(
+                f"`{name}={value!r}` (`thinking_mode={config.thinking_mode!r}`) does not run on vLLM, which supports "
+                f"{', '.join(map(repr, supported))}. Use `generate` and its `RolloutEngine`, or set another "
+                "`thinking_mode`, by `hf_overrides` for example."
+            )
+
+
 def refuse_settings(config) -> None:
     """
     Refuse, with a `ValueError` that says what to do, settings of a `VllmConfig` under which a model could not think

@@ -3,13 +3,13 @@
 import difflib
 from dataclasses import dataclass, fields
 
+from .configuration_methods import ThinkingMethodFields
 from .number_checks import check_numbers
-from .thinking_methods import THINKING_METHODS, TOKEN_POLICIES, ThinkingMethod
+from .thinking_methods import THINKING_METHODS
 
 
 _CHOICES = {
     "thinking_mode": tuple(THINKING_METHODS),
-    "thinking_token_policy": (None, *TOKEN_POLICIES),
     "thinking_projection_layers": (1, 2),
     "thinking_projection_norm": ("l2", "layernorm", "embedding_rms"),
 }
@@ -21,19 +21,18 @@ _REMEDY = "hf_evidenceflow.load_thinking_model (pip install hf-evidenceflow)--co
 
 
 @dataclass
-class ThinkingConfigMixin:
+class ThinkingConfigMixin(ThinkingMethodFields):
     r"""
-    Fields of hybrid latent reasoning (arXiv 2505.18454), to be put before a transformers config in the list of bases.
+    Fields of hybrid latent reasoning (arXiv 2505.18454), to be put before a transformers config in the list of bases;
+    those that change parts of a mode are in [`ThinkingMethodFields`].
 
     Args:
         thinking_mode (`str`, *optional*, defaults to `"projection"`):
-            The thinking state `s` of a completion token: `"projection"`, a learned projection of the last hidden state
-            at the position before; `"embedding"` (the paper), the embedding averaged by the distribution the token was
-            drawn from; `"soft"`, soft thinking (arXiv 2505.15778): the mean embedding `sum_v p_v E[v]` of that
-            distribution is the input itself, without gates, so that nothing needs training; `"coconut"` (arXiv
-            2412.06769), the last hidden state is the input; `"codi"` (arXiv 2502.21074), its projection is; `"pause"`
-            (arXiv 2310.02226), placeholder tokens without a state; `"none"`, no state: the model is exactly its base
-            model. A runtime switch: no mode drops or re-initializes weights.
+            A row of [`THINKING_METHODS`]. The state of a completion token is, in `"projection"`, a learned projection
+            of the last hidden state at the position before; in `"embedding"` (the paper), the embedding averaged by the distribution the token was drawn from; in `"soft"`, soft thinking (arXiv
+            2505.15778), that mean embedding `sum_v p_v E[v]` is the input itself, without gates, so that nothing needs
+            training; `"none"`: no state, the model is exactly its base model. A runtime switch: no mode drops or
+            re-initializes weights.
         thinking_residual_r_min, thinking_residual_r_max (`float`, *optional*, default to `0.99` and `0.999`):
             Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialization. The
             closer to 1, the closer a fresh model is to its base.
@@ -53,11 +52,12 @@ class ThinkingConfigMixin:
             Text that ends the thinking phase of a completion; `None`: the whole completion thinks.
         thinking_count (`int`, *optional*):
             Number of thoughts, at least 0: the first so many tokens of a completion think, whatever they are. `None`:
-            until the answer marker. The modes `coconut`, `codi` and `pause` need it.
+            until the answer marker. The modes `later`, `coconut`, `codi` and `pause` need it. Schedules that choose
+            among tokens choose among these.
         thinking_token_policy (`str`, *optional*):
             Token that a thought has: `"sample"`, as decoding chooses; `"argmax"`, the likeliest; `"placeholder"`,
-            always `thinking_placeholder_id`, which needs a `thinking_count`. `None`: the mode's own, `"placeholder"`
-            in `coconut`, `codi` and `pause`, else `"sample"`.
+            always `thinking_placeholder_id`, which needs a `thinking_count`; `"drawn"`, that of the largest weight
+            drawn by the noise `"gumbel"`. `None`: the mode's own.
         thinking_placeholder_id (`int`, *optional*):
             Id of the token that stands for a thought without one.
         thinking_state_approximation (`bool`, *optional*, defaults to `False`):
@@ -78,21 +78,6 @@ class ThinkingConfigMixin:
     thinking_token_policy: str | None = None
     thinking_placeholder_id: int | None = None
     thinking_state_approximation: bool = False
-
-    @property
-    def thinking_method(self) -> ThinkingMethod:
-        """The row of [`THINKING_METHODS`] of the mode."""
-        return THINKING_METHODS[self.thinking_mode]
-
-    @property
-    def token_policy(self) -> str:
-        """`thinking_token_policy`, or the mode's own."""
-        return self.thinking_token_policy or self.thinking_method.token_policy
-
-    @property
-    def token_matters(self) -> bool:
-        """Whether what follows a thought depends on its token, the end of the thinking apart."""
-        return self.thinking_method.mixer != "replace" and self.token_policy != "placeholder"
 
     def __post_init__(self, **kwargs):
         names = [field.name for field in fields(ThinkingConfigMixin)]
@@ -178,19 +163,6 @@ class ThinkingConfigMixin:
         count = self.thinking_count
         if count is not None and (not isinstance(count, int) or count < 0):
             raise ValueError(f"`thinking_count` must be an integer of at least 0 or None, got {count!r}.")
-        if count is None and self.thinking_method.counted:
-            raise ValueError(
-                f"`thinking_mode={self.thinking_mode!r}` thinks a fixed number of tokens: set `thinking_count`."
-            )
-        if self.token_policy == "placeholder":
-            if count is None:
-                raise ValueError(
-                    "`thinking_token_policy='placeholder'` never draws the answer marker: set `thinking_count`."
-                )
-            if self.thinking_placeholder_id is None:
-                raise ValueError(
-                    f"`thinking_mode={self.thinking_mode!r}` gives thoughts a placeholder token: set "
-                    "`thinking_placeholder_id` to an id that ends no text."
-                )
         if self.thinking_answer_start == "":
             raise ValueError("`thinking_answer_start` must not be empty; use None to think over the whole completion.")
+        self.check_method()

@@ -28,7 +28,7 @@ class ThinkingContinuation:
         tokens (`torch.Tensor` of shape `(B,)`): last tokens, not in the cache.
         states (`torch.Tensor` of shape `(B, H)`), mask (`torch.Tensor` of shape `(B,)`): their states, and whether
             they are fused.
-        marker_state (`torch.Tensor` of shape `(B,)`): states of the [`MarkerAutomaton`] behind them.
+        place (`tuple[torch.Tensor, torch.Tensor]`): that of [`ThinkingState`] behind them.
     """
 
     mode: str
@@ -37,7 +37,7 @@ class ThinkingContinuation:
     tokens: torch.Tensor
     states: torch.Tensor
     mask: torch.Tensor
-    marker_state: torch.Tensor
+    place: tuple[torch.Tensor, torch.Tensor]
 
     def inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """States `(B, n, H)` and mask `(B, n)` of the `count` tokens behind the cache, of which it knows the first."""

@@ -21,7 +21,10 @@ from .continuation import ThinkingContinuation, find_continuation, leave_continu
 from .count_automaton import CountAutomaton
 from .intervention import current_intervention
 from .prompt_thinking import PromptThinking
+from .row_draws import RowDraws
+from .thinking_noise import StateNoise
 from .thinking_rollout import UNFUSED, ThinkingRollout, current_collector, thinking_output
+from .thinking_schedules import thinking_rule
 from .thinking_state import ThinkingState, token_logps
 
 
@@ -40,7 +43,7 @@ class ThinkingObserver:
     def __init__(self, thinking: ThinkingState, keep: bool, logps_temperature=None, continuation=None, prompt=None):
         self.thinking, self.keep = thinking, keep
         self.logps_temperature, self.continuation, self.prompt = logps_temperature, continuation, prompt
-        self.states, self.masks, self.stats, self.logps, self.marker_states = [], [], [], [], []
+        self.states, self.masks, self.stats, self.logps, self.places, self.drawn = [], [], [], [], [], []
         self.raw_scores = None
 
     def observe_logits(self, input_ids, scores):
@@ -60,7 +63,8 @@ class ThinkingObserver:
         """Called by the stopping criteria with the new token appended, [B, P + t], and the rows that it ends, [B]."""
         tokens = input_ids[:, -1]
         self._push(self.masks, self.thinking.observe(tokens))
-        self._push(self.marker_states, self.thinking.marker_state)
+        self._push(self.places, self.thinking.place)
+        self._push(self.drawn, self.thinking.drawn)
         if self.logps_temperature is not None:
             self.logps.append(token_logps(self.raw_scores, tokens, self.logps_temperature))
         self.thinking.finish(done)
@@ -98,7 +102,7 @@ class ThinkingObserver:
             completions[:, -1].clone(),
             self.states[last],
             self.masks[last],
-            self.marker_states[last],
+            self.places[last],
         )
 
     def rollout(self, length: int) -> ThinkingRollout:
@@ -112,7 +116,8 @@ class ThinkingObserver:
         # The last token was never fed
         stats = [unfused if each is None else each for each in [*self.stats[: length - 1], None]]
         logps = torch.stack(self.logps[:length], dim=1) if self.logps else None
-        return ThinkingRollout.from_stats(states, mask, torch.stack(stats, dim=1), logps)
+        drawn = {name: torch.stack([each[name] for each in self.drawn[:length]], dim=1) for name in self.drawn[0]}
+        return ThinkingRollout.from_stats(states, mask, torch.stack(stats, dim=1), logps, **drawn)
 
 
 class _ObservedStoppingCriteria(StoppingCriteriaList):
@@ -169,7 +174,7 @@ class ThinkingGenerationMixin:
         self._refuse_paged()
         return super().generate_batch(*args, **kwargs)
 
-    def begin_thinking(self, input_ids: torch.Tensor, tokenizer=None) -> ThinkingState:
+    def begin_thinking(self, input_ids: torch.Tensor, tokenizer=None, do_sample: bool = False) -> ThinkingState:
         """
         The [`ThinkingState`] of a call's rows, for a decoding loop; obeys a [`ThinkingIntervention`].
 
@@ -177,36 +182,44 @@ class ThinkingGenerationMixin:
             input_ids (`torch.Tensor` of shape `(R, P)`): prompts.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): by default the collector's, else the one
                 saved next to the model.
+            do_sample (`bool`, *optional*, defaults to `False`):
+                Whether tokens are drawn; only then are states and choices.
 
         Raises:
-            `ValueError`: if the answer marker needs a tokenizer and there is none, or if none of its tokens spell it.
+            `ValueError`: if the answer marker needs a tokenizer and there is none, or if none of its tokens spell it;
+                if the model lacks a module that the schedule needs.
         """
-        config, embedding, kind, groups = self.config, None, current_intervention(), None
-        if config.thinking_method.reads_distribution:
-            embedding = self.get_input_embeddings().weight
-            embedding = embedding.full_tensor() if isinstance(embedding, DTensor) else embedding
-        if kind is not None:
-            groups = input_ids.unique(dim=0, return_inverse=True)[1]
+        config, kind, device = self.config, current_intervention(), input_ids.device
+        source = self.thinking_source(config.thinking_state_approximation and device.type == "cpu")
+        method, draws, noise = config.thinking_method, None, None
+        is_noisy = method.noise != "none" and not (method.noise == "gaussian" and config.thinking_sigma == 0)
+        if do_sample and (is_noisy or method.schedule == "head"):
+            draws = RowDraws(len(input_ids), device)
+        if draws is not None and is_noisy:
+            noise = StateNoise(source, draws, self.thinking_noise_scale(), config.thinking_noise_dropout)
         return ThinkingState(
             config.thinking_mode,
-            embedding,
-            self._thinking_end(tokenizer, input_ids.device),
+            source,
+            self._thinking_end(tokenizer, device),
             len(input_ids),
-            input_ids.device,
+            device,
             config.token_policy,
             config.thinking_placeholder_id,
             kind,
-            groups,
-            config.thinking_state_approximation,
+            None if kind is None else input_ids.unique(dim=0, return_inverse=True)[1],
+            thinking_rule(config, dict(self.base_model.named_children()).get("thinking_head")),
+            input_ids[:, -1] if input_ids.shape[1] else None,
+            draws,
+            noise,
         )
 
     def _thinking_end(self, tokenizer, device):
         """The automaton that ends the thinking phase."""
-        count, marker = self.config.thinking_count, self.config.thinking_answer_start
-        if count is not None:
-            return CountAutomaton(count)
-        if marker is None:
+        if self.config.thinking_count is not None:
+            return CountAutomaton(self.config.thinking_count)
+        if not self.config.ends_by_marker:
             return None
+        marker = self.config.thinking_answer_start
         return MarkerAutomaton.for_tokenizer(self._marker_tokenizer(tokenizer), marker, device)
 
     def _marker_tokenizer(self, tokenizer):
@@ -282,9 +295,9 @@ class ThinkingGenerationMixin:
         past = 0 if cache is None else int(cache.get_seq_length())
         prompt = PromptThinking.of(input_ids, thinking_states, thinking_mask, past)
         continuation, waiting = find_continuation(cache, self.config.thinking_mode, input_ids, text_length)
-        thinking = self.begin_thinking(input_ids, tokenizer)
+        thinking = self.begin_thinking(input_ids, tokenizer, generation_config.do_sample)
         if continuation is not None and waiting == 1:
-            thinking.resume(continuation.marker_state)
+            thinking.resume(continuation.place)
         observer = ThinkingObserver(
             thinking,
             keep=returned or collector is not None or not generation_config.use_cache,

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache_argument import CACHE
 from .intervention import current_intervention
-from .thinking_residual import soft_state
+from .thinking_sources import average_embeddings
 
 
 @dataclass
@@ -69,16 +69,6 @@ def latent_columns(latent_mask: torch.Tensor) -> tuple[int, int]:
     return (columns[0], columns[-1] + 1) if columns else (0, 0)
 
 
-def target_states(ids: torch.Tensor, weights: torch.Tensor, embedding: torch.Tensor, unit: bool) -> torch.Tensor:
-    """
-    Mean embeddings `(B, C, H)` of target distributions, ids and weights `(B, C, M)`, divided by the norm of the
-    weights if `unit`.
-    """
-    weights = weights.to(embedding.dtype)
-    states = (weights[..., None, :] @ embedding[ids]).squeeze(-2)
-    return states / weights.norm(dim=-1, keepdim=True).clamp(min=1e-9) if unit else states
-
-
 def _latent_cache(config):
     """A cache that gradients flow through: transformers overwrites the state of a linear attention in place."""
     cache = DynamicCache(config=config)
@@ -109,7 +99,7 @@ class _Thinker:
 
     def __init__(self, model, input_ids, attention_mask, latent_mask, options, kwargs):
         self.base, self.read_out, self.config = model.base_model, model.read_out, model.config
-        self.method = model.config.thinking_method
+        self.method, self.source = model.config.thinking_method, model.thinking_source()
         self.embedding = model.get_input_embeddings().weight
         self.ids, self.latent = input_ids, latent_mask.bool()
         self.attention = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -148,20 +138,12 @@ class _Thinker:
     def next_states(self, hidden):
         """States `(..., H)` and tokens `(...)` that follow last hidden states `(..., H)`; tokens None: as they are."""
         chooses = self.config.token_matters
-        if not (chooses or self.method.reads_distribution):
-            return hidden, None
+        if not (chooses or self.source.reads_scores):
+            return self.source(None, hidden), None
         logits = self.read_out(hidden.flatten(0, -2)[None])[0].unflatten(0, hidden.shape[:-1])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        tokens = None
-        if chooses:
-            tokens = _draw(logits.detach().softmax(-1), self.config.token_policy)
-        if not self.method.reads_distribution:
-            return hidden, tokens
-        probs = logits.softmax(-1)
-        state = soft_state(probs, self.embedding)
-        if self.method.source == "unit_mean_embedding":
-            state = state / probs.norm(dim=-1, keepdim=True).to(state.dtype)
-        return state, tokens
+        tokens = _draw(logits.detach().softmax(-1), self.config.token_policy) if chooses else None
+        return self.source(logits, hidden), tokens
 
     def sequential(self):
         """One thought after the other; returns states `(B, C, H)` and tokens `(B, C)`."""
@@ -219,7 +201,7 @@ class _Thinker:
             tokens = torch.where(self.latent[:, self.start : self.stop], ids.gather(-1, drawn).squeeze(-1), tokens)
         states = None
         if self.method.fuses:
-            states = target_states(ids, weights, self.embedding, self.method.source == "unit_mean_embedding")
+            states = average_embeddings(ids, weights, self.embedding, self.source.unit)
         self.parallel(states, tokens)
         return states, tokens
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -23,11 +24,13 @@ from .number_checks import FiniteWeightsMixin, check_numbers
 from .thinking_residual import (
     THINKING_MODULES,
     ThinkingGate,
+    ThinkingHead,
     ThinkingLambda,
     ThinkingProjection,
     mix_thinking_state,
     normalize_state,
 )
+from .thinking_sources import StateSource, alignment, of_weights
 
 
 # Where the files are
@@ -55,7 +58,11 @@ class ThinkingCheckpointMixin(FiniteWeightsMixin):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         thinking = {name for name, _ in model.named_parameters() if any(part in name for part in THINKING_MODULES)}
         lost = thinking & set(info["missing_keys"])
-        if lost and (lost != thinking or _says_it_thinks(pretrained_model_name_or_path, kwargs)):
+        saved = _saved_config(pretrained_model_name_or_path, kwargs) if lost else {}
+        if not saved.get("thinking_has_head"):
+            lost = {name for name in lost if "thinking_head" not in name}
+            thinking = {name for name in thinking if "thinking_head" not in name}
+        if lost and (lost != thinking or saved.get("model_type", "").startswith("thinking_")):
             raise ValueError(
                 f"The thinking checkpoint `{pretrained_model_name_or_path}` lacks the weight `{min(lost)}`"
                 + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
@@ -65,10 +72,9 @@ class ThinkingCheckpointMixin(FiniteWeightsMixin):
         return (model, info) if output_loading_info else model
 
 
-def _says_it_thinks(path, kwargs) -> bool:
+def _saved_config(path, kwargs) -> dict:
     location = {name: kwargs[name] for name in _LOCATION if name in kwargs}
-    saved, _ = PreTrainedConfig.get_config_dict(path, **location)
-    return saved.get("model_type", "").startswith("thinking_")
+    return PreTrainedConfig.get_config_dict(path, **location)[0]
 
 
 @dataclass
@@ -108,9 +114,13 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
         self.thinking_residual_gate_i = ThinkingGate(size)
         self.thinking_residual_Lambda = ThinkingLambda(size, self.config.thinking_residual_c)
         self.thinking_projection = ThinkingProjection(size, self.config.thinking_projection_layers)
+        if self.config.thinking_method.schedule == "head":
+            self.config.thinking_has_head = True  # whatever mode it is saved and loaded in
+        if self.config.thinking_has_head:
+            self.thinking_head = ThinkingHead(size)
 
     def _init_weights(self, module):
-        if isinstance(module, (ThinkingGate, ThinkingLambda, ThinkingProjection)):
+        if isinstance(module, (ThinkingGate, ThinkingHead, ThinkingLambda, ThinkingProjection)):
             module.init_weights(self.config)
         else:
             super()._init_weights(module)
@@ -127,7 +137,7 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
             `torch.Tensor` of shape `(B, C, H)`, in the dtype of `embeds`.
         """
         states = states.to(embeds)
-        if self.config.thinking_method.reads_distribution:
+        if self.config.thinking_method.reads_weights:
             return states * (self.thinking_embedding_scale * self.thinking_input_scale)
         if self.config.thinking_method.source != "projection":
             return states
@@ -149,7 +159,8 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
 
         Returns:
             `tuple`: fused embeddings `[B, T, H]` in the dtype of `embeds`, and the tensors `a`, `r` of shape `[B, C,
-            H]`. Where the state takes the place of the embedding, as in mode `soft`, both are 0.
+            H]`. Where the state takes the place of the embedding, as in mode `soft`, both are 0; where it is added,
+            `a` is 1.
         """
         if mask.shape != states.shape[:2] or mask.shape[0] != embeds.shape[0] or mask.shape[1] > embeds.shape[1]:
             raise ValueError(
@@ -159,8 +170,10 @@ class ThinkingModelMixin(ThinkingCheckpointMixin):
         count = mask.shape[1]
         with torch.autocast(device_type=embeds.device.type, enabled=False):
             tail = embeds[:, -count:].to(torch.promote_types(embeds.dtype, torch.float32)) * self.thinking_input_scale
-            if self.config.thinking_method.mixer == "replace":
+            if self.config.thinking_method.mixer in ("replace", "add"):
                 fused, a, r = self.thinking_state(states, tail), torch.zeros_like(tail), torch.zeros_like(tail)
+                if self.config.thinking_method.mixer == "add":
+                    fused, a = fused + tail, torch.ones_like(tail)
             else:
                 r = self.thinking_residual_gate_r(tail)
                 i = self.thinking_residual_gate_i(tail)
@@ -261,6 +274,36 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
         """Logits `(B, T, V)` of last hidden states `(B, T, H)`, by the family's own head: some scale or cap them."""
         return super().forward(inputs_embeds=hidden, thinking_output=hidden, use_cache=False).logits
 
+    def thinking_source(self, approximate: bool = False) -> StateSource:
+        """The [`StateSource`] of the config, over the weights as they are; `approximate` as there."""
+        config = self.config
+        method, embedding, aligned = config.thinking_method, None, None
+        if method.reads_weights:
+            module = self.get_input_embeddings()
+            embedding = whole_weight(module.weight)
+        if method.source in ("aligned", "fusion"):
+            weights = self.get_output_embeddings().weight, module.weight
+            matrix = of_weights(module, "alignment", weights, lambda *both: alignment(*map(whole_weight, both)))
+            norm = of_weights(module, "norm", weights[1:], lambda each: whole_weight(each).float().norm(dim=-1).mean())
+            aligned = matrix, norm
+        return StateSource(
+            method,
+            embedding,
+            aligned,
+            config.averaged_tokens,
+            config.thinking_temperature,
+            config.thinking_fusion,
+            approximate,
+        )
+
+    def thinking_noise_scale(self) -> torch.Tensor:
+        """Standard deviation of the noise `"gaussian"`: `thinking_sigma` times the root mean square of the embeddings."""
+        module = self.get_input_embeddings()
+        rms = of_weights(
+            module, "rms", (module.weight,), lambda each: whole_weight(each).float().square().mean().sqrt()
+        )
+        return self.config.thinking_sigma * rms
+
     @accepts_cache
     def forward(
         self,
@@ -329,6 +372,11 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
     def peft_config(self):
         _attribute(self, "peft_config")
         del self.__dict__["peft_config"]
+
+
+def whole_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that may be sharded (FSDP2), gathered."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _attribute(model, name):

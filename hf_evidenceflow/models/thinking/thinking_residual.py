@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .thinking_methods import THINKING_METHODS
+from .thinking_methods import ThinkingMethod
 
 
 THINKING_MODULES = (
@@ -21,14 +21,15 @@ THINKING_MODULES = (
     "thinking_residual_gate_i",
     "thinking_residual_Lambda",
     "thinking_projection",
+    "thinking_head",  # in models that were made in a mode with a learned schedule
 )
 
 
-def thinking_modules_in_use(thinking_mode: str) -> tuple[str, ...]:
-    """Names of the thinking modules that a mode computes with, and that therefore can be trained in it."""
-    method = THINKING_METHODS[thinking_mode]
+def thinking_modules_in_use(method: ThinkingMethod) -> tuple[str, ...]:
+    """Names of the thinking modules that a method computes with, and that therefore can be trained in it."""
     gates = THINKING_MODULES[:3] if method.mixer == "gated" else ()
-    return (*gates, *(THINKING_MODULES[3:] if method.source == "projection" else ()))
+    projection = THINKING_MODULES[3:4] if method.source == "projection" else ()
+    return (*gates, *projection, *(THINKING_MODULES[4:] if method.schedule == "head" else ()))
 
 
 def mix_thinking_state(
@@ -94,10 +95,11 @@ class Float32Module(nn.Module):
 
 class _Float32Linear(Float32Module):
     # No `nn.Linear`: PEFT's "all-linear" and quantizers take those, and an adapter would be added behind the sigmoid
-    def __init__(self, hidden_size: int, bias: bool):
+    def __init__(self, hidden_size: int, bias: bool, outputs: int | None = None):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.empty(hidden_size, dtype=torch.float32)) if bias else None
+        outputs = outputs or hidden_size
+        self.weight = nn.Parameter(torch.empty(outputs, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(outputs, dtype=torch.float32)) if bias else None
 
     def forward(self, inputs):
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
@@ -158,6 +160,20 @@ class ThinkingProjection(_Float32Linear):
         std = 1 / math.sqrt(self.weight.shape[1]) if std is None else std
         for weight in (self.weight,) if self.hidden is None else (self.weight, self.hidden.weight):
             init.normal_(weight, mean=0.0, std=std)
+
+
+class ThinkingHead(_Float32Linear):
+    """Last hidden state -> log-odds of thinking, [..., H] -> [...], fp32; 0 at the start."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, bias=True, outputs=1)
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states).squeeze(-1)
+
+    def init_weights(self, config):
+        init.zeros_(self.weight)
+        init.zeros_(self.bias)
 
 
 def normalize_state(projected: torch.Tensor, embeds: torch.Tensor, norm: str) -> torch.Tensor:

@@ -33,6 +33,13 @@ class ThinkingRollout:
             Means over H of the gate `r` and of `sqrt(1 - a^2)`; 0 where a token was not fused or not fed.
         logps (`torch.Tensor` of shape `(B, C)`, *optional*):
             Log-probabilities of the chosen tokens at `logps_temperature`, before all other processors.
+        log_density (`torch.Tensor` of shape `(B, C)`, *optional*):
+            Where a call draws more than tokens: the log-density of that, 0 where nothing was drawn. Under Gaussian
+            noise `states` holds the draw.
+        drawn (`torch.Tensor` of shape `(B, C, K)`), drawn_ids (`torch.Tensor` of shape `(B, C, K)`), *optional*:
+            Under Gumbel noise: log-probabilities with noise, and their tokens; `-inf` where nothing was drawn.
+        choice (`torch.Tensor` of shape `(B, C)`, *optional*):
+            With a learned schedule: 1 where it chose to think, 0 where not to, -1 where thinking was over.
     """
 
     states: torch.Tensor
@@ -41,12 +48,16 @@ class ThinkingRollout:
     gate: torch.Tensor
     hidden_ratio: torch.Tensor
     logps: torch.Tensor | None = None
+    log_density: torch.Tensor | None = None
+    drawn: torch.Tensor | None = None
+    drawn_ids: torch.Tensor | None = None
+    choice: torch.Tensor | None = None
 
     @classmethod
-    def from_stats(cls, states, mask, stats, logps=None) -> "ThinkingRollout":
+    def from_stats(cls, states, mask, stats, logps=None, **drawn) -> "ThinkingRollout":
         """From `stats` `(B, C, 3)`, which are read where the mask is set and are [`UNFUSED`] where not fed."""
         stats = torch.where(mask[..., None], stats, torch.tensor(UNFUSED, device=mask.device))
-        return cls(states, mask, *stats.unbind(-1), logps)
+        return cls(states, mask, *stats.unbind(-1), logps, **drawn)
 
 
 @dataclass

@@ -18,7 +18,8 @@ from transformers import (
 from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM, collect_thinking, load_thinking_model
 from hf_evidenceflow.models.thinking import generation_thinking
 from hf_evidenceflow.models.thinking.thinking_residual import embedding_state, soft_state
-from hf_evidenceflow.models.thinking.thinking_state import MAX_TAIL, TOKEN_CUT, ThinkingRecorder, sparse_soft_state
+from hf_evidenceflow.models.thinking.thinking_sources import MAX_TAIL, TOKEN_CUT, sparse_soft_state
+from hf_evidenceflow.models.thinking.thinking_state import ThinkingRecorder
 
 
 MODES = ["projection", "embedding"]

@@ -8,8 +8,10 @@ import torch
 from latent_models import FAMILIES, FILLER, MODES, ROWS, latent_batch, make_latent_model, naive_row, spread
 
 from hf_evidenceflow.models.thinking.intervention import ThinkingIntervention
-from hf_evidenceflow.models.thinking.latent_forward import LatentOptions, latent_columns, target_states
+from hf_evidenceflow.models.thinking.latent_forward import LatentOptions, latent_columns
+from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
 from hf_evidenceflow.models.thinking.thinking_residual import embedding_state, soft_state, thinking_modules_in_use
+from hf_evidenceflow.models.thinking.thinking_sources import average_embeddings
 
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9}  # fp64
@@ -111,7 +113,7 @@ def test_tokens_that_do_not_matter_stay(mode):
         (mode, f"{module}.weight")
         for mode in FUSING
         for module in ("embed_tokens", "thinking_projection", "thinking_residual_gate_i")
-        if module in ("embed_tokens", *thinking_modules_in_use(mode))
+        if module in ("embed_tokens", *thinking_modules_in_use(THINKING_METHODS[mode]))
     ],
 )
 def test_finite_differences_through_two_states(mode, where):
@@ -157,7 +159,7 @@ def test_target_states_are_the_formulas_of_decoding():
     ids = torch.tensor([[6, 0, 3, 2, 4], [1, 2, 3, 5, 0]])
     whole = torch.zeros(2, 7).scatter(1, ids, probs)
     for unit, expected in ((True, embedding_state(whole, embedding)), (False, soft_state(whole, embedding))):
-        found = target_states(ids[:, None], probs[:, None], embedding, unit)[:, 0]
+        found = average_embeddings(ids[:, None], probs[:, None], embedding, unit)[:, 0]
         torch.testing.assert_close(found, expected)
 
 

@@ -6,7 +6,8 @@ from tiny_models import TINY
 from transformers import Qwen2ForCausalLM
 
 from hf_evidenceflow import ThinkingQwen2ForCausalLM
-from hf_evidenceflow.models.thinking import thinking_state
+from hf_evidenceflow.models.thinking import thinking_sources
+from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
 from hf_evidenceflow.models.thinking.thinking_residual import (
     embedding_state,
     soft_state,
@@ -52,7 +53,7 @@ def test_the_state_takes_the_place_of_the_embedding_where_the_mask_is_set(model,
 
 
 def test_no_thinking_module_is_in_use(model, states):
-    assert thinking_modules_in_use("soft") == ()
+    assert thinking_modules_in_use(THINKING_METHODS["soft"]) == ()
     logits = model(INPUT_IDS, thinking_states=states, thinking_mask=torch.ones(2, 5, dtype=torch.bool)).logits
     logits.sum().backward()
     assert all(p.grad is None for name, p in model.named_parameters() if "thinking" in name)
@@ -102,7 +103,7 @@ def test_a_rollout_records_the_mean_embeddings_and_teacher_forcing_agrees(model,
 @pytest.mark.parametrize("approximate", [False, True])
 def test_the_config_says_whether_states_are_approximated(monkeypatch, model, tokenizer, approximate):
     calls = []
-    monkeypatch.setattr(thinking_state, "sparse_soft_state", lambda *args: calls.append(args) or soft_state(*args[:2]))
+    monkeypatch.setattr(thinking_sources, "sparse_soft_state", lambda *args: calls.append(1) or args[2].expand(1, -1))
     model.config.thinking_state_approximation = approximate
     model.generate(**tokenizer(["Ann?"], return_tensors="pt"), tokenizer=tokenizer, max_new_tokens=2)
     assert bool(calls) == approximate

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from hf_evidenceflow.models.thinking.answer_marker import MarkerAutomaton
-from hf_evidenceflow.models.thinking.thinking_state import ThinkingState, sparse_soft_state
+from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
+from hf_evidenceflow.models.thinking.thinking_sources import StateSource, sparse_soft_state
+from hf_evidenceflow.models.thinking.thinking_state import ThinkingState
 
 
 ROWS, VOCABULARY, HIDDEN = 3, 11, 5
@@ -14,11 +16,12 @@ EMBEDDING = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_s
 TOKENS = torch.tensor([[1, MARKER, MARKER, 2], [MARKER, 3, MARKER, 4], [MARKER, MARKER, 5, MARKER]])
 
 
-def make_state(mode="soft", marker=True, **options):
+def make_state(mode="soft", marker=True):
     table = torch.zeros(3, VOCABULARY + 1, dtype=torch.long)
     table[:2, MARKER] = torch.tensor([1, 2])
     table[2] = 2
-    return ThinkingState(mode, EMBEDDING, MarkerAutomaton(table) if marker else None, ROWS, CPU, **options)
+    source = StateSource(THINKING_METHODS[mode], EMBEDDING)
+    return ThinkingState(mode, source, MarkerAutomaton(table) if marker else None, ROWS, CPU)
 
 
 def test_a_row_thinks_until_its_marker_is_complete():
@@ -46,7 +49,7 @@ def test_a_row_that_stays_after_its_end_thinks_no_more_and_keeps_its_place_in_th
 
 def test_it_resumes_within_the_marker():
     state = make_state()
-    state.resume(torch.tensor([0, 1, 2]))
+    state.resume((torch.tensor([0, 1, 2]), state.memory))
     assert state.thinking.tolist() == [True, True, False]
     assert state.observe(torch.full((ROWS,), MARKER)).tolist() == [True, False, False]
 
@@ -76,7 +79,8 @@ def peaked_scores(vocabulary):
 
 def average(vocabulary, approximate):
     embedding = torch.randn(vocabulary, HIDDEN, generator=torch.Generator().manual_seed(2))
-    state = ThinkingState("soft", embedding, None, ROWS, CPU, approximate=approximate)
+    source = StateSource(THINKING_METHODS["soft"], embedding, approximate=approximate)
+    state = ThinkingState("soft", source, None, ROWS, CPU)
     return state.next_states(peaked_scores(vocabulary), None), embedding
 
 
