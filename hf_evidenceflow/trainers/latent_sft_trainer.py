@@ -155,7 +155,7 @@ class LatentSFTTrainer(
         sharded = self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3)
         if sharded and self.thinking_method.reads_weights:
             raise ValueError(
-                f"`thinking_mode={self.thinking_mode!r}` computes states with the embeddings outside of a pass, where FSDP and ZeRO-3 "
+                f"`thinking_mode={self.thinking_mode!r}` averages embeddings outside of a pass, where FSDP and ZeRO-3 "
                 "have sharded them. Train without sharded weights (DDP, ZeRO-2), or choose another mode."
             )
         numbers = {len(row["target_ids"]) for row in self.train_dataset}

@@ -3,7 +3,12 @@
 import torch
 from tiny_models import TINY
 
-from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
+from hf_evidenceflow import (
+    ThinkingLlamaConfig,
+    ThinkingLlamaForCausalLM,
+    ThinkingQwen2Config,
+    ThinkingQwen2ForCausalLM,
+)
 
 
 PROMPTS = torch.tensor([[0, 0, 5, 9], [4, 7, 9, 13], [0, 8, 11, 6]])
@@ -21,11 +26,18 @@ FIELDS = {
 }
 
 
-def make_thinker(mode, count=3, **fields):
+_FAMILIES = {
+    "qwen2": (ThinkingQwen2Config, ThinkingQwen2ForCausalLM),
+    "llama": (ThinkingLlamaConfig, ThinkingLlamaForCausalLM),
+}
+
+
+def make_thinker(mode, count=3, family="qwen2", **fields):
     """fp64, or rounding could decide between two tokens."""
     torch.manual_seed(7)
-    fields = {"initializer_range": 0.4, "thinking_count": count, **FIELDS[mode], **fields}
-    model = ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY, thinking_mode=mode, **fields)).eval().double()
+    fields = {"initializer_range": 0.4, "thinking_count": count, **FIELDS.get(mode, {}), **fields}
+    config_class, model_class = _FAMILIES[family]
+    model = model_class(config_class(**TINY, thinking_mode=mode, **fields)).eval().double()
     model.generation_config.eos_token_id = None
     return model
 

@@ -4,11 +4,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
+from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
 from hf_evidenceflow.trainers.parameter_groups import apply_parameter_groups
 
 
 class GatedConfig(PreTrainedConfig):
     model_type = "tiny_gated"
+
+    @property
+    def thinking_method(self):
+        return THINKING_METHODS[self.thinking_mode]
 
 
 class _Lambda(nn.Module):

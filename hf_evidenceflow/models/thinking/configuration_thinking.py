@@ -29,10 +29,10 @@ class ThinkingConfigMixin(ThinkingMethodFields):
     Args:
         thinking_mode (`str`, *optional*, defaults to `"projection"`):
             A row of [`THINKING_METHODS`]. The state of a completion token is, in `"projection"`, a learned projection
-            of the last hidden state at the position before; in `"embedding"` (the paper), the embedding averaged by the distribution the token was drawn from; in `"soft"`, soft thinking (arXiv
-            2505.15778), that mean embedding `sum_v p_v E[v]` is the input itself, without gates, so that nothing needs
-            training; `"none"`: no state, the model is exactly its base model. A runtime switch: no mode drops or
-            re-initializes weights.
+            of the last hidden state at the position before; in `"embedding"` (the paper), the embedding averaged by
+            the distribution the token was drawn from; in `"soft"`, soft thinking (arXiv 2505.15778), that mean
+            embedding `sum_v p_v E[v]` is the input itself, without gates, so that nothing needs training; `"none"`: no
+            state, the model is exactly its base model. A runtime switch: no mode drops or re-initializes weights.
         thinking_residual_r_min, thinking_residual_r_max (`float`, *optional*, default to `0.99` and `0.999`):
             Range in (0, 1) that the weight of the token embedding at an open gate is drawn from at initialization. The
             closer to 1, the closer a fresh model is to its base.

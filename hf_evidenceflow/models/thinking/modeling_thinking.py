@@ -297,7 +297,7 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
         )
 
     def thinking_noise_scale(self) -> torch.Tensor:
-        """Standard deviation of the noise `"gaussian"`: `thinking_sigma` times the root mean square of the embeddings."""
+        """Standard deviation of Gaussian noise: `thinking_sigma` times the root mean square of the embeddings."""
         module = self.get_input_embeddings()
         rms = of_weights(
             module, "rms", (module.weight,), lambda each: whole_weight(each).float().square().mean().sqrt()

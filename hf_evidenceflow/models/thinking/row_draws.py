@@ -40,7 +40,7 @@ class RowDraws:
         self.keys = torch.randint(1 << 62, (rows,), device=device)
 
     def uniform(self, rows: torch.Tensor, steps: torch.Tensor, count: int, stream: int) -> torch.Tensor:
-        """Numbers `(n, count)` in (0, 1), fp32, of rows `(n,)` at steps `(n,)`; streams do not depend on each other."""
+        """Numbers `(n, count)` in (0, 1), fp32, of rows `(n,)` at steps `(n,)`; each stream has its own."""
         keys = _mix(_mix(self.keys[rows] + stream * _WEYL) + steps * _WEYL)
         bits = _mix(keys[:, None] + torch.arange(1, count + 1, device=keys.device) * _WEYL)
         return (((bits >> 40) & ((1 << _BITS) - 1)).float() + 0.5) / (1 << _BITS)

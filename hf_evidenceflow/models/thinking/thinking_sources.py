@@ -99,7 +99,7 @@ class StateSource:
 
     Args:
         method ([`ThinkingMethod`]): whose source it is.
-        embedding (`torch.Tensor` of shape `(V, H)`, *optional*): input embedding matrix, where states are made with it.
+        embedding (`torch.Tensor` of shape `(V, H)`, *optional*): input embeddings, where states are made with them.
         aligned (`tuple`, *optional*): matrix and norm of [`aligned_state`].
         top_k (`int`, *optional*): tokens that are averaged; `None`: all.
         temperature (`float`, *optional*, defaults to `1`): of their weights.

@@ -69,7 +69,7 @@ def test_mode_none_is_bit_equal_to_the_plain_model(family, plain):
 
 @each_family
 def test_a_replay_gives_the_logits_of_the_rollout_in_each_mode(family, plain):
-    model = load(plain, family)
+    model = load(plain, family, "tarpo", thinking_start_id=int(PROMPTS[0, -1]), thinking_end_id=3)
     for mode in (mode for mode in THINKING_METHODS if mode != "none"):
         model.config.thinking_mode = mode
         rollout = think(model, output_logits=True)
