@@ -191,12 +191,15 @@ def _how_it_thinks(config) -> str:
     until = "until the answer marker"
     if config.thinking_count is not None:
         until = f"for the first {config.thinking_count} tokens of a completion"
-    elif config.thinking_answer_start is None:
+    elif not config.ends_by_marker:
         until = "over the whole completion"
-    if not config.thinking_method.fuses:
+    method = config.thinking_method
+    if not method.fuses:
         return f" It pauses before it writes: {until}, its tokens are placeholders."
+    if method.schedule not in ("until_marker", "count", "always"):
+        until += f", where the schedule `{method.schedule}` says so"
     fed = "its embedding mixed with a state of the model"
-    if config.thinking_method.mixer == "replace":
+    if method.mixer == "replace":
         fed = "a state of the model in the place of an embedding"
     return f" It thinks in its own vector space while it writes: {until}, the input of each token is {fed}."
 
