@@ -31,7 +31,11 @@ OWN_CODE = {
         "thinking_noise.StateNoise.__call__",
         "modeling_thinking.ThinkingCausalLMMixin.thinking_noise_scale",
     ],
-    "gumbel": ["thinking_density.gumbel_log_density", "row_draws.RowDraws.gumbel", "thinking_noise.StateNoise._gumbel"],
+    "gumbel": [
+        "thinking_density.gumbel_log_density",
+        "row_draws.RowDraws.gumbel",
+        "thinking_noise.StateNoise._gumbel",
+    ],
     "tarpo": [
         "thinking_schedules.HeadRule",
         "thinking_density.choice_log_density",

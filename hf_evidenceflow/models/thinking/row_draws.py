@@ -1,8 +1,7 @@
 """Random numbers that belong to a row and a step of a rollout, whatever rows are next to it.
 
 Each row gets a key from torch's global generator, once a call; the numbers of its steps are hashes of the key. So the
-same seed gives the same numbers in any batch, nothing waits for the device, and the draws of tokens stay what they are
-without them.
+same seed gives the same numbers in any batch, and nothing waits for the device.
 
 Source: the mixing function of SplitMix64 (Steele, Lea, Flood 2014).
 
