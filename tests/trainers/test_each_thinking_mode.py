@@ -92,4 +92,4 @@ def test_it_is_trained_saved_loaded_decoded_evaluated_and_audited(mode, family, 
             audit_thinking(model, tokenizer, rows, exact, max_new_tokens=7)
         return
     audit = audit_thinking(model, tokenizer, rows, exact, max_new_tokens=7, batch_size=4)
-    assert {kind for kind in audit.summary()} >= {"on", "off", "zero", "shuffle", "mean"}
+    assert set(audit.summary()) >= {"on", "off", "zero", "shuffle", "mean"}
