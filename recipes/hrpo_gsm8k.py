@@ -66,7 +66,9 @@ class ScriptArguments:
         thinking_mode, thinking_residual_r_min, thinking_residual_r_max, thinking_residual_c,
         thinking_projection_layers, thinking_projection_norm, thinking_projection_dropout,
         thinking_projection_init_std, thinking_answer_start, thinking_count, thinking_token_policy,
-        thinking_placeholder_id (*optional*):
+        thinking_placeholder_id, thinking_source, thinking_mixer, thinking_schedule, thinking_noise, thinking_top_k,
+        thinking_temperature, thinking_sigma, thinking_noise_dropout, thinking_fusion, thinking_min_latent,
+        thinking_min_text, thinking_max_blocks, thinking_threshold, thinking_start_id, thinking_end_id (*optional*):
             Fields of the model's config. What is not given stays as in the checkpoint, such as one of
             `recipes/latent_sft.py`. `thinking_answer_start=none` thinks over the whole completion.
         plot (`bool`, *optional*, defaults to `True`):
@@ -94,6 +96,21 @@ class ScriptArguments:
     thinking_count: int | None = None
     thinking_token_policy: str | None = None
     thinking_placeholder_id: int | None = None
+    thinking_source: str | None = None
+    thinking_mixer: str | None = None
+    thinking_schedule: str | None = None
+    thinking_noise: str | None = None
+    thinking_top_k: int | None = None
+    thinking_temperature: float | None = None
+    thinking_sigma: float | None = None
+    thinking_noise_dropout: float | None = None
+    thinking_fusion: float | None = None
+    thinking_min_latent: int | None = None
+    thinking_min_text: int | None = None
+    thinking_max_blocks: int | None = None
+    thinking_threshold: float | None = None
+    thinking_start_id: int | None = None
+    thinking_end_id: int | None = None
     plot: bool = True
     shown_samples: int = 4
 

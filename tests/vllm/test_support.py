@@ -39,6 +39,20 @@ def test_mode_none_has_vllm_s_own_limits_only(checkpoint, name):
     config_of(checkpoint(), **REFUSED[name], hf_overrides={"thinking_mode": "none"})
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"thinking_mode": "swi"}, "thinking_schedule='entropy'"),
+        ({"thinking_mode": "gumbel"}, "thinking_noise='gumbel'"),
+        ({"thinking_mode": "soft", "thinking_top_k": 5}, "thinking_top_k=5"),
+        ({"thinking_mode": "soft", "thinking_mixer": "add"}, "thinking_mixer='add'"),
+    ],
+)
+def test_a_way_of_thinking_that_vllm_cannot_follow_is_refused_by_name(checkpoint, fields, name):
+    with pytest.raises(Exception, match=f"`{name}` .* does not run on vLLM"):
+        config_of(checkpoint(), hf_overrides=fields)
+
+
 def test_the_v1_runner_is_refused_with_the_variable_that_chooses_the_other(checkpoint, monkeypatch):
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     with pytest.raises(Exception, match="the V1 model runner: .* VLLM_USE_V2_MODEL_RUNNER=1"):
