@@ -1,6 +1,6 @@
 """
 Audit a thinking checkpoint: is its accuracy made by its states? With thinking as trained, off, with zero states, with
-those of other problems, and with their mean.
+those of other problems, with their mean, and with the direction of another problem's.
 
 ```bash
 python recipes/audit_thinking.py --model_name_or_path outputs/latent --output_dir outputs/audit --task sets
@@ -9,15 +9,24 @@ python recipes/audit_thinking.py --model_name_or_path outputs/hrpo-gsm8k --outpu
 ```
 
 All completions are greedy, of the same problems and with the same budget of tokens, so that the differences are
-paired. Where `shuffle` and `zero` cost nothing, the states carry nothing that the answer needs.
+paired. Where `swap` and `zero` cost nothing, the states carry nothing that the answer needs.
 
-Hardware: a GPU that holds the model, or a CPU for a small one; five evaluations.
+A latent model of another library needs a Python file with a function `load(model_name_or_path)` that returns
+`generate(prompts, intervention)`, the texts of a batch, under a kind of intervention or `None`:
 
-Outputs, in `output_dir`: `audit.md` (one table), `audit.json` (the same numbers), `completions.jsonl` (one row per
-problem, with the completion and score under each intervention), `run.json` (the run record).
+```bash
+python recipes/audit_thinking.py --model_name_or_path codi-gpt2 --output_dir outputs/audit-codi --adapter codi_audit.py
+```
+
+Hardware: a GPU that holds the model, or a CPU for a small one; seven evaluations.
+
+Outputs, in `output_dir`: `audit.html` with `audit.png` (the finding, a picture, the table, completions that changed),
+`audit.md` (finding and table), `audit.json` (the same numbers), `completions.jsonl` (one row per problem, with the
+completion and score under each intervention), `run.json` (the run record).
 """
 
 import json
+import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +36,9 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
+from hf_evidenceflow.evaluation.audit_page import write_audit_page
 from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
-from hf_evidenceflow.evaluation.thinking_audit import ThinkingAudit, audit_thinking
+from hf_evidenceflow.evaluation.thinking_audit import ThinkingAudit, audit_generation, audit_thinking
 from hf_evidenceflow.models.from_scratch import parse_overrides
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.thinking.intervention import INTERVENTIONS
@@ -74,6 +84,9 @@ class AuditArguments:
             Completions generated at once, between which states are exchanged.
         thinking_mode (`str`, *optional*):
             Mode of the model. If not given, the checkpoint's.
+        adapter (`str`, *optional*):
+            Python file with `load`, for a model of another library. It gets the prompts as they are in the data, sees
+            to its own budget of tokens, and is run as it stands: use files that you trust.
         chat_template_kwargs (`dict`, *optional*):
             As in `recipes/evaluate_gsm8k.py`.
         dtype, device, revision, attn_implementation (`str`, *optional*), trust_remote_code (`bool`, *optional*):
@@ -95,6 +108,7 @@ class AuditArguments:
     max_new_tokens: int = 64
     batch_size: int = 64
     thinking_mode: str | None = None
+    adapter: str | None = None
     chat_template_kwargs: dict | str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -133,33 +147,60 @@ def main(argv: list[str] | None = None) -> ThinkingAudit:
     set_seed(args.seed)
     args.chat_template_kwargs = evaluation_chat_template_kwargs(args.chat_template_kwargs, args.model_name_or_path)
     with run_record(args.output_dir, audit=args) as record:
-        model, tokenizer = load_model(
-            args.model_name_or_path,
-            device=args.device,
-            thinking_mode=args.thinking_mode,
-            revision=args.revision,
-            trust_remote_code=args.trust_remote_code,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-        )
-        rows, reward = load_problems(args, conversational=chat_form(tokenizer, args.conversational))
-        with tqdm(total=len(rows) * (1 + len(args.interventions)), desc="audit", unit="completion") as bar:
-            audit = audit_thinking(
-                model,
-                tokenizer,
-                rows,
-                reward,
-                max_new_tokens=args.max_new_tokens,
-                interventions=args.interventions,
-                batch_size=args.batch_size,
-                seed=args.seed,
-                chat_template_kwargs=args.chat_template_kwargs,
-                on_batch=bar.update,
-            )
+        rows, audit = audit_own(args) if args.adapter is None else audit_foreign(args)
         save(audit, rows, args)
         record.add(metrics={"problems": len(rows), **audit.summary()})
-    print(audit.table())
+    print(audit.table(), audit.finding(), sep="\n\n")
     return audit
+
+
+def audit_own(args: AuditArguments) -> tuple[list[dict], ThinkingAudit]:
+    """Problems and audit of a thinking checkpoint."""
+    model, tokenizer = load_model(
+        args.model_name_or_path,
+        device=args.device,
+        thinking_mode=args.thinking_mode,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+    )
+    rows, reward = load_problems(args, conversational=chat_form(tokenizer, args.conversational))
+    with progress(args, rows) as bar:
+        return rows, audit_thinking(
+            model,
+            tokenizer,
+            rows,
+            reward,
+            max_new_tokens=args.max_new_tokens,
+            interventions=args.interventions,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            chat_template_kwargs=args.chat_template_kwargs,
+            on_batch=bar.update,
+        )
+
+
+def audit_foreign(args: AuditArguments) -> tuple[list[dict], ThinkingAudit]:
+    """Problems and audit of a model of another library."""
+    adapter = runpy.run_path(args.adapter)
+    if "load" not in adapter:
+        raise ValueError(f"`{args.adapter}` has no function `load(model_name_or_path)`. Define it there.")
+    rows, reward = load_problems(args, conversational=bool(args.conversational))
+    with progress(args, rows) as bar:
+        return rows, audit_generation(
+            adapter["load"](args.model_name_or_path),
+            rows,
+            reward,
+            interventions=args.interventions,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            on_batch=bar.update,
+        )
+
+
+def progress(args: AuditArguments, rows: list[dict]) -> tqdm:
+    return tqdm(total=len(rows) * (1 + len(args.interventions)), desc="audit", unit="completion")
 
 
 def load_problems(args: AuditArguments, conversational: bool | str):
@@ -183,12 +224,13 @@ def load_problems(args: AuditArguments, conversational: bool | str):
 
 def save(audit: ThinkingAudit, rows: list[dict], args: AuditArguments) -> None:
     folder = Path(args.output_dir)
-    title = (
-        f"# Audit of {Path(args.model_name_or_path).name}\n\n{len(rows)} problems of `{args.task}`, greedy, at most "
-    )
-    text = f"{title}{args.max_new_tokens} tokens a completion.\n\n{audit.table()}\n"
-    atomic_write_text(folder / "audit.md", text)
-    atomic_write_json(folder / "audit.json", {"problems": len(rows), "interventions": audit.summary()})
+    title = f"Audit of {Path(args.model_name_or_path).name}"
+    headline = f"{len(rows)} problems of `{args.task}`, greedy"
+    headline += f", at most {args.max_new_tokens} tokens a completion." if args.adapter is None else "."
+    atomic_write_text(folder / "audit.md", f"# {title}\n\n{headline}\n\n{audit.finding()}\n\n{audit.table()}\n")
+    numbers = {"problems": len(rows), "finding": audit.finding(), "interventions": audit.summary()}
+    atomic_write_json(folder / "audit.json", numbers)
+    write_audit_page(audit, folder / "audit.html", title, headline.replace("`", ""), rows)
     lines = []
     for index, row in enumerate(rows):
         completions = {kind: each[index].text for kind, each in audit.completions.items()}

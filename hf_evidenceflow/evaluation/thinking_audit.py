@@ -4,7 +4,6 @@ The patterns that are read into latent thoughts are found in control models too 
 intervention tells.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +20,22 @@ from .statistics import holm, paired_difference, proportion_interval
 
 TRAINED = "on"
 _INTERVAL = "95 % interval"
-_COLUMNS = ("thinking", "accuracy", _INTERVAL, "as trained minus this", _INTERVAL, "p (Holm)", "changed", "tokens")
+AUDIT_COLUMNS = (
+    *("thinking", "accuracy", _INTERVAL, "as trained minus this", _INTERVAL),
+    *("p (Holm)", "changed", "tokens"),
+)
+_OTHERS = ("swap", "shuffle")  # states of other problems
+_TAKEN = ("zero", "off")
+_FINDINGS = {
+    "own": "The answers come from the states: with those of other problems they are worse.",
+    "norm": (
+        "The answers come from the norms of the states: with the norm of a row's own state and the direction of "
+        "another problem's they are as good, with another problem's state they are worse."
+    ),
+    "any": "The answers need a state, but not their own: with those of other problems they are as good.",
+    "mixed": "The mean of the states in their place makes the answers worse, and nothing else does.",
+    "nothing": "No sign that the answers need the states.",
+}
 
 
 @dataclass
@@ -70,9 +84,42 @@ class ThinkingAudit:
             row["difference"] = paired_difference(scores, self.scores[TRAINED], seed=self.seed)._asdict()
         return row
 
+    def rows(self) -> list[list[str]]:
+        """Cells of the table, in the order of [`AUDIT_COLUMNS`]."""
+        return [_cells(kind, row) for kind, row in self.summary().items()]
+
     def table(self) -> str:
         """The summary in Markdown."""
-        return markdown_table(_COLUMNS, [_cells(kind, row) for kind, row in self.summary().items()])
+        return markdown_table(AUDIT_COLUMNS, self.rows())
+
+    def costs(self, kind: str) -> bool:
+        """Whether an intervention makes the answers worse: p below .05 after Holm."""
+        difference = self.summary()[kind]["difference"]
+        return difference["value"] > 0 and difference["p_holm"] < 0.05
+
+    def finding(self) -> str:
+        """
+        What the interventions say about the states, in one or two sentences. An effect that these problems are too few
+        for is not found, so that the largest one that goes with the intervals is named.
+        """
+        differences = {kind: row["difference"] for kind, row in self.summary().items() if kind != TRAINED}
+        costly = [kind for kind in differences if self.costs(kind)]
+        harmless = [kind for kind in differences if kind not in costly]
+        text = _FINDINGS[_pattern(costly, harmless)]
+        if harmless:
+            most = max(differences[kind]["high"] for kind in harmless)
+            text += f" Costs nothing that {len(self.scores[TRAINED])} problems show: {', '.join(harmless)}"
+            text += f" (at most {most:.3f} of accuracy)."
+        return text
+
+
+def _pattern(costly, harmless) -> str:
+    """Key of [`_FINDINGS`]."""
+    if any(kind in costly for kind in _OTHERS):
+        return "norm" if "direction" in harmless else "own"
+    if any(kind in costly for kind in _TAKEN):
+        return "any"
+    return "mixed" if costly else "nothing"
 
 
 def _cells(kind, row) -> list[str]:
@@ -104,7 +151,7 @@ def audit_thinking(
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Thinking model.
+            Thinking model. For one of another library: [`audit_generation`].
         rows (`Sequence[Mapping]`):
             At least two problems, each with `prompt` (text or chat messages) and `answer`.
         reward ([`Reward`]):
@@ -140,35 +187,105 @@ def audit_thinking(
     if not (isinstance(base, ThinkingGenerationMixin) and model.config.thinking_mode != "none"):
         raise ValueError(
             f"{type(base).__name__} does not think, so there is nothing to intervene in. Load a thinking checkpoint "
-            "with `load_thinking_model`, in a `thinking_mode` other than 'none'."
+            "with `load_thinking_model`, in a `thinking_mode` other than 'none'; or give a model of another library "
+            "to `audit_generation` as a function."
         )
-    if len(rows) < 2 or batch_size < 2:
+    batch_size = _no_one_alone(len(rows), batch_size)
+    prompts = [row["prompt"] for row in rows]
+
+    def complete(kind):
+        with nullcontext() if kind == TRAINED else ThinkingIntervention(kind):
+            yield from generate_completions(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+
+    return _audit(complete, rows, reward, interventions, seed, on_batch)
+
+
+def audit_generation(
+    generate: Callable[[list, str | None], list[str]],
+    rows: Sequence[Mapping[str, Any]],
+    reward: Callable[..., Sequence[float]],
+    *,
+    interventions: Sequence[str] = INTERVENTIONS,
+    batch_size: int = 64,
+    seed: int = 0,
+    count_tokens: Callable[[str], int] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> ThinkingAudit:
+    """
+    [`audit_thinking`] of a latent model of another library.
+
+    Args:
+        generate (`Callable[[list, str | None], list[str]]`):
+            Completes a batch of prompts, as they stand in `rows`, under a kind of intervention, `None` for thinking as
+            trained; returns the texts. It sees to it that all kinds have the same budget of tokens.
+        interventions (`Sequence[str]`, *optional*):
+            Kinds that `generate` knows; those of [`ThinkingIntervention`] are understood by
+            [`~ThinkingAudit.finding`].
+        count_tokens (`Callable[[str], int]`, *optional*):
+            Length of a text in tokens; by default in words.
+        rows, reward, batch_size, seed, on_batch:
+            As in [`audit_thinking`].
+
+    Example:
+
+    ```python
+    >>> def generate(prompts, intervention):
+    ...     with exchanged_states(codi, intervention):  # whatever the other library needs
+    ...         return codi.answer(prompts, max_new_tokens=64)
+    >>> audit = audit_generation(generate, rows, gsm8k_reward, interventions=("zero", "swap"))
+    >>> print(audit.finding())
+    ```
+    """
+    batch_size = _no_one_alone(len(rows), batch_size)
+    count_tokens = (lambda text: len(text.split())) if count_tokens is None else count_tokens
+
+    def complete(kind):
+        for start in range(0, len(rows), batch_size):
+            prompts = [row["prompt"] for row in rows[start : start + batch_size]]
+            texts = generate(prompts, None if kind == TRAINED else kind)
+            if len(texts) != len(prompts):
+                raise ValueError(f"`generate` must return {len(prompts)} texts, one a prompt, got {len(texts)}.")
+            yield [
+                Completion(index, 0, prompt, text, count_tokens(prompt), count_tokens(text), *_UNKNOWN)
+                for index, (prompt, text) in enumerate(zip(map(str, prompts), texts), start)
+            ]
+
+    return _audit(complete, rows, reward, interventions, seed, on_batch)
+
+
+_UNKNOWN = (True, None, None, 0.0)  # of a completion whose text alone is known
+
+
+def _no_one_alone(count: int, batch_size: int) -> int:
+    """The batch size, larger where the last batch would have a single row."""
+    if count < 2 or batch_size < 2:
         raise ValueError(
             f"States are exchanged between problems: at least 2 problems and a `batch_size` of 2 are needed, got "
-            f"{len(rows)} and {batch_size}."
+            f"{count} and {batch_size}."
         )
-    while len(rows) % batch_size == 1:
+    while count % batch_size == 1:
         batch_size += 1
-    prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
-    complete = functools.partial(
-        generate_completions,
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        chat_template_kwargs=chat_template_kwargs,
-    )
+    return batch_size
+
+
+def _audit(complete, rows, reward, interventions, seed, on_batch) -> ThinkingAudit:
     completions: dict[str, list[Completion]] = {}
     scores: dict[str, list[float]] = {}
+    answers = [row["answer"] for row in rows]
     for kind in (TRAINED, *interventions):
         found: list[Completion] = []
-        with nullcontext() if kind == TRAINED else ThinkingIntervention(kind):
-            for batch in complete():
-                found += batch
-                if on_batch is not None:
-                    on_batch(len(batch))
+        for batch in complete(kind):
+            found += batch
+            if on_batch is not None:
+                on_batch(len(batch))
         completions[kind] = sorted(found, key=lambda completion: completion.index)
         texts = [completion.text for completion in completions[kind]]
         scores[kind] = [float(score) for score in reward(completions=texts, answer=answers)]

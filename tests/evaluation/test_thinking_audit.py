@@ -5,11 +5,12 @@ import torch
 from tiny_models import TINY
 
 from hf_evidenceflow import ThinkingQwen2Config, ThinkingQwen2ForCausalLM
-from hf_evidenceflow.evaluation.thinking_audit import audit_thinking
+from hf_evidenceflow.evaluation.thinking_audit import audit_generation, audit_thinking
 
 
 WORDS = "abcdefghijk"
 PLACEHOLDER = 60
+KINDS = ["off", "zero", "shuffle", "mean", "swap", "direction"]
 
 
 def exact(completions, answer):
@@ -49,16 +50,17 @@ def found_out(thinker, tokenizer):
     return audit_thinking(thinker, tokenizer, rows, exact, max_new_tokens=2, batch_size=4)
 
 
-@pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_whose_answer_comes_from_its_state_is_found_out(found_out, kind):
     summary = found_out.summary()
     assert summary["on"]["accuracy"]["value"] == 1
     assert summary[kind]["accuracy"]["value"] < 0.5
     assert summary[kind]["difference"]["low"] > 0.2 and summary[kind]["difference"]["p_holm"] < 0.05
     assert summary[kind]["changed"] > 0.5
+    assert found_out.finding() == "The answers come from the states: with those of other problems they are worse."
 
 
-@pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_whose_states_do_nothing_shows_nothing(tokenizer, kind):
     model = make_model(thinking_mode="projection", thinking_count=3)
     with torch.no_grad():
@@ -69,12 +71,77 @@ def test_a_model_whose_states_do_nothing_shows_nothing(tokenizer, kind):
     row = audit.summary()[kind]
     assert row["accuracy"]["value"] == 1 and row["changed"] == 0
     assert (row["difference"]["low"], row["difference"]["high"], row["difference"]["p_holm"]) == (0, 0, 1)
+    assert audit.finding().startswith("No sign that the answers need the states.")
+
+
+def lengths_only(model):
+    """What follows a position depends on the norm of its input alone."""
+    steps = torch.linspace(1, 60, TINY["hidden_size"])
+    model.model.layers[0].register_forward_pre_hook(
+        lambda layer, inputs: ((inputs[0].norm(dim=-1, keepdim=True) * steps).sin(), *inputs[1:])
+    )
+    return model
+
+
+def test_a_model_that_uses_only_the_norm_of_its_states_is_found_out(tokenizer):
+    policy = {"thinking_token_policy": "placeholder", "thinking_placeholder_id": PLACEHOLDER}
+    model = lengths_only(without_attention(make_model(**policy)))
+    rows = rows_of(model, tokenizer, 2)
+    assert len({row["answer"] for row in rows}) > 5
+    audit = audit_thinking(model, tokenizer, rows, exact, max_new_tokens=2)
+    assert audit.scores["direction"] == [1.0] * len(WORDS)
+    assert audit.costs("swap") and audit.costs("zero")
+    assert audit.finding().startswith("The answers come from the norms of the states")
+
+
+def letters(generate, **options):
+    """Audit of a function on problems whose answer is their prompt."""
+    return audit_generation(generate, [{"prompt": word, "answer": word} for word in WORDS], exact, **options)
+
+
+def test_a_function_that_generates_is_audited_as_it_intervenes():
+    seen = []
+
+    def generate(prompts, intervention):
+        seen.append((len(prompts), intervention))
+        return ["0" if intervention in ("swap", "zero") else prompt for prompt in prompts]
+
+    audit = letters(generate, interventions=("swap", "zero", "mean"), batch_size=5)
+    assert seen == [(size, kind) for kind in (None, "swap", "zero", "mean") for size in (6, 5)]
+    assert [sum(scores) for scores in audit.scores.values()] == [11, 0, 0, 11]
+    assert audit.finding().startswith("The answers come from the states: with those of other problems they are worse.")
+
+
+def test_a_function_that_loses_a_prompt_is_refused():
+    with pytest.raises(ValueError, match="must return 11 texts, one a prompt, got 10"):
+        letters(lambda prompts, kind: prompts[1:])
+
+
+@pytest.mark.parametrize(
+    ("costly", "finding"),
+    [
+        (("swap", "direction"), "come from the states"),
+        (("swap",), "come from the norms"),
+        (("zero",), "need a state, but not their own"),
+        (("mean",), "nothing else does"),
+        ((), "No sign"),
+    ],
+)
+def test_the_finding_follows_from_what_costs(costly, finding):
+    assert finding in letters(lambda prompts, kind: [""] * 11 if kind in costly else prompts).finding()
+
+
+def test_a_difference_that_few_problems_cannot_show_is_named_with_its_interval():
+    audit = letters(lambda prompts, kind: prompts if kind != "zero" else ["", *prompts[1:]])
+    assert not audit.costs("zero")
+    assert audit.summary()["zero"]["difference"]["high"] == pytest.approx(3 / 11)
+    assert "zero" in audit.finding() and "(at most 0.273 of accuracy)" in audit.finding()
 
 
 def test_all_runs_have_the_same_budget_of_tokens(found_out):
     summary = found_out.summary()
     assert {row["mean_tokens"] for row in summary.values()} == {2}
-    assert [row["thinking_tokens"] for row in summary.values()] == [1, 0, 1, 1, 1]
+    assert [row["thinking_tokens"] for row in summary.values()] == [1, 0, 1, 1, 1, 1, 1]
 
 
 def test_completions_are_in_the_order_of_the_problems(found_out):
@@ -83,7 +150,7 @@ def test_completions_are_in_the_order_of_the_problems(found_out):
 
 def test_the_table_has_a_row_for_each_intervention(found_out):
     lines = found_out.table().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["on", "off", "zero", "shuffle", "mean"]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["on", *KINDS]
     assert lines[2].split("|")[2].strip() == "1.0000"
 
 

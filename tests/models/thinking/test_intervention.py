@@ -7,10 +7,11 @@ import torch
 from thinking_models import MASK, PROMPTS, make_thinker, think
 
 from hf_evidenceflow import RolloutEngine, ThinkingIntervention
-from hf_evidenceflow.models.thinking.intervention import StateIntervention, current_intervention, derangement
+from hf_evidenceflow.models.thinking.intervention import StateIntervention, Swap, current_intervention, derangement
 
 
 FUSING = ["coconut", "codi", "soft", "projection", "embedding"]
+PARTNERS = derangement(PROMPTS.unique(dim=0, return_inverse=True)[1])
 each_loop = pytest.mark.parametrize("engine", [False, True], ids=["stock", "engine"])
 
 
@@ -49,7 +50,7 @@ def test_off_feeds_the_placeholders_of_thoughts_as_themselves(mode, engine):
     assert under("off", make_thinker(mode), **loop(engine)).sequences.tolist() == expected.sequences.tolist()
 
 
-@pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean"])
+@pytest.mark.parametrize("kind", ["off", "zero", "shuffle", "mean", "swap", "direction"])
 def test_pause_has_no_states_to_intervene_in(kind):
     expected = think(make_thinker("pause"))
     assert under(kind, make_thinker("pause")).sequences.tolist() == expected.sequences.tolist()
@@ -87,7 +88,60 @@ def test_mean_gives_each_row_the_mean_of_the_first_states(mode, engine):
     torch.testing.assert_close(output.thinking_states[:, 0], states.mean(0).expand(3, -1))
 
 
-@pytest.mark.parametrize("kind", ["zero", "shuffle", "mean"])
+@torch.no_grad()
+def own_states(model, output):
+    """What each row's thoughts would be, given the inputs that it had, `(B, 3, H)`."""
+    mask = torch.cat([MASK, MASK.new_ones(3, 8)], dim=1)
+    inputs = {"thinking_states": output.thinking_states, "thinking_mask": output.thinking_mask}
+    scores = model(output.sequences, attention_mask=mask, **inputs).logits.float()
+    width = PROMPTS.shape[1]
+    return scores[:, width - 1 : width + 2].softmax(-1).double() @ model.get_input_embeddings().weight
+
+
+@each_loop
+def test_swap_feeds_the_whole_train_of_thought_of_one_other_row(engine):
+    model = make_thinker("soft")
+    output = under("swap", model, **loop(engine))
+    own, fed = own_states(model, output), output.thinking_states[:, :3]
+    torch.testing.assert_close(fed, own[PARTNERS], atol=1e-5, rtol=0)
+    assert (own[0] - own[1]).norm(dim=-1).min() > 0.1
+
+
+@each_loop
+def test_direction_keeps_the_norm_of_a_rows_own_state(engine):
+    model = make_thinker("soft")
+    output = under("direction", model, **loop(engine))
+    own, fed = own_states(model, output), output.thinking_states[:, :3]
+    torch.testing.assert_close(fed.norm(dim=-1), own.norm(dim=-1), atol=1e-5, rtol=0)
+    cosine = torch.cosine_similarity(fed, own[PARTNERS], dim=-1)
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-5, rtol=0)
+
+
+def test_a_swap_keeps_its_partners_and_their_last_states():
+    swap = Swap(torch.tensor([0, 1, 0, 2]))
+    states = torch.arange(8.0).view(4, 2)
+    partners = swap(states, torch.arange(4))
+    rows = torch.tensor([3, 1])
+    later = swap(states[rows] + 10, rows)
+    for place, row in enumerate(rows.tolist()):
+        partner = partners[row]
+        expected = partner + 10 if partner.tolist() in states[rows].tolist() else partner
+        assert later[place].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("groups", [[0], [0, 0], [0, 0, 0, 1]])
+def test_a_swap_needs_a_partner_with_another_prompt(groups):
+    with pytest.raises(ValueError, match="no more than half of the rows may share one"):
+        Swap(torch.tensor(groups))
+
+
+def test_a_swap_needs_all_rows_at_the_same_time():
+    model = make_thinker("soft")
+    with pytest.raises(ValueError, match="Leave the engine's `max_rows` out"):
+        under("swap", model, custom_generate=RolloutEngine(max_rows=1))
+
+
+@pytest.mark.parametrize("kind", ["zero", "shuffle", "mean", "swap", "direction"])
 @pytest.mark.parametrize("mode", FUSING)
 def test_both_loops_intervene_alike(mode, kind):
     model = make_thinker(mode)
@@ -156,5 +210,5 @@ def test_other_threads_think_undisturbed():
 
 
 def test_an_unknown_kind_is_an_error():
-    with pytest.raises(ValueError, match="'off', 'zero', 'shuffle', 'mean', got 'swap'"):
-        ThinkingIntervention("swap")
+    with pytest.raises(ValueError, match="'swap', 'direction', got 'exchange'"):
+        ThinkingIntervention("exchange")
