@@ -30,9 +30,9 @@ def without_attention(model):
     return model
 
 
-def rows_of(model, tokenizer, new_tokens):
+def rows_of(model, tokenizer, new_tokens, words=WORDS):
     """Problems whose right answers are what the model says, thinking."""
-    found = [{"prompt": word, "answer": ""} for word in WORDS]
+    found = [{"prompt": word, "answer": ""} for word in words]
     audit = audit_thinking(model, tokenizer, found, exact, max_new_tokens=new_tokens, interventions=())
     return [row | {"answer": each.text} for row, each in zip(found, audit.completions["on"])]
 
@@ -86,10 +86,9 @@ def lengths_only(model):
 def test_a_model_that_uses_only_the_norm_of_its_states_is_found_out(tokenizer):
     policy = {"thinking_token_policy": "placeholder", "thinking_placeholder_id": PLACEHOLDER}
     model = lengths_only(without_attention(make_model(**policy)))
-    rows = rows_of(model, tokenizer, 2)
-    assert len({row["answer"] for row in rows}) > 5
+    rows = rows_of(model, tokenizer, 2, words="abcdefghijklmnopqrstuvwxyz0123456789")
     audit = audit_thinking(model, tokenizer, rows, exact, max_new_tokens=2)
-    assert audit.scores["direction"] == [1.0] * len(WORDS)
+    assert audit.scores["on"] == audit.scores["direction"] == [1.0] * len(rows)
     assert audit.costs("swap") and audit.costs("zero")
     assert audit.finding().startswith("The answers come from the norms of the states")
 

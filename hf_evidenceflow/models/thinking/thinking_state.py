@@ -130,7 +130,7 @@ class ThinkingState:
         states = self._states(scores, hidden, probs, rows)
         if self.intervene is None:
             return states
-        needed = self._at_hand(rows).nonzero().squeeze(1)
+        needed = _take(self.thinking, rows).nonzero().squeeze(1)  # also where a rule says no: others get their states
         return states.index_put((needed,), self.intervene(states[needed], needed if rows is None else rows[needed]))
 
     def _decide(self, probs, hidden, rows):
@@ -157,7 +157,8 @@ class ThinkingState:
         # A choice of rows would wait for an accelerator
         if not (self.on_host and self.source.reads_scores):
             return self.source(scores, hidden, probs)
-        needed = self._at_hand(rows).nonzero().squeeze(1)
+        needed = self._at_hand(rows) if self.intervene is None else _take(self.thinking, rows)
+        needed = needed.nonzero().squeeze(1)
         states = self.source.embedding.new_zeros(len(scores), self.source.embedding.shape[1])
         if len(needed):
             hidden = None if hidden is None else hidden[needed]

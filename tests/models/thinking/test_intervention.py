@@ -8,6 +8,7 @@ from thinking_models import MASK, PROMPTS, make_thinker, think
 
 from hf_evidenceflow import RolloutEngine, ThinkingIntervention
 from hf_evidenceflow.models.thinking.intervention import StateIntervention, Swap, current_intervention, derangement
+from hf_evidenceflow.models.thinking.thinking_schedules import HeadRule
 
 
 FUSING = ["coconut", "codi", "soft", "projection", "embedding"]
@@ -133,6 +134,18 @@ def test_a_swap_keeps_its_partners_and_their_last_states():
 def test_a_swap_needs_a_partner_with_another_prompt(groups):
     with pytest.raises(ValueError, match="no more than half of the rows may share one"):
         Swap(torch.tensor(groups))
+
+
+@each_loop
+@pytest.mark.parametrize("kind", ["shuffle", "mean", "swap", "direction"])
+def test_a_row_that_thinks_alone_gets_what_another_would_have_thought(kind, engine, monkeypatch):
+    model = make_thinker("tarpo", count=8)
+    only_the_first = torch.tensor([True, False, False])
+    monkeypatch.setattr(HeadRule, "decide", lambda self, memory, probs, hidden: (only_the_first, memory))
+    output = under(kind, model, **loop(engine))
+    assert output.thinking_mask.tolist() == [[True] * 8, [False] * 8, [False] * 8]
+    assert output.thinking_states[0, 0].any()
+    assert not torch.allclose(output.thinking_states[0, 0], think(model, **loop(engine)).thinking_states[0, 0])
 
 
 def test_a_swap_needs_all_rows_at_the_same_time():
