@@ -6,7 +6,7 @@ import math
 from accelerate.utils import is_peft_model
 from transformers import logging
 
-from ..models.thinking.thinking_methods import THINKING_METHODS
+from ..models.thinking.thinking_methods import THINKING_METHODS, changed_method
 from .hrpo_setup import thinking_config
 from .policy import load_policy
 
@@ -34,7 +34,10 @@ def load_latent_model(model, args, tokenizer, rows):
         raise ValueError(f"`thinking_mode` must be one of {', '.join(map(repr, THINKING_METHODS))}, got {mode!r}.")
     fields = thinking_fields(mode, args, tokenizer, rows)
     check_forward(mode, args)
-    if fields["thinking_count"] is None and THINKING_METHODS[mode].fuses:
+    method = changed_method(mode, schedule=None if mode == "none" else config.thinking_schedule)
+    if method.schedule not in ("until_marker", "count", "always"):
+        check_schedule(method.schedule, config, rows)
+    elif fields["thinking_count"] is None and method.fuses:
         check_marker(config.thinking_answer_start, args, tokenizer, rows)
     if is_path:
         args = copy.copy(args)
@@ -156,6 +159,27 @@ def check_marker(marker: str | None, args, tokenizer, rows) -> None:
             "that marker, and take one that is a single token of the tokenizer; or set `thinking_count`, if all rows "
             "have as many thoughts."
         )
+
+
+def check_schedule(schedule: str, config, rows) -> None:
+    """
+    A `ValueError` if decoding would not think where the rows do, between the prompt and the text after the thoughts.
+    """
+    if schedule != "boundary":
+        raise ValueError(
+            f"The schedule {schedule!r} chooses itself which tokens are thoughts, and the rows train those between "
+            "prompt and answer. Train a mode that thinks there, such as 'soft', and set `thinking_mode` or "
+            "`thinking_schedule` behind it; or train with HRPOTrainer."
+        )
+    start, end = config.thinking_start_id, config.thinking_end_id
+    for row in rows:
+        found = row["prompt_ids"][-1], row["answer_ids"][0]
+        if found != (start, end):
+            raise ValueError(
+                f"Decoding thinks between the tokens `thinking_start_id={start}` and `thinking_end_id={end}`, and a "
+                f"row has its thoughts between {found[0]} and {found[1]}. Let prompts end with the first one, and "
+                "`answer_template` begin with the second."
+            )
 
 
 def placeholder_id(args, tokenizer) -> int:

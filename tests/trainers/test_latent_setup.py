@@ -111,6 +111,24 @@ def test_a_marker_of_two_tokens_is_refused(make):
         make(model=make_thinking_model("soft", thinking_answer_start="####"), answer_template="####{answer}")
 
 
+def test_a_schedule_that_chooses_by_itself_is_refused(make):
+    with pytest.raises(ValueError, match="The schedule 'entropy' chooses itself which tokens are thoughts"):
+        make(model=make_thinking_model("soft", thinking_schedule="entropy"))
+
+
+def boundary_model(tokenizer, start):
+    ids = dict(zip(("thinking_start_id", "thinking_end_id"), tokenizer.convert_tokens_to_ids([start, "="])))
+    return make_thinking_model("soft", thinking_schedule="boundary", **ids)
+
+
+def test_thoughts_between_two_tokens_are_trained_between_them(make, tokenizer):
+    rows = [row | {"prompt": row["prompt"] + "!"} for row in TARGETS]
+    trainer = make(rows=rows, model=boundary_model(tokenizer, "!"), max_steps=1)
+    trainer.train()
+    with pytest.raises(ValueError, match="Let prompts end with the first one, and `answer_template` begin with"):
+        make(rows=rows, model=boundary_model(tokenizer, "?"))
+
+
 @pytest.mark.parametrize("settings", [{}, {"thinking_mode": None}])
 def test_a_model_that_does_not_think_is_refused(tmp_path, plain_checkpoint, settings):
     model = Qwen2ForCausalLM.from_pretrained(plain_checkpoint)
