@@ -88,7 +88,7 @@ def of_weights(module: torch.nn.Module, name: str, weights: tuple[torch.Tensor, 
     known = _known.setdefault(module, {})
     state = [(id(weight), weight._version, weight.dtype, weight.device) for weight in weights]
     if known.get(name, (None,))[0] != state:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # a later backward pass may need it
             known[name] = state, compute(*weights)
     return known[name][1]
 
