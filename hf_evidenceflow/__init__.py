@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .dependencies import check_versions
+from .first_line import say_loading
 from .quiet_imports import quiet_imports
 from .version import __version__
 
@@ -170,6 +171,7 @@ def __dir__():
 
 # The command starts recipes in processes of their own: it needs no torch, and `env` works with any versions
 if Path(sys.argv[0]).stem != "hf-evidenceflow":
+    say_loading(sys.argv[0])
     check_versions()
     with quiet_imports():
         __getattr__("register_models")()

@@ -24,6 +24,7 @@ The model card of a folder that was trained here gets the result too.
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -46,9 +47,11 @@ from hf_evidenceflow.evaluation.completions import (
 )
 from hf_evidenceflow.evaluation.evaluation_card import Evaluation, add_evaluation, why_no_card
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.report.memory import peak_memory
 from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
+from hf_evidenceflow.report.say import say
 from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
 from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
@@ -188,6 +191,8 @@ def main(argv: list[str] | None = None) -> dict:
     with run_record(args.output_dir, evaluate=args) as record:
         for grader in args.graders:
             grade("#### 1", "1", grader)  # a missing extra shows now rather than after the last batch
+        say(f"Loading {args.model_name_or_path} ...")
+        start = time.perf_counter()
         model, tokenizer = load_model(
             args.model_name_or_path,
             device=args.device,
@@ -209,6 +214,7 @@ def main(argv: list[str] | None = None) -> dict:
             args.output_dir, settings | {"weights": weights_fingerprint(model), "data": fingerprint(problems)}
         )
 
+        say(f"Loaded in {time.perf_counter() - start:.0f} s. Completing {len(problems)} problems ...")
         rows = {"greedy": evaluate(model, tokenizer, problems, args, "greedy")}
         if args.num_samples:
             rows["sampled"] = evaluate(model, tokenizer, problems, args, "sampled")
@@ -218,7 +224,13 @@ def main(argv: list[str] | None = None) -> dict:
             greedy = decoding == "greedy"
             metrics[decoding] = summarize_completions(rows[decoding], args.graders, greedy=greedy, seed=args.seed)
         atomic_write_json(Path(args.output_dir) / "metrics.json", metrics)
-        record.add(metrics=metrics)
+        memory = peak_memory()
+        costs = {
+            "seconds": time.perf_counter() - start,
+            "peak_memory_gb": None if memory is None else memory / 1e9,
+        }
+        record.add(metrics=metrics, costs=costs)
+    print_costs(costs)
     print_report(metrics, rows["greedy"], args)
     if args.update_model_card:
         update_card(metrics, rows["greedy"], problems, args)
@@ -268,6 +280,7 @@ def evaluate(model, tokenizer, problems: Dataset, args: EvaluateArguments, decod
         seed=args.seed,
         start_batch=log.batches_done,
         chat_template_kwargs=args.chat_template_kwargs,
+        progress=True,
         **sampling,
     )
     with tqdm(total=sum(map(len, plan)), initial=len(log.rows), desc=decoding, unit="completion") as bar:
@@ -317,6 +330,14 @@ def update_card(metrics: dict, greedy_rows: list[dict], problems: Dataset, args:
             reason = str(error)
     if reason is not None:
         print(f"The result is in no model card: {reason}.")
+
+
+def print_costs(costs: dict) -> None:
+    """Time of this call, of which a rerun that goes on sees its own part, and memory."""
+    memory = costs["peak_memory_gb"]
+    print(
+        f"{costs['seconds']:.0f} s in this call" + ("" if memory is None else f", peak memory {memory:.1f} GB") + "."
+    )
 
 
 def print_report(metrics: dict, greedy_rows: list[dict], args: EvaluateArguments) -> None:

@@ -35,6 +35,7 @@ from hf_evidenceflow.callbacks.rollout_digest import RolloutDigest
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.samples import print_samples
+from hf_evidenceflow.report.say import say
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import TASKS
@@ -165,6 +166,7 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
         model=model_args,
     ) as run:
         task = TASKS[script_args.task]
+        say(f"Loading {script_args.dataset} ...")
         tokenizer = load_tokenizer(
             model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
         )
@@ -176,6 +178,7 @@ def main(argv: list[str] | None = None) -> HRPOTrainer:
             seed=training_args.seed,
             **system_prompt_argument(script_args.system_prompt),
         )
+        say(f"{len(dataset)} problems. Loading {model_args.model_name_or_path} ...")
         training_args.model_init_kwargs = {
             "revision": model_args.model_revision,
             "dtype": model_args.dtype,

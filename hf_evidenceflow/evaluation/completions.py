@@ -91,6 +91,7 @@ def generate_completions(
     seed: int = 0,
     start_batch: int = 0,
     chat_template_kwargs: dict | None = None,
+    progress: bool = False,
 ) -> Iterator[list[Completion]]:
     """
     Complete prompts with any causal language model, batch by batch.
@@ -115,6 +116,8 @@ def generate_completions(
             Batches of [`plan_batches`] to skip, as they are done.
         chat_template_kwargs (`dict`, *optional*):
             Further arguments of the chat template, the same as in training.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether a batch of more than seconds shows how far it is.
 
     Yields:
         `list[Completion]`: The completions of one batch, in the order of [`plan_batches`].
@@ -154,7 +157,7 @@ def generate_completions(
         **sampling,
     )
     base = model.get_base_model() if is_peft_model(model) else model
-    engine = RolloutEngine()
+    engine = RolloutEngine(progress=progress)
     # It computes a prompt once for its samples, and drops what has ended
     options = {"custom_generate": engine} if engine.accepts(base, config, {}) else {}
     batches = plan_batches([len(row) for row in ids], batch_size, num_samples)

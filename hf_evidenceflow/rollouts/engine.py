@@ -36,6 +36,7 @@ from ..models.thinking.thinking_rollout import current_collector, thinking_outpu
 from ..models.thinking.thinking_state import token_logps
 from .draws import MultinomialDraws, TableDraws
 from .prefill import prefill
+from .progress import RolloutProgress
 from .records import RolloutRecords, thinking_fill, thinking_rollout
 from .row_pool import RowPool
 from .shared_prompt_attention import shared_prompt_passes
@@ -87,7 +88,8 @@ class RolloutEngine:
         prefill_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens, padding included, of one pass over prompts.
         progress (`bool`, *optional*, defaults to `False`):
-            Whether a bar counts the rows that have ended.
+            Whether a rollout of more than seconds shows rows that have ended and tokens so far: a bar in a terminal, a
+            line every half minute elsewhere.
 
     Raises:
         `ValueError`: when called for what it cannot do; the message names the reason.
@@ -170,6 +172,7 @@ class _Rollout:
         self.needs_history = any(type(processor) not in _POINTWISE for processor in processors)
         self.in_step = bool(self.criteria or self.needs_history or engine.draws == "multinomial")
         self.do_sample = config.do_sample
+        self.drawn = 0  # tokens so far
         self.max_new_tokens = config.max_length - input_ids.shape[1]
         count = len(input_ids)
         eos = config._eos_token_tensor
@@ -226,16 +229,14 @@ class _Rollout:
         )
         self.pool = RowPool(self.cache)
         waiting = deque(prompts)
-        shown = 0
-        with logging.tqdm(total=count, disable=not self.engine.progress, desc="Rollout", unit="row") as bar:
+        with RolloutProgress(count, self.engine.progress) as progress:
             while waiting or self.pool.rows:
                 if waiting and not (self.in_step and self.pool.rows):
                     self._admit(waiting, max_rows)
                 if self.pool.rows:
                     self._step()
                 ended = count - sum(len(prompt.rows) for prompt in waiting) - len(self.pool.rows)
-                bar.update(ended - shown)
-                shown = ended
+                progress.update(ended, self.drawn)
         return torch.cat([self.input_ids, self.records["tokens"]], dim=1)
 
     def _admit(self, waiting, max_rows):
@@ -303,6 +304,7 @@ class _Rollout:
 
     def _choose(self, rows, steps, last_step, logits, hidden) -> list[bool]:
         """Draw and record the token of each row at its step; returns whether the row ends with it."""
+        self.drawn += len(rows)
         scores = self._process(rows, last_step, logits)
         items = {}
         probs = None if self.draws is None else scores.softmax(-1)

@@ -94,7 +94,7 @@ def attention_reason(model) -> str | None:
     Why a model's attention cannot run over a shared prompt, or `None`: one decoding step is compared with one over the
     stock cache, without dropout and gradient checkpointing, which would leave out the cache. Any weights will do.
     """
-    with _without_training(model):
+    with without_training(model):
         try:
             return _attention_reason(model)
         except (AttributeError, TypeError, ValueError) as error:
@@ -112,12 +112,13 @@ def packing_reason(model) -> str | None:
     kinds = {kind.__name__ for kind in cache_layer_kinds(model) - {DynamicLayer}}  # windows stand in no other field
     if others := sorted(kinds | layer_types - {"full_attention"}):
         return f"the model has layers of the types {others}, and only full attention is supported"
-    with _without_training(model):
+    with without_training(model):
         return _packing_reason(model)
 
 
 @contextmanager
-def _without_training(model):
+def without_training(model):
+    """Within it, a model is in evaluation mode, but for its linear layers."""
     # Not linear layers: bitsandbytes repacks 4-bit weights in evaluation mode, on CPUs with AVX512-BF16
     training = [module for module in model.modules() if module.training and not isinstance(module, torch.nn.Linear)]
     for module in training:

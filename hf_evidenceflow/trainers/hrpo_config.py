@@ -36,8 +36,9 @@ class HRPOConfig(GRPOConfig):
             reference, and leave out rows that cannot contribute to the loss. Where that does not fit (sharded weights,
             images, layers without full attention), rows are computed in `length_buckets`, with a warning. `False`:
             always in `length_buckets`.
-        update_max_tokens (`int`, *optional*):
-            Most positions of such a pass; a group of more is split. `None`: the batch is one pass.
+        update_max_tokens (`int`, *optional*, defaults to `8192`):
+            Most positions of such a pass; a group of more is split. It bounds what a pass takes beside what is kept
+            for the gradient. `None`: the batch is one pass.
         length_buckets (`int`, *optional*):
             Without shared prompts: parts into which the update cuts a batch, sorted by length; each is computed
             without the padding of longer rows. `None`: one for every 8 rows. `1` computes the batch at once, as TRL
@@ -45,6 +46,9 @@ class HRPOConfig(GRPOConfig):
         vllm_engine_kwargs (`dict` or `str`, *optional*):
             With `use_vllm`: arguments of `vllm.LLM` for which TRL has no place, such as `{"dtype": "float32"}`, as a
             dict or as JSON.
+        check_memory (`bool`, *optional*, defaults to `True`):
+            Estimate, before the first step, what it takes if all completions reach `max_completion_length`, and refuse
+            settings that need more than is free, with some that fit.
         parity_check_steps (`int`, *optional*, defaults to `50`):
             Every that many optimizer steps the log-probabilities recorded in the rollout are compared with those of
             the training forward, per sample and after shuffling; logged as `thinking/parity_gap`. `0`: never.
@@ -94,7 +98,7 @@ class HRPOConfig(GRPOConfig):
         default=True, metadata={"help": "Compute the prompt of a group once in the update too."}
     )
     update_max_tokens: int | None = field(
-        default=None, metadata={"help": "Most positions of a pass of the update with shared prompts."}
+        default=8192, metadata={"help": "Most positions of a pass of the update with shared prompts."}
     )
     length_buckets: int | None = field(
         default=None,
@@ -116,6 +120,9 @@ class HRPOConfig(GRPOConfig):
         default=1e-4, metadata={"help": "Learning rate of the head that chooses whether a token is a thought."}
     )
     weight_decay_thinking_residual_Lambda: float = field(default=0.0, metadata={"help": "Weight decay of Lambda."})
+    check_memory: bool = field(
+        default=True, metadata={"help": "Refuse settings whose first step would not fit into the free memory."}
+    )
     parity_check_steps: int = field(
         default=50, metadata={"help": "Optimizer steps between two parity checks; 0 switches them off."}
     )

@@ -16,6 +16,7 @@ from accelerate.utils import is_peft_model
 from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
+from ..callbacks.memory_check import MemoryCheck
 from ..callbacks.parameter_group_watch import ParameterGroupWatch
 from ..callbacks.rollout_guards import RolloutGuard
 from ..models.thinking.answer_marker import MarkerAutomaton
@@ -40,6 +41,7 @@ from .idle_thoughts import idle_thoughts, leave_out, trains_thoughts
 from .length_buckets import fit_columns
 from .model_card_mixins import RewardModelCardMixin
 from .parity_check import ParityCheckMixin
+from .phase_clock import PhaseClockMixin
 from .policy import (
     SyncReferenceCallback,
     default_args,
@@ -65,6 +67,7 @@ class HRPOTrainer(
     ParityCheckMixin,
     UpdatePassesMixin,
     BucketedUpdateMixin,
+    PhaseClockMixin,
     ResumableTrainerMixin,
     SavedRolloutsMixin,
     ThinkingRolloutsMixin,
@@ -139,7 +142,9 @@ class HRPOTrainer(
         args = default_args(HRPOConfig, "HRPO", model) if args is None else args
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
         self._expected_logps = None
-        self.rollout_engine = RolloutEngine(args.rollout_max_rows) if args.use_rollout_engine else None
+        progress = not args.disable_tqdm and args.process_index == 0
+        engine = RolloutEngine(args.rollout_max_rows, progress=progress)
+        self.rollout_engine = engine if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)
         self.thinking_mode = config.thinking_mode
@@ -188,6 +193,8 @@ class HRPOTrainer(
                 self.train_dataset, self._tokenizer, args.max_prompt_length, rendering
             )
         self.add_callback(RolloutGuard())
+        self.memory_check = MemoryCheck(self)
+        self.add_callback(self.memory_check)
         self._prepare_generation_kwargs()
         warn_of_settings(self)
 

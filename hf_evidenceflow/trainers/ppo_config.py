@@ -44,7 +44,7 @@ class PPOConfig(GRPOConfig):
             Whether the rewards of the tokens get unit variance. Advantages always get zero mean and unit variance.
         use_rollout_engine, share_prompts_in_update, save_hub_code (`bool`, *optional*, default to `True`):
             As in [`HRPOConfig`]; what the shared update does not fit is computed with padding.
-        update_max_tokens (`int`, *optional*):
+        update_max_tokens (`int`, *optional*, defaults to `8192`):
             As in [`HRPOConfig`].
     """
 
@@ -66,7 +66,7 @@ class PPOConfig(GRPOConfig):
     share_prompts_in_update: bool = field(
         default=True, metadata={"help": "Compute the update without padding, and the prompt of a group once."}
     )
-    update_max_tokens: int | None = field(default=None, metadata={"help": "Most positions of a pass of the update."})
+    update_max_tokens: int | None = field(default=8192, metadata={"help": "Most positions of a pass of the update."})
     save_hub_code: bool = field(
         default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
     )

@@ -34,7 +34,6 @@ class RolloutBatch:
 class ThinkingRolloutsMixin:
     """For [`HRPOTrainer`]: leaves `_thinking` and `_expected_logps` of the batch; before a GRPO trainer."""
 
-    rollout_seconds = 0.0  # of this process's training
     _rolled_out: RolloutBatch | None = None
 
     def _new_batch(self):
@@ -57,7 +56,6 @@ class ThinkingRolloutsMixin:
                 prompt_ids, images, {**multimodal_fields, **thoughts}, num_generations, **kwargs
             )
         seconds = time.perf_counter() - start
-        self.rollout_seconds += seconds if self.model.training else 0.0
         batch.tokens += sum(map(len, completion_ids))
         batch.seconds += seconds
         if self.use_vllm and thinks:

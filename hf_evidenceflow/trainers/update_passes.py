@@ -13,6 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..models.decoder import base_causal_lm
 from ..rollouts.packed_prompts import pack_prompts
 from ..rollouts.support import packing_reason
+from .head_tiles import small_head_tiles
 from .length_buckets import fit_columns
 
 
@@ -41,6 +42,16 @@ class UpdatePassesMixin:
 
     def _thinking_of(self, model):
         """Thinking states and mask of the batch at hand for a pass of a model, or `None`."""
+
+    def training_step(self, *args, **kwargs):
+        """Differs from GRPOTrainer in smaller tiles of the head on a CPU, for log-probabilities and gradients."""
+        with small_head_tiles(self.accelerator.device):
+            return super().training_step(*args, **kwargs)
+
+    def prediction_step(self, *args, **kwargs):
+        """Differs from GRPOTrainer in smaller tiles of the head on a CPU."""
+        with small_head_tiles(self.accelerator.device):
+            return super().prediction_step(*args, **kwargs)
 
     def _prepare_inputs(self, generation_batch):
         """Differs from GRPOTrainer in keeping completions of a prompt together, in one batch of an optimizer step."""
