@@ -7,7 +7,7 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..report.memory import free_memory, held_memory
+from ..report.memory import free_memory, held_memory, map_large_tensors
 from ..trainers.step_memory import ModelCosts, StepLoad, StepMemory, model_costs, step_load, step_memory
 
 
@@ -19,7 +19,8 @@ _MARGIN = 1.1  # the estimate may be as much too high
 class MemoryCheck(TrainerCallback):
     """
     Estimates the peak memory of a step when a training begins, and ends it with a `ValueError` that names settings
-    which fit, if more is needed than is free. It says nothing of sharded weights.
+    which fit, if more is needed than is free. It says nothing of sharded weights. On a CPU, freed tensors go back to
+    the system from then on ([`~report.memory.map_large_tensors`]).
 
     Args:
         trainer ([`HRPOTrainer`]):
@@ -39,6 +40,8 @@ class MemoryCheck(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer = self.trainer
+        if trainer.accelerator.device.type == "cpu":
+            map_large_tensors()
         sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         if not args.check_memory or sharded or args.max_completion_length is None:
             return
@@ -87,13 +90,13 @@ def refusal(costs: ModelCosts, load: StepLoad, free: int) -> str:
 
 
 def fitting_load(costs: ModelCosts, load: StepLoad, free: int) -> StepLoad | None:
-    """The load that fits with the fewest changes, then the most rows; `None` if none does."""
+    """The load that fits with the most rows, then the fewest changes; `None` if none does."""
     options = itertools.product({load.checkpointed, True}, _halvings(load.update_rows), _halvings(load.decoded_rows))
     loads = [
         replace(load, checkpointed=checkpointed, update_rows=update, decoded_rows=decoded)
         for checkpointed, update, decoded in options
     ]
-    loads.sort(key=lambda other: (len(_changes(load, other)), -other.update_rows, -other.decoded_rows))
+    loads.sort(key=lambda other: (-other.update_rows, -other.decoded_rows, len(_changes(load, other))))
     return next((other for other in loads if step_memory(costs, other).peak <= free), None)
 
 

@@ -1,5 +1,7 @@
 """Bytes: the peak so far, what is held and what is free, of the GPU where there is one, else of the machine."""
 
+import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def peak_memory() -> int | None:
@@ -51,3 +54,22 @@ def cgroup_rooms(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -
         if limit != "max":
             rooms.append(max(0, int(limit) - int(used) + int(statistics.get("inactive_file", 0))))
     return rooms
+
+
+def map_large_tensors(least: int = 4 << 20) -> bool:
+    """
+    Let glibc take CPU tensors of `least` bytes or more from the system one by one, and give them back when freed.
+
+    By itself it moves that limit up to 32 MB as tensors are freed, and its heap cannot fill the holes that aligned
+    blocks leave: an update then holds up to four times what it uses. Whoever has set `MALLOC_MMAP_THRESHOLD_` is left
+    alone.
+
+    Returns:
+        `bool`: whether the limit was set; it is not outside of Linux with glibc.
+    """
+    if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, least))
+    except AttributeError:  # another libc
+        return False

@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def digest(clock):
-    """Begun at step 10 of 100 (a resumed run), and 5 steps of 40 s later: 25 of rollout, 1 of scoring, 13 of update."""
+    """Begun at step 10 of 100 (a resumed run), 5 steps of 40 s later: 25 of rollout, 1 of scoring, 13 of update."""
     check = SimpleNamespace(description="A step takes 3 GB at most.")
     trainer = SimpleNamespace(phase_seconds=Counter(rollout=7.0), memory_check=check)
     digest = RolloutDigest(trainer)

@@ -1,6 +1,11 @@
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 
-from hf_evidenceflow.report.memory import cgroup_rooms, free_memory, held_memory, peak_memory
+from hf_evidenceflow.report.memory import cgroup_rooms, free_memory, held_memory, map_large_tensors, peak_memory
 
 
 CPU = torch.device("cpu")
@@ -28,3 +33,32 @@ def test_each_limit_above_the_process_counts_and_cached_files_do_not(tmp_path):
 
 def test_without_control_groups_there_is_no_limit(tmp_path):
     assert cgroup_rooms(tmp_path, tmp_path / "none") == []
+
+
+GLIBC = sys.platform.startswith("linux") and "glibc" in os.confstr("CS_GNU_LIBC_VERSION")
+HOLES = """
+import sys, torch
+from hf_evidenceflow.report.memory import held_memory, map_large_tensors
+if sys.argv[1] == "map":
+    assert map_large_tensors()
+torch.ones(7 << 20)  # 28 MB, freed: glibc's own limit moves up
+freed = [torch.ones(3 << 20) for _ in range(20)]
+kept = torch.ones(3 << 20)  # above them in a heap
+del freed
+print(held_memory(torch.device("cpu")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GLIBC, reason="glibc's heap")
+def test_holes_between_tensors_go_back_to_the_system():
+    held = {
+        way: int(subprocess.run([sys.executable, "-c", HOLES, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("map", "heap")
+    }
+    assert held["heap"] - held["map"] > 0.8 * 20 * 12 * 2**20
+
+
+def test_a_limit_that_was_set_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "100000")
+    assert not map_large_tensors()

@@ -76,7 +76,8 @@ def started(trainer):
 def test_keys_of_a_position_are_counted(make_trainer):
     trainer = started(make_trainer())
     config = trainer.model.config
-    expected = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    head_size = config.hidden_size // config.num_attention_heads
+    expected = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * 4
     assert model_costs(trainer).cached == expected
 
 
