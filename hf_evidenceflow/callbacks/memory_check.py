@@ -47,7 +47,7 @@ class MemoryCheck(TrainerCallback):
             return
         try:
             costs = model_costs(trainer)
-        except ValueError as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # as for attention over shared prompts
             logger.info(f"No estimate of the memory of a step: {error}")
             return
         load, device = step_load(trainer), trainer.accelerator.device

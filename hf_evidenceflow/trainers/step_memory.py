@@ -202,6 +202,8 @@ def step_load(trainer) -> StepLoad:
     args = trainer.args
     generated = args.per_device_train_batch_size * args.steps_per_generation
     decoded = min(generated, args.rollout_max_rows or generated) if args.use_rollout_engine else generated
+    if args.use_vllm:  # has taken its memory already
+        decoded = 0
     return StepLoad(
         update_rows=args.per_device_train_batch_size,
         decoded_rows=decoded,
