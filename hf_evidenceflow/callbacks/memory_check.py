@@ -13,8 +13,6 @@ from ..trainers.step_memory import ModelCosts, StepLoad, StepMemory, model_costs
 
 logger = get_logger(__name__)
 
-_MARGIN = 1.1  # the estimate may be as much too high
-
 
 class MemoryCheck(TrainerCallback):
     """
@@ -57,7 +55,7 @@ class MemoryCheck(TrainerCallback):
             free //= trainer.accelerator.num_processes  # which share it
         self.description = describe(self.estimate, self.held, free)
         logger.info(self.description)
-        if self.estimate.peak > _MARGIN * free:
+        if self.estimate.peak > free:
             raise ValueError(refusal(costs, load, free))
 
 
