@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from .length_buckets import fit_columns, join_buckets, length_buckets
+from .length_buckets import LengthBucket, fit_columns, join_buckets, length_buckets
 
 
 _ROWS_A_BUCKET = 8
@@ -19,6 +19,8 @@ class BucketedUpdateMixin:
     and mask of the batch at hand for a model's pass, or `None`.
     """
 
+    _buckets: list[LengthBucket]  # of the last call
+
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
@@ -29,7 +31,7 @@ class BucketedUpdateMixin:
         count = self.args.length_buckets or -(-len(input_ids) // _ROWS_A_BUCKET)
         if batch_size is not None:
             count = max(count, -(-len(input_ids) // batch_size))
-        buckets = length_buckets(attention_mask, columns, count)
+        self._buckets = buckets = length_buckets(attention_mask, columns, count)
         results = []
         for bucket in buckets:
             thinks = model

@@ -61,6 +61,9 @@ class HRPOConfig(GRPOConfig):
             policy other than `"sample"`. By default only the text after the thoughts trains there. Its gradient
             reaches the weights that read a thought, not those that made it, since states are recorded. Where the
             number of thoughts is learned, only the token that ends the thinking carries the choice, not those before.
+        density_epsilon (`float`, *optional*):
+            Clip of the importance ratio, in the place of `epsilon` and `epsilon_high`, at tokens where the rollout
+            drew more than the token: a state, its weights, or the choice to think. `None`: as at the other tokens.
         save_hub_code (`bool`, *optional*, defaults to `True`):
             Save the model's code (a few small files) with it, so that it loads with `trust_remote_code=True` where
             this package is not installed. An adapter has none.
@@ -136,6 +139,9 @@ class HRPOConfig(GRPOConfig):
         default=False,
         metadata={"help": "Train the log-probabilities of thoughts whose token changes nothing that follows."},
     )
+    density_epsilon: float | None = field(
+        default=None, metadata={"help": "Clip of the ratio where a rollout drew more than the token."}
+    )
     save_hub_code: bool = field(
         default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
     )
@@ -158,6 +164,13 @@ class HRPOConfig(GRPOConfig):
             raise ValueError(f"`parity_check_steps` must be at least 0, got {self.parity_check_steps}.")
         if self.parity_tolerance is not None and self.parity_tolerance <= 0:
             raise ValueError(f"`parity_tolerance` must be positive or None, got {self.parity_tolerance}.")
+        if self.density_epsilon is not None and not self.density_epsilon > 0:
+            raise ValueError(f"`density_epsilon` must be positive or None, got {self.density_epsilon}.")
+        if self.density_epsilon is not None and self.importance_sampling_level != "token":
+            raise ValueError(
+                f"`density_epsilon={self.density_epsilon}` clips at single tokens, and "
+                f"`importance_sampling_level={self.importance_sampling_level!r}` has one ratio for all. Leave one out."
+            )
         for name in ("rollout_max_rows", "update_max_tokens", "length_buckets", "max_prompt_length"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -26,6 +26,7 @@ from ..rollouts.generation_settings import own_generation_config
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .bucketed_update import BucketedUpdateMixin
 from .data_checks import check_data, drop_long_prompts
+from .drawn_densities import PREFIX, DrawnDensitiesMixin, check_draws, fit_draws, refuse_sharded
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs
 from .hrpo_config import HRPOConfig
 from .hrpo_setup import (
@@ -65,6 +66,7 @@ class HRPOTrainer(
     RewardModelCardMixin,
     HubCodeMixin,
     ParityCheckMixin,
+    DrawnDensitiesMixin,
     UpdatePassesMixin,
     BucketedUpdateMixin,
     PhaseClockMixin,
@@ -141,13 +143,13 @@ class HRPOTrainer(
     ):
         args = default_args(HRPOConfig, "HRPO", model) if args is None else args
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
-        self._expected_logps = None
+        self._expected_logps = self._kl_batch = None
         progress = not args.disable_tqdm and args.process_index == 0
         engine = RolloutEngine(args.rollout_max_rows, progress=progress)
         self.rollout_engine = engine if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)
-        self.thinking_mode = config.thinking_mode
+        self.thinking_mode, self._thinking_method = config.thinking_mode, config.thinking_method
         self._trains_thoughts = trains_thoughts(args, config)
         is_path = isinstance(model, str)
         is_adapted = read_adapter(model) is not None if is_path else is_peft_model(model)
@@ -155,6 +157,7 @@ class HRPOTrainer(
         rollouts = {"tools": tools, "environment_factory": environment_factory, "rollout_func": rollout_func}
         refuse_unsupported(args, config, model, has_adapter, rollouts)
         check_generation_kwargs(args, self.thinking_mode)
+        check_draws(args, config)
         if peft_config is not None:
             peft_config = with_thinking_modules(peft_config, config.thinking_method)
         name = model if is_path else config.name_or_path
@@ -201,6 +204,7 @@ class HRPOTrainer(
     def _prepare_thinking(self, config):
         args = self.args
         prepare_thinking_parameters(self.model, config.thinking_method)
+        refuse_sharded(self, config)
         shard_thinking_modules(self.model, self.accelerator)
         self._reference_thinks = reference_thinks(self, self.thinking_mode)
         if config.ends_by_marker:
@@ -228,9 +232,9 @@ class HRPOTrainer(
     def _generate_and_score_completions(self, inputs):
         """
         Differs from GRPOTrainer in what rides with the batch: `thinking_states`, `thinking_mask`, for a check
-        `rollout_logps`, and a `tool_mask` that leaves idle thoughts out.
+        `rollout_logps`, what was drawn besides tokens, and a `tool_mask` that leaves idle thoughts out.
         """
-        self._thinking = self._expected_logps = None
+        self._thinking = self._drawn = self._expected_logps = None
         output = super()._generate_and_score_completions(inputs)
         if self._thinking is not None:
             count = output["completion_ids"].shape[1]
@@ -239,18 +243,24 @@ class HRPOTrainer(
             output["thinking_mask"] = fit_columns(mask, count)
             if not self._trains_thoughts:
                 idle = idle_thoughts(output["thinking_mask"], output["completion_ids"], self.eos_token_ids)
+                if self._expected_logps is not None:
+                    self._expected_logps = fit_columns(self._expected_logps, count).masked_fill(idle, 0.0)
+                if self._drawn is not None:
+                    idle = idle & ~self._counted_draws(output["completion_mask"])[0]
                 leave_out(output, idle, self.accelerator)
+            if self._drawn is not None:
+                output |= {PREFIX + name: value for name, value in fit_draws(self._drawn, count).items()}
             if self._expected_logps is not None:
                 output["rollout_logps"] = fit_columns(self._expected_logps, count)
                 # Rows of one batch, so that it survives splitting
                 output["rollout_step"] = torch.full((len(states),), self.state.global_step)
-        self._thinking = self._expected_logps = None
+        self._thinking = self._drawn = self._expected_logps = None
         return output
 
     # Log-probabilities
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        """Differs from the parent in 0 for idle thoughts, and in the log."""
+        """Differs from the parent in 0 for idle thoughts, in what was drawn besides tokens, and in the log."""
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
@@ -263,6 +273,10 @@ class HRPOTrainer(
                 # A forced token may be so unlikely that its ratio to the reference is no number
                 idle = idle_thoughts(mask, input_ids[:, -logits_to_keep:], self.eos_token_ids)
                 logps = logps.masked_fill(idle, 0.0)
+            if self._log_density is not None:
+                logps = logps + self._log_density
+                if self._kl_batch is not None:  # the KL term is that of the tokens
+                    self._kl_batch["ref_per_token_logps"] = self._kl_batch["ref_per_token_logps"] + self._log_density
         return logps, entropies, aux_loss
 
     def _thinking_of(self, model):
@@ -273,15 +287,22 @@ class HRPOTrainer(
         """Differs from GRPOTrainer in handing the batch's thinking states on, and in the parity check."""
         if "thinking_states" not in inputs:
             return super()._compute_loss(model, inputs)
-        self._thinking = inputs["thinking_states"], inputs["thinking_mask"]
+        self._thinking, counted = (inputs["thinking_states"], inputs["thinking_mask"]), None
+        if PREFIX + "log_density" in inputs:
+            inputs = dict(inputs)
+            self._drawn = {name.removeprefix(PREFIX): inputs[name] for name in inputs if name.startswith(PREFIX)}
+            counted = self._counted_draws(inputs["completion_mask"])[0]
         try:
             if "rollout_logps" in inputs and int(inputs["rollout_step"][0]) == self.state.global_step:
                 self._check_parity(model, inputs)
-            loss = super()._compute_loss(model, inputs)
+            if self._drawn is not None and self.beta:
+                self._kl_batch = inputs
+            with self._own_clip(counted):
+                loss = super()._compute_loss(model, inputs)
             self._replace_means_of_nothing()
             return loss
         finally:
-            self._thinking = None
+            self._thinking = self._drawn = self._kl_batch = None
 
     def _replace_means_of_nothing(self):
         """Where each token of a batch is an idle thought, GRPOTrainer logs a share of clipped tokens of 0 / 0."""

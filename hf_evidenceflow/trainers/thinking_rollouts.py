@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..models.thinking.thinking_rollout import ThinkingRollout, collect_thinking
 from .conversations import Conversations, prompt_thinking
+from .drawn_densities import drawn_fields
 from .thinking_metrics import latent_weights, rollout_metrics, tokens_per_second
 from .vllm_rollouts import cuts_distribution, vllm_rollout
 
@@ -32,7 +33,9 @@ class RolloutBatch:
 
 
 class ThinkingRolloutsMixin:
-    """For [`HRPOTrainer`]: leaves `_thinking` and `_expected_logps` of the batch; before a GRPO trainer."""
+    """
+    For [`HRPOTrainer`]: leaves `_thinking`, `_drawn` and `_expected_logps` of the batch; before a GRPO trainer.
+    """
 
     _rolled_out: RolloutBatch | None = None
 
@@ -94,6 +97,7 @@ class ThinkingRolloutsMixin:
             self._last_parity_step = self.state.global_step
         self._expected_logps = rollout.logps
         self._thinking = rollout.states, rollout.mask
+        self._drawn = drawn_fields(rollout)
         self._log_completion_extra("latent_weight", latent_weights(rollout, completion_ids))
         metrics = rollout_metrics(rollout, batch.tokens, self.accelerator)
         if self._projection_metrics is not None:

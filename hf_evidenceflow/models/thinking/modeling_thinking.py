@@ -298,11 +298,8 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
 
     def thinking_noise_scale(self) -> torch.Tensor:
         """Standard deviation of Gaussian noise: `thinking_sigma` times the root mean square of the embeddings."""
-        module = self.get_input_embeddings()
-        rms = of_weights(
-            module, "rms", (module.weight,), lambda each: whole_weight(each).float().square().mean().sqrt()
-        )
-        return self.config.thinking_sigma * rms
+        weight = whole_weight(self.get_input_embeddings().weight).detach()
+        return self.config.thinking_sigma * weight.float().square().mean().sqrt()
 
     @accepts_cache
     def forward(
