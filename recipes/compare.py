@@ -24,7 +24,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME
 from hf_evidenceflow.evaluation.completion_log import read_jsonl
-from hf_evidenceflow.recipes.experiments.contrasts import contrast_arms, contrast_problems
+from hf_evidenceflow.recipes.experiments.contrasts import THINKING_OFF, contrast_arms, contrast_problems
 from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions
@@ -43,11 +43,15 @@ MEANS = {
     "greedy, off": "eval_greedy_off",
     "accuracy, soft": "eval_accuracy_soft",
     "greedy, soft": "eval_greedy_soft",
+    "greedy, swap": "eval_greedy_swap",
+    "pass@32": "eval_pass32",
+    "pass@32, off": "eval_pass32_off",
     "length": "eval_length",
     "hidden ratio": "hidden_ratio",
     "seconds": "train_seconds",
     "tokens": "train_tokens",
 }
+PASSES = "eval_pass32"
 CURVES = ("reward", "completions/mean_length", "entropy", "thinking/hidden_ratio")
 
 
@@ -107,30 +111,31 @@ def mean_history(histories: list[list[dict]], keys=CURVES) -> list[dict]:
 def markdown(comparison: Mapping[str, Any]) -> str:
     """The comparison as Markdown tables."""
     seeds, baseline = ", ".join(map(str, comparison["seeds"])), comparison["baseline"]
+    titles = [title for title in MEANS if any(title in entry["means"] for entry in comparison["arms"].values())]
     lines = [f"# {comparison['name']}", "", f"Means over the finished ones of the seeds {seeds}.", ""]
     means = [
-        (arm, len(entry["seeds"]), *(_or_empty(entry["means"].get(title), ".4g") for title in MEANS))
+        (arm, len(entry["seeds"]), *(_or_empty(entry["means"].get(title), ".4g") for title in titles))
         for arm, entry in comparison["arms"].items()
     ]
-    contrasts = [
-        (row.arm, row.basis, len(row.seeds), *_difference(row.difference, row.low, row.high), *_p_values(row))
-        for row in comparison["contrasts"]
-    ]
+    contrasts = _contrast_rows(comparison["contrasts"])
+    passes = _contrast_rows(row for row in comparison["passes"] if row.basis in ("steps", THINKING_OFF))
     problems = [
         (row["arm"], row["seed"], *_difference(row["difference"], row["low"], row["high"]))
         for row in comparison["problems"]
     ]
     interval = ("difference", "95 % interval")
     lines += [
-        markdown_table(("arm", "seeds", *MEANS), means),
+        markdown_table(("arm", "seeds", *titles), means),
         "",
-        "`off` is the same weights without thinking, `soft` with soft thinking, which no arm was trained for.",
+        "`off` is the same weights without thinking, `swap` with the states of another problem, `soft` with soft "
+        "thinking, which few arms were trained for.",
         "",
         f"Differences of the sampled accuracy to {baseline} at equal steps, tokens and wall-clock, and of each arm to "
         "itself without thinking: paired t interval over the seeds, p corrected over the arms (Holm).",
         "",
-        markdown_table(("arm", "basis", "seeds", *interval, "p", "p (Holm)"), contrasts, align="llr"),
+        markdown_table(_CONTRAST_COLUMNS, contrasts, align="llr"),
         "",
+        *_passes(passes, baseline),
         f"Sampled accuracy minus that of {baseline} inside one seed: paired bootstrap over the problems.",
         "",
         markdown_table(("arm", "seed", *interval), problems),
@@ -139,6 +144,23 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+_CONTRAST_COLUMNS = ("arm", "basis", "seeds", "difference", "95 % interval", "p", "p (Holm)")
+
+
+def _contrast_rows(contrasts) -> list[tuple]:
+    return [
+        (row.arm, row.basis, len(row.seeds), *_difference(row.difference, row.low, row.high), *_p_values(row))
+        for row in contrasts
+    ]
+
+
+def _passes(rows: list[tuple], baseline: str) -> list[str]:
+    if not rows:
+        return []
+    text = f"Differences of pass@32 to {baseline} at equal steps, and to the same arm without thinking:"
+    return [text, "", markdown_table(_CONTRAST_COLUMNS, rows, align="llr"), ""]
 
 
 def _difference(difference: float, low: float, high: float) -> tuple[str, str]:
@@ -166,12 +188,14 @@ def write_comparison(grid: Grid, rows: list[dict], output_dir: str) -> dict[str,
                 )
                 found = contrast_problems(first, second, "accuracy")._asdict()
                 problems.append({"arm": arm, "seed": seed, "difference": found.pop("value")} | found)
+    sampled = all(PASSES in run["metrics"] for runs in results.values() for run in runs.values())
     comparison = {
         "name": grid.name,
         "baseline": baseline,
         "seeds": grid.seeds,
         "arms": {arm: {"seeds": list(runs), "means": mean_metrics(runs)} for arm, runs in results.items()},
         "contrasts": contrast_arms(results, baseline) if baseline in results else [],
+        "passes": contrast_arms(results, baseline, PASSES) if baseline in results and sampled else [],
         "problems": problems,
     }
     histories = {

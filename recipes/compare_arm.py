@@ -15,6 +15,7 @@ problem), `run.json`, and the model.
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +28,13 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
+from hf_evidenceflow import HRPOConfig, HRPOTrainer, ThinkingIntervention, load_thinking_model
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME, LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.recipes.experiments.sampled_scores import pass_means
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import GENERATED_TASKS, grade, gsm8k_reward, prepare_gsm8k
@@ -81,6 +83,9 @@ class ArmArguments:
             Mode that the arm is trained in; `"none"` is GRPO.
         thinking_settings (`dict`, *optional*):
             Fields of the thinking config, such as `thinking_residual_r_min`; in a YAML file only.
+        weights_of (`str`, *optional*):
+            Arm whose trained weights take the place of the warm start, for a way of thinking that needs no training:
+            it comes before in the grid, and the folder of the same seed is next to this one.
         eval_steps (`int`, *optional*, defaults to `10`):
             Optimizer steps between two evaluations in training.
         samples (`int`, *optional*, defaults to `4`):
@@ -107,6 +112,7 @@ class ArmArguments:
     thinking_learning_rate: float = 1e-3
     thinking_mode: str = "none"
     thinking_settings: dict = field(default_factory=dict)
+    weights_of: str | None = None
     eval_steps: int = 10
     samples: int = 4
 
@@ -233,10 +239,21 @@ def train_warm_up(args: ArmArguments, problems: list[dict], tokenizer, folder: P
     trainer.save_model()
 
 
+def trained(args: ArmArguments) -> str:
+    """Folder of the weights of another arm."""
+    folder = Path(args.output_dir).parent / f"arm={args.weights_of},seed={args.seed}"
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"`weights_of={args.weights_of}`: there is no trained model in `{folder}`. Run that arm first, such as "
+            "with `--jobs 1`; the same command again goes on."
+        )
+    return str(folder)
+
+
 def reinforce(args: ArmArguments, model, train, test, tokenizer) -> dict:
     """Trains the arm; returns its seconds and tokens."""
     set_seed(args.seed)
-    rates = ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection")
+    modules = ("residual_gate", "residual_Lambda", "projection", "head")
     settings = HRPOConfig(
         **common_settings(args, args.output_dir),
         max_steps=args.rl_steps,
@@ -249,7 +266,7 @@ def reinforce(args: ArmArguments, model, train, test, tokenizer) -> dict:
         warmup_steps=min(10, args.rl_steps // 4),
         lr_scheduler_type="constant_with_warmup",
         logging_steps=1,
-        **dict.fromkeys(rates, args.thinking_learning_rate),
+        **{f"lr_thinking_{module}": args.thinking_learning_rate for module in modules},
     )
     clock = TrainingClock()
     trainer = HRPOTrainer(
@@ -293,20 +310,37 @@ def score(model, tokenizer, dataset, args: ArmArguments, samples: int) -> tuple[
 
 
 def evaluate(model, tokenizer, test, args: ArmArguments) -> tuple[dict, list[dict]]:
-    """Greedy and sampled accuracy in the arm's mode (no suffix), with thinking off, and with soft thinking."""
+    """
+    Greedy and sampled accuracy and pass@k in the arm's mode (no suffix), with thinking off, with states of other
+    problems (greedy), and with soft thinking.
+    """
     metrics, rows = {}, [{"id": index} for index in range(len(test))]
-    for mode, suffix in {"none": "_off", "soft": "_soft", args.thinking_mode: ""}.items():
+    for suffix, (mode, kind) in evaluations(model.config).items():
         model.config.thinking_mode = mode
         for name, samples in (("greedy", 0), ("accuracy", args.samples)):
-            scores, length = score(model, tokenizer, test, args, samples)
+            if kind == "swap" and samples:
+                continue
+            with nullcontext() if kind is None else ThinkingIntervention(kind):
+                scores, length = score(model, tokenizer, test, args, samples)
             means = [sum(values) / len(values) for values in scores]
             # With no thinking in training the two are the same evaluation
-            for key in {suffix, "_off"} if mode == "none" else {suffix}:
+            for key in ("", "_off") if mode == "none" else (suffix,):
                 metrics[f"eval_{name}{key}"] = sum(means) / len(means)
                 metrics[f"eval_length{key}"] = length
+                if samples > 1:
+                    metrics[f"eval_pass{samples}{key}"] = pass_means(scores, [samples])[f"pass{samples}"]
                 for row, value in zip(rows, means):
                     row[name + key] = value
     return metrics, rows
+
+
+def evaluations(config) -> dict[str, tuple[str, str | None]]:
+    """Mode and intervention of each evaluation by the suffix of its metrics, the arm's own last."""
+    mode, fuses = config.thinking_mode, config.thinking_method.fuses
+    if mode == "none":
+        return {"_soft": ("soft", None), "": ("none", None)}
+    found = {"_soft": ("soft", None), "_off": (mode, "off"), "_swap": (mode, "swap"), "": (mode, None)}
+    return found if fuses else {suffix: each for suffix, each in found.items() if suffix != "_swap"}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -319,7 +353,7 @@ def main(argv: list[str] | None = None) -> dict:
         names = args.task_settings.get("names") if args.task == "graph" else None
         tokenizer = task.build_tokenizer() if names is None else task.build_tokenizer(names)
         splits = task.split(train=args.train_problems, test=args.test_problems, seed=args.seed, **args.task_settings)
-        checkpoint = warm_up(args, splits["train"], tokenizer)
+        checkpoint = trained(args) if args.weights_of else warm_up(args, splits["train"], tokenizer)
         train, test = (
             prepare_gsm8k(Dataset.from_list(rows), conversational=False, system_prompt=None)
             for rows in splits.values()

@@ -13,6 +13,7 @@ Outputs, in `output_dir`: `log.jsonl`, `eval_samples.jsonl`, `run.json`, and the
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
@@ -22,14 +23,18 @@ from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_evidenceflow import HRPOConfig, HRPOTrainer, load_thinking_model
+from hf_evidenceflow import HRPOConfig, HRPOTrainer, ThinkingIntervention, load_thinking_model
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
 from hf_evidenceflow.recipes.compare_latent_arm import TaskArguments, cpu_settings, finish
 from hf_evidenceflow.recipes.experiments.latent_evaluation import completion_tokens, greedy_scores
+from hf_evidenceflow.recipes.experiments.sampled_scores import pass_means, sampled_scores
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import THOUGHT_TASKS
+
+
+SAMPLED_PROBLEMS = 500
 
 
 @dataclass
@@ -52,6 +57,9 @@ class LatentRLArguments(TaskArguments):
             Completions a step, in groups of 8.
         learning_rate (`float`, *optional*, defaults to `1e-4`):
             Rate of all weights.
+        samples (`int`, *optional*, defaults to `0`):
+            Sampled completions of each of the first 500 problems after the training, for pass@1 and pass@k of so many,
+            with thinking and without it; `0`: none.
         trainer_settings (`dict`, *optional*):
             Further fields of [`HRPOConfig`], such as `train_thought_tokens`; in a YAML file only.
     """
@@ -64,6 +72,7 @@ class LatentRLArguments(TaskArguments):
     rl_steps: int = 60
     samples_per_step: int = 128
     learning_rate: float = 1e-4
+    samples: int = 0
     trainer_settings: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -72,6 +81,8 @@ class LatentRLArguments(TaskArguments):
             raise ValueError(f"`samples_per_step` must be a multiple of 8, got {self.samples_per_step}.")
         if self.rl_steps < 1:
             raise ValueError(f"`rl_steps` must be at least 1, got {self.rl_steps}.")
+        if self.samples < 0:
+            raise ValueError(f"`samples` must be at least 0, got {self.samples}.")
 
     def load_model(self):
         """The checkpoint in the mode that is trained."""
@@ -88,7 +99,7 @@ def reinforce(args: LatentRLArguments, model, problems: list[dict], tokenizer) -
     """Trains the model; returns its seconds of training."""
     set_seed(args.seed)
     rows = Dataset.from_list([{"prompt": row["prompt"], "answer": row["answer"]} for row in problems])
-    rates = ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection")
+    rates = ("lr_thinking_residual_gate", "lr_thinking_residual_Lambda", "lr_thinking_projection", "lr_thinking_head")
     settings = HRPOConfig(
         **cpu_settings(args),
         max_steps=args.rl_steps,
@@ -118,6 +129,26 @@ def reinforce(args: LatentRLArguments, model, problems: list[dict], tokenizer) -
     return clock.seconds
 
 
+def passes(args: LatentRLArguments, model, tokenizer, problems: list[dict]) -> dict[str, float]:
+    """pass@1 and pass@k of sampled completions, as trained and (`_off`) without thinking."""
+    metrics = {}
+    for suffix, kind in {"": None, "_off": "off"}.items() if args.thinking else [("", None)]:
+        with nullcontext() if kind is None else ThinkingIntervention(kind):
+            scores = sampled_scores(
+                model,
+                tokenizer,
+                problems,
+                THOUGHT_TASKS[args.task].reward,
+                args.samples,
+                max_new_tokens=completion_tokens(tokenizer, problems),
+                batch_size=args.eval_batch_size,
+                seed=args.seed,
+            )
+        found = pass_means(scores, (1, args.samples))
+        metrics |= {f"{args.evaluate_on}_{name}{suffix}": value for name, value in found.items()}
+    return metrics
+
+
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(LatentRLArguments, __doc__).parse_args_and_config(argv)
     transformers_logging.set_verbosity_error()
@@ -130,6 +161,8 @@ def main(argv: list[str] | None = None) -> dict:
         before = greedy_scores(model, tokenizer, problems, THOUGHT_TASKS[args.task].reward, args.eval_batch_size)
         seconds = reinforce(args, model, train[args.seen_problems :], tokenizer)
         metrics = {f"{args.evaluate_on}_before": sum(before) / len(before), "train_seconds": seconds}
+        if args.samples:
+            metrics |= passes(args, model, tokenizer, problems[:SAMPLED_PROBLEMS])
         metrics = finish(args, run, model, tokenizer, problems, metrics)
     print(json.dumps(metrics), f"{time.perf_counter() - start:.0f} seconds")
     return metrics

@@ -60,7 +60,7 @@ def test_arguments_out_of_range_are_named(compare_arm, setting, value):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_all_arms_of_a_config_share_prompts_budget_and_warm_start(compare_arm, path):
     arms = yaml.safe_load(path.read_text())["axes"]["arm"]
-    allowed = {"rl_steps", "thinking_mode", "thinking_settings"}
+    allowed = {"rl_steps", "thinking_mode", "thinking_settings", "weights_of"}
     assert all(set(options) <= allowed for options in arms.values())
     assert len({options["rl_steps"] for options in arms.values()} - {0}) == 1
 
