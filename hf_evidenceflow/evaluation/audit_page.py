@@ -55,7 +55,7 @@ def plot_audit(audit: ThinkingAudit, path: str | os.PathLike) -> Path:
     accuracy.set_xlim(-0.03, 1.03)
     accuracy.set(xlabel="accuracy", ylabel="thinking")
     cost.set_xlabel("accuracy as trained minus this")
-    cost.set_title("orange: p < .05 (Holm)", fontsize=9, color="0.3")
+    cost.set_title("orange: it costs something, p < .05 (Holm)", fontsize=9, color="0.3")
     for panel in (accuracy, cost):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="x", alpha=0.3)

@@ -104,8 +104,11 @@ class ThinkingAudit:
         """
         differences = {kind: row["difference"] for kind, row in self.summary().items() if kind != TRAINED}
         costly = [kind for kind in differences if self.costs(kind)]
-        harmless = [kind for kind in differences if kind not in costly]
+        harmless = [kind for kind in differences if kind not in (*costly, "off")]
         text = _FINDINGS[_pattern(costly, harmless)]
+        if "off" in differences and "off" not in costly:
+            better = differences["off"]["value"] < 0 and differences["off"]["p_holm"] < 0.05
+            text += f" Without thinking they are {'better' if better else 'as good'}."
         if harmless:
             most = max(differences[kind]["high"] for kind in harmless)
             text += f" Costs nothing that {len(self.scores[TRAINED])} problems show: {', '.join(harmless)}"

@@ -130,6 +130,12 @@ def test_the_finding_follows_from_what_costs(costly, finding):
     assert finding in letters(lambda prompts, kind: [""] * 11 if kind in costly else prompts).finding()
 
 
+@pytest.mark.parametrize(("right", "finding"), [("", "better"), ("abcdefghij", "as good")])
+def test_the_finding_says_how_good_answers_are_without_thinking(right, finding):
+    audit = letters(lambda prompts, kind: [p if kind == "off" or p in right else "" for p in prompts])
+    assert audit.finding().partition(" Costs")[0].endswith(f"Without thinking they are {finding}.")
+
+
 def test_a_difference_that_few_problems_cannot_show_is_named_with_its_interval():
     audit = letters(lambda prompts, kind: prompts if kind != "zero" else ["", *prompts[1:]])
     assert not audit.costs("zero")
