@@ -19,6 +19,8 @@ from hf_evidenceflow.recipes.experiments.runs import RunFiles
 # Time for a run to end by itself after Ctrl-C, and then after SIGTERM.
 INTERRUPT_SECONDS = 20.0
 TERMINATE_SECONDS = 5.0
+# After SIGTERM as the first signal: the step at hand, at whose end a training run saves a checkpoint, takes minutes
+SAVE_SECONDS = 900.0
 
 
 @dataclass
@@ -140,7 +142,8 @@ def stop_processes(processes: Iterable[RunProcess], first: int = signal.SIGINT) 
     """
     left = list(processes)
     try:
-        for number, seconds in ((first, INTERRUPT_SECONDS), (signal.SIGTERM, TERMINATE_SECONDS)):
+        patience = SAVE_SECONDS if first == signal.SIGTERM else INTERRUPT_SECONDS
+        for number, seconds in ((first, patience), (signal.SIGTERM, TERMINATE_SECONDS)):
             for process in left:
                 process.signal(number)
             deadline = time.monotonic() + seconds

@@ -94,7 +94,7 @@ def shown(value, digits: int = 3) -> str:
 def accuracy_rows(done: dict) -> list[list[str]]:
     rows = []
     for (kind, model), metrics in done.items():
-        for decoding, measure in (("greedy", "accuracy"), ("sampled", "pass@8")):
+        for decoding, measure in (("greedy", "accuracy"), ("sampled", "pass@1"), ("sampled", "pass@8")):
             if decoding in metrics and (decoding == "sampled" or not kind.endswith("pass8")):
                 graders = metrics[decoding]["graders"]
                 cells = [
@@ -103,7 +103,7 @@ def accuracy_rows(done: dict) -> list[list[str]]:
                 ]
                 unread = shown(graders["strict"]["unparsable_share"])
                 length = shown(metrics[decoding]["mean_completion_tokens"], 0)
-                rows.append([kind, model, str(metrics["problems"]), *cells, unread, length])
+                rows.append([f"{kind}, {measure}", model, str(metrics["problems"]), *cells, unread, length])
     return rows
 
 

@@ -1,6 +1,9 @@
 """Every YAML of the recipes is read by its recipe, down to the last option of the last arm of a grid."""
 
 import importlib.util
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,13 +43,13 @@ def parse(monkeypatch):
 
     monkeypatch.setattr(RecipeParser, "parse_args_and_config", parse_and_stop)
 
-    def parse(recipe: Path, config: Path, *options: str):
+    def parse(recipe: Path, config: Path | None, *options: str):
         spec = importlib.util.spec_from_file_location(f"{recipe.stem}_of_configs", recipe)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         with pytest.raises(ParsedError):
-            module.main(["--config", str(config), *options])
+            module.main([*([] if config is None else ["--config", str(config)]), *options])
 
     return parse
 
@@ -80,6 +83,19 @@ def test_the_recipe_of_a_grid_reads_the_options_of_each_arm(name, parse, tmp_pat
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({**run.options, "output_dir": str(tmp_path / "out")}))
         parse(RECIPES.parent / grid.recipe, path)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_recipes_read_each_command_of_the_study_on_gsm8k(parse, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    command = ["make", "--dry-run", "--file", "results/gsm8k_smollm2/Makefile", "OUT=nowhere"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    commands = [shlex.split(line) for line in lines if " recipes/" in line]
+    # The same but for seed and folders
+    kinds = {(words[1], tuple(words[2:4]), tuple(words[2::2])): words for words in commands}
+    assert len(commands) > 20 and len(kinds) > 5
+    for words in kinds.values():
+        parse(Path(words[1]), None, *words[2:])
 
 
 def test_each_option_of_the_training_recipes_has_a_help_text(parse, monkeypatch):

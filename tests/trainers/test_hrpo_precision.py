@@ -1,6 +1,7 @@
 """HRPO with adapters and other precisions: what is trained, and what is left after merging and loading again."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -22,6 +23,15 @@ def base_folder(request, tokenizer, tmp_path):
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize(("gap", "stops"), [(0.04, False), (0.2, True)])
+def test_in_half_precision_a_run_goes_on_at_the_rounding_of_a_trained_model(
+    gap, stops, base_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hf_evidenceflow.trainers.parity_check.parity_gap", lambda *args: (gap, 0.5))
+    with pytest.raises(RuntimeError, match="beyond 0.1") if stops else nullcontext():
+        train(base_folder, tmp_path, {"dtype": "bfloat16"})
 
 
 def train(folder, tmp_path, model_init_kwargs=None, lora=True, **overrides):

@@ -206,6 +206,23 @@ class _Run:
         return not self.got
 
 
+class _SlowStep(_Run):
+    """A run whose step takes longer than the time after Ctrl-C; at its end it saves."""
+
+    left = 3
+
+    def group_is_alive(self):
+        self.left -= 1
+        return self.left > 0
+
+
+def test_a_run_may_finish_its_step_and_save_after_sigterm(monkeypatch):
+    monkeypatch.setattr("hf_evidenceflow.recipes.experiments.launcher.INTERRUPT_SECONDS", 0.0)
+    run = _SlowStep()
+    stop_processes([run], signal.SIGTERM)
+    assert run.got == [signal.SIGTERM] and run.left == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_runs_get_the_signal_that_ended_the_runner(number):
     run = _Run()
