@@ -91,6 +91,29 @@ def refuse_sharded(trainer, config) -> None:
         )
 
 
+@contextmanager
+def head_in_forward(model: torch.nn.Module):
+    """
+    Makes what a pass returns depend on the head of the schedule, by nothing: DDP takes a module whose gradient comes
+    from elsewhere for unused.
+    """
+    body = base_causal_lm(model).base_model
+    head = dict(body.named_children()).get("thinking_head")
+    if head is None:
+        yield
+        return
+
+    def attach(module, args, output):
+        states = output.last_hidden_state
+        output.last_hidden_state = states + 0 * head(states).unsqueeze(-1).to(states.dtype)
+
+    handle = body.register_forward_hook(attach)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class DrawnDensitiesMixin:
     """
     For [`HRPOTrainer`]; put before [`UpdatePassesMixin`]. Leaves `_log_density` of each pass over the policy, while
@@ -123,7 +146,8 @@ class DrawnDensitiesMixin:
         if self._drawn is None or is_reference(self, model):
             return super()._get_per_token_logps_and_entropies(*rows, *args, **kwargs)
         self._packs(model, {})  # looks at the model with a pass of its own, whose states are nobody's
-        with last_states(self.accelerator.unwrap_model(self.model)) as states:
+        policy = self.accelerator.unwrap_model(self.model)
+        with head_in_forward(policy), last_states(policy) as states:
             result = super()._get_per_token_logps_and_entropies(*rows, *args, **kwargs)
         counted, drawn = self._counted_draws(attention_mask[:, -logits_to_keep:])
         with self.accelerator.autocast():

@@ -19,7 +19,7 @@ def fixed_rollouts(config, rows=4, prompt=5, count=6):
     ids = torch.randint(3, config.vocab_size, (rows, prompt + count), generator=generator)
     ids[1::2, :prompt] = ids[::2, :prompt]
     mask = (torch.arange(count) < torch.tensor([6, 4, 3, 1])[:, None]).long()
-    return {
+    batch = {
         "prompt_ids": ids[:, :prompt],
         "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
         "completion_ids": ids[:, prompt:],
@@ -29,6 +29,11 @@ def fixed_rollouts(config, rows=4, prompt=5, count=6):
         "thinking_states": torch.randn(rows, count, config.hidden_size, generator=generator),
         "thinking_mask": mask.bool(),
     }
+    if config.thinking_mode == "tarpo":
+        choice = torch.randint(0, 2, (rows, count), generator=generator)
+        batch |= {"thinking_choice": choice, "thinking_log_density": torch.zeros(rows, count)}
+        batch["thinking_mask"] = batch["thinking_mask"] & (choice == 1)
+    return batch
 
 
 class RecordedTrainer(HRPOTrainer):
@@ -48,7 +53,7 @@ class RecordedTrainer(HRPOTrainer):
         return loss
 
 
-def main(checkpoint, output, processes, update="{}"):
+def main(checkpoint, output, processes, update="{}", mode="projection"):
     args = HRPOConfig(
         output_dir=output,
         **STEP_BY_STEP,
@@ -67,7 +72,7 @@ def main(checkpoint, output, processes, update="{}"):
     )
     torch.manual_seed(5)
     model = load_thinking_model(
-        checkpoint, thinking_mode="projection", thinking_residual_r_min=0.5, thinking_residual_r_max=0.6
+        checkpoint, thinking_mode=mode, thinking_residual_r_min=0.5, thinking_residual_r_max=0.6
     )
     trainer = RecordedTrainer(
         model,

@@ -40,17 +40,26 @@ UPDATES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", UPDATES)
-def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(update, plain_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("update", "mode", "module"),
+    [
+        *((update, "projection", "thinking_projection") for update in UPDATES),
+        (next(iter(UPDATES)), "tarpo", "thinking_head"),
+    ],
+)
+def test_two_processes_have_the_gradients_of_one_and_keep_equal_weights(
+    update, mode, module, plain_checkpoint, tmp_path
+):
     folders = []
     for processes in (1, 2):
         folders.append(tmp_path / str(processes))
         folders[-1].mkdir()
         settings = json.dumps(UPDATES[update])
-        run_ranks("distributed_worker.py", plain_checkpoint, folders[-1], processes, settings, processes=processes)
+        arguments = plain_checkpoint, folders[-1], processes, settings, mode
+        run_ranks("distributed_worker.py", *arguments, processes=processes)
     one, two = folders
     expected = load_file(one / "gradients-0.safetensors")
-    assert any("thinking_projection" in name for name in expected)
+    assert any(module in name and gradient.any() for name, gradient in expected.items())
     for rank in (0, 1):
         actual = load_file(two / f"gradients-{rank}.safetensors")
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
