@@ -70,14 +70,8 @@ def train(start, mode, output):
     return trainer
 
 
-# The update does not compute what the head chose again, so that nothing trains it
-_UNTRAINED = pytest.mark.xfail(raises=RuntimeError, strict=True, reason="the update has no density of choices yet")
-
-
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-@pytest.mark.parametrize(
-    "mode", [pytest.param(mode, marks=_UNTRAINED if mode == "tarpo" else ()) for mode in THINKING_METHODS]
-)
+@pytest.mark.parametrize("mode", THINKING_METHODS)
 def test_it_is_trained_saved_loaded_decoded_evaluated_and_audited(mode, family, plain, tokenizer, tmp_path):
     before = load_thinking_model(plain[family], thinking_mode=mode, **FIELDS)
     trainer = train(plain[family], mode, str(tmp_path))
