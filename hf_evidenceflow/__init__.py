@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
         AblationLlamaForCausalLM as AblationLlamaForCausalLM,
         AblationLlamaModel as AblationLlamaModel,
     )
+    from .models.auto_looped import load_looped_model as load_looped_model
     from .models.auto_thinking import load_thinking_model as load_thinking_model
     from .models.base_export import export_base_model as export_base_model
     from .models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig as CrossLayerLlamaConfig
@@ -46,6 +47,11 @@ if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
         record_layer_states as record_layer_states,
     )
     from .models.hub import hub_code as hub_code
+    from .models.looped.configuration_looped import LoopedLlamaConfig as LoopedLlamaConfig
+    from .models.looped.modeling_looped import (
+        LoopedLlamaForCausalLM as LoopedLlamaForCausalLM,
+        LoopedLlamaModel as LoopedLlamaModel,
+    )
     from .models.router_statistics import RouterStatistics as RouterStatistics
     from .models.thinking.answer_marker import MarkerAutomaton as MarkerAutomaton
     from .models.thinking.families import (
@@ -109,6 +115,7 @@ _EXPORTS = {
     "losses.next_token": ["NextTokenTargets"],
     "models.ablation.configuration_ablation": ["AblationLlamaConfig"],
     "models.ablation.modeling_ablation": ["AblationLlamaForCausalLM", "AblationLlamaModel"],
+    "models.auto_looped": ["load_looped_model"],
     "models.auto_thinking": ["load_thinking_model"],
     "models.base_export": ["export_base_model"],
     "models.crosslayer.configuration_crosslayer": ["CrossLayerLlamaConfig"],
@@ -117,6 +124,8 @@ _EXPORTS = {
     "models.declared": ["no_decay_names"],
     "models.decoder": ["DecoderParts", "decoder_parts", "record_layer_states"],
     "models.hub": ["hub_code"],
+    "models.looped.configuration_looped": ["LoopedLlamaConfig"],
+    "models.looped.modeling_looped": ["LoopedLlamaForCausalLM", "LoopedLlamaModel"],
     "models.thinking.answer_marker": ["MarkerAutomaton"],
     "models.thinking.intervention": ["ThinkingIntervention"],
     "models.thinking.thinking_rollout": ["GenerateThinkingOutput", "ThinkingRollout", "collect_thinking"],

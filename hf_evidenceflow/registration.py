@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .models.ablation.modeling_ablation import AblationLlamaForCausalLM, AblationLlamaModel
 from .models.crosslayer.modeling_crosslayer import CrossLayerLlamaForCausalLM, CrossLayerLlamaModel
+from .models.looped.modeling_looped import LoopedLlamaForCausalLM, LoopedLlamaModel
 from .models.thinking.families import PREFIX, register_families
 from .models.tinyseek.modeling_tinyseek import TinySeekForCausalLM, TinySeekModel
 from .peft.thinking_adapters import register_thinking_adapters
@@ -18,6 +19,7 @@ MODEL_CLASSES: dict[Any, type] = {
     TinySeekForCausalLM: TinySeekModel,
     CrossLayerLlamaForCausalLM: CrossLayerLlamaModel,
     AblationLlamaForCausalLM: AblationLlamaModel,
+    LoopedLlamaForCausalLM: LoopedLlamaModel,
 }
 
 
@@ -27,7 +29,7 @@ def register_adapter_targets() -> None:
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
             for family in [family for family in mapping if not family.startswith(PREFIX)]:
                 mapping.setdefault(PREFIX + family, mapping[family])
-            for cls in (CrossLayerLlamaForCausalLM, AblationLlamaForCausalLM):
+            for cls in (CrossLayerLlamaForCausalLM, AblationLlamaForCausalLM, LoopedLlamaForCausalLM):
                 if "llama" in mapping:
                     mapping.setdefault(cls.config_class.model_type, mapping["llama"])
     constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("tinyseek", ["q_b_proj", "kv_b_proj"])
@@ -55,6 +57,6 @@ def register_models() -> None:
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
         AutoModelForCausalLM.register(config, causal_lm)
-    register_families()
+    register_families(own=[LoopedLlamaForCausalLM])
     register_thinking_adapters()
     register_adapter_targets()

@@ -23,6 +23,13 @@ python recipes/pretrain_clm.py --task sft --model_name_or_path outputs/llama --b
     --train_file sft.jsonl --validation_share 0.1 --output_dir outputs/llama-sft
 ```
 
+A checkpoint of Llama or Qwen whose layers 8 to 11 are to run twice, tuned to it (a looped Llama comes out):
+
+```bash
+python recipes/pretrain_clm.py --model_name_or_path Qwen/Qwen2.5-0.5B --num_loops 2 --loop_block 8 12 --lora_r 16 \
+    --train_file train.txt --validation_file validation.txt --max_steps 200 --output_dir outputs/looped
+```
+
 An interrupted run goes on with the same command and `--resume_from_checkpoint true`; jobs that are requeued pass
 `--resume_from_checkpoint auto` from the start.
 
@@ -49,6 +56,7 @@ from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents, load_docu
 from hf_evidenceflow.data.token_blocks import TokenBlocks
 from hf_evidenceflow.data.token_cache import cached_text_tokenizer, encode_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer as load_saved_tokenizer
+from hf_evidenceflow.models.auto_looped import load_looped_model
 from hf_evidenceflow.models.freezing import freeze_all_but
 from hf_evidenceflow.models.from_scratch import check_positions, model_from_scratch, parse_overrides
 from hf_evidenceflow.models.loading import load_checkpoint
@@ -75,6 +83,12 @@ class ScriptArguments:
             Type of a model with random weights, such as `llama`, `gpt2` or `opt`.
         config_overrides (`dict`, *optional*):
             With `model_type`: fields of its config; on the command line as JSON.
+        num_loops (`int`, *optional*):
+            With `model_name_or_path`: load it as a looped Llama whose `loop_block` runs that often.
+        loop_block (`list[int]`, *optional*):
+            First layer of the block and the one behind its last. If not given, all layers.
+        loop_damping (`bool`, *optional*, defaults to `False`):
+            Loops in damped steps, see [`~hf_evidenceflow.LoopedLlamaConfig`].
         attn_implementation, dtype (`str`, *optional*):
             As in `from_pretrained`.
         lora_r, lora_alpha (`int`, *optional*):
@@ -122,6 +136,9 @@ class ScriptArguments:
     model_name_or_path: str | None = None
     model_type: str | None = None
     config_overrides: dict | str | None = None
+    num_loops: int | None = None
+    loop_block: list[int] | None = None
+    loop_damping: bool = False
     attn_implementation: str | None = None
     dtype: str | None = None
     lora_r: int | None = None
@@ -157,6 +174,12 @@ class ScriptArguments:
         self.config_overrides = parse_overrides(self.config_overrides)
         if self.config_overrides and self.model_type is None:
             raise ValueError("`config_overrides` needs `model_type`: a checkpoint brings its own config.")
+        if self.num_loops is not None and self.model_name_or_path is None:
+            raise ValueError(
+                "`num_loops` is for a checkpoint. With `model_type` set it in `config_overrides` of `looped_llama`."
+            )
+        if self.num_loops is None and (self.loop_block is not None or self.loop_damping):
+            raise ValueError("`loop_block` and `loop_damping` need `num_loops`, how often the block runs.")
         if self.lora_r is not None and self.trainable_modules:
             raise ValueError("`lora_r` trains adapters alone: leave out `trainable_modules`.")
         for one, other in (("tokenizer_name_or_path", "train_vocab_size"), ("train_file", "dataset_name_or_path")):
@@ -225,6 +248,9 @@ def load_model(args: ScriptArguments, tokenizer):
     settings = {name: value for name, value in settings.items() if value is not None}
     if args.model_type is not None:
         model = model_from_scratch(args.model_type, args.config_overrides, tokenizer, **settings)
+    elif args.num_loops is not None:
+        loops = {"num_loops": args.num_loops, "loop_block": args.loop_block, "loop_damping": args.loop_damping}
+        model = load_looped_model(args.model_name_or_path, **loops, **settings)
     else:
         model = load_checkpoint(args.model_name_or_path, **settings)
     check_positions(model.config, args.block_size)

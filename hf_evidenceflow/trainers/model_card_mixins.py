@@ -25,7 +25,7 @@ _FINAL = {
     "latent/kl": "KL of a thought to its target in training, last logged, nats",
     "latent/target_share": "Probability of a thought on its targets in training, last logged",
 }
-_OWN_TYPES = ("thinking_", "tinyseek", "crosslayer", "ablation")
+_OWN_TYPES = ("thinking_", "tinyseek", "crosslayer", "ablation", "looped")
 _SHOWN_SAMPLES = 3
 
 

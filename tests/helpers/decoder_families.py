@@ -10,9 +10,9 @@ from hf_evidenceflow.models.tiny_config import tiny_config
 
 
 DAY_ONE = ("qwen2", "llama", "qwen3", "qwen3_5_text", "gemma3_text", "gemma4_text", "smollm3", "lfm2", "mistral")
-DAY_ONE += ("phi3", "olmo3", "granite", "qwen3_moe", "gpt_oss")
-# Scaled embeddings and sliding windows, a state of its own, experts
-FAST = ("gemma3_text", "lfm2", "qwen3_moe")
+DAY_ONE += ("phi3", "olmo3", "granite", "qwen3_moe", "gpt_oss", "looped_llama")
+# Scaled embeddings and sliding windows, a state of its own, experts, loops
+FAST = ("gemma3_text", "lfm2", "qwen3_moe", "looped_llama")
 each_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DAY_ONE]
 )
@@ -22,6 +22,10 @@ SETTINGS |= {"thinking_placeholder_id": 5}
 
 
 def plain_config(family):
+    if family == "looped_llama":
+        loops = {"num_loops": 3, "loop_blocks": [[1, 3]], "loop_norm": True, "sandwich_norm": True}
+        exits = {"exit_gate": True, "early_exit_threshold": 0.7}
+        return CONFIG_MAPPING[family](**TINY, **loops, **exits)
     config = tiny_config(CONFIG_MAPPING[family]())
     config.vocab_size = TINY["vocab_size"]
     if family == "gemma4_text":

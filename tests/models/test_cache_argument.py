@@ -12,6 +12,8 @@ import hf_evidenceflow
 from hf_evidenceflow import (
     CrossLayerLlamaConfig,
     CrossLayerLlamaForCausalLM,
+    LoopedLlamaConfig,
+    LoopedLlamaForCausalLM,
     ThinkingQwen2Config,
     ThinkingQwen2ForCausalLM,
 )
@@ -24,6 +26,7 @@ MODELS = {
     "crosslayer": lambda: CrossLayerLlamaForCausalLM(CrossLayerLlamaConfig(**TINY, variant="v3m1")),
     "thinking": lambda: ThinkingQwen2ForCausalLM(ThinkingQwen2Config(**TINY)),
     "ablation": lambda: AblationLlamaForCausalLM(AblationLlamaConfig(**TINY, position_embedding="learned")),
+    "looped": lambda: LoopedLlamaForCausalLM(LoopedLlamaConfig(**TINY, num_loops=2)),
 }
 
 
@@ -43,4 +46,4 @@ def test_a_cache_is_used_under_either_name(family, name):
 
 def test_the_copies_for_the_hub_are_alike():
     copies = list(Path(hf_evidenceflow.__file__).parent.glob("models/*/cache_argument.py"))
-    assert len(copies) == 4 and len({path.read_text() for path in copies}) == 1
+    assert len(copies) == 5 and len({path.read_text() for path in copies}) == 1

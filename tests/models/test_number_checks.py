@@ -12,6 +12,7 @@ import hf_evidenceflow
 from hf_evidenceflow import (
     AblationLlamaConfig,
     CrossLayerLlamaConfig,
+    LoopedLlamaConfig,
     ThinkingLlamaConfig,
     ThinkingQwen2Config,
     TinySeekConfig,
@@ -21,13 +22,14 @@ from hf_evidenceflow import (
 
 MODELS = Path(hf_evidenceflow.__file__).parent / "models"
 CONFIGS = [ThinkingLlamaConfig, ThinkingQwen2Config, TinySeekConfig, CrossLayerLlamaConfig, AblationLlamaConfig]
+CONFIGS += [LoopedLlamaConfig]
 NAN, INF = float("nan"), float("inf")
 
 
 def test_all_model_folders_have_the_same_checks():
     assert len({(MODELS / name / "number_checks.py").read_text() for name in ("thinking", "tinyseek")}) == 1
     assert len({path.read_text() for path in MODELS.glob("*/number_checks.py")}) == 1
-    assert len(list(MODELS.glob("*/number_checks.py"))) == 4
+    assert len(list(MODELS.glob("*/number_checks.py"))) == 5
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -157,6 +157,10 @@ def test_from_text_files_to_a_checkpoint_to_lora_and_to_sft(run, tmp_path):
     assert adapted.model.peft_config["default"].r == 2
     assert not (tmp_path / "adapted/model.safetensors").exists()
 
+    looped = run("looped", num_loops=2, loop_damping="true", **files, **started)
+    assert looped.model.config.num_hidden_layers == 4
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "looped")).__name__ == "LoopedLlamaForCausalLM"
+
     rows = [{"prompt": "The cat", "completion": f" sat on {n} mats."} for n in range(20)]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tuned = run(
@@ -215,6 +219,8 @@ def test_a_model_that_mixes_packed_documents_is_refused(run):
         ({"lr_scheduler_type": "cosine"}, "need `lr_scheduler_type` 'warmup_exponential', got 'cosine'"),
         ({"evidence_objective": "mean"}, "`objective` must be one of"),
         ({"evidence_objective": "none", "evidence_weight": 2}, "`evidence_weight` has no effect without"),
+        ({"num_loops": 2}, "`num_loops` is for a checkpoint"),
+        ({"loop_damping": "true"}, "`loop_block` and `loop_damping` need `num_loops`"),
         ({"task": "sft"}, "`task=sft` takes no `train_vocab_size`"),
     ],
 )

@@ -5,6 +5,7 @@ from here under that name, so that pickle finds it. The model type is `thinking_
 """
 
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import transformers
@@ -25,6 +26,7 @@ from .modeling_thinking import ThinkingCausalLMMixin, ThinkingModelMixin
 PREFIX = "thinking_"
 _lock = threading.RLock()
 _families: dict[str, "ThinkingFamily"] = {}
+_own: dict[str, type[PreTrainedModel]] = {}  # decoders of this package, by the names of their classes
 
 
 class ThinkingFamily(NamedTuple):
@@ -94,15 +96,21 @@ class _OnDemand(type):
         return getattr(thinking_family(cls.family).config, name)
 
 
-def register_families() -> None:
+def register_families(own: Iterable[type[PreTrainedModel]] = ()) -> None:
     """
-    Make `AutoConfig` know the thinking types of all decoders. Calling it again changes nothing.
+    Make `AutoConfig` know the thinking types of all decoders of transformers and of `own` causal LMs, which the Auto
+    classes know. Calling it again changes nothing.
 
     Raises:
         `ValueError`: if a foreign class owns one of the model types.
     """
-    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        model_type, name = PREFIX + family, f"Thinking{CONFIG_MAPPING_NAMES[family]}"
+    names = {family: CONFIG_MAPPING_NAMES[family] for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    for cls in own:
+        config = cls.config_class
+        names[config.model_type] = config.__name__
+        _own.update({each.__name__: cls for each in (config, MODEL_MAPPING[config], cls)})
+    for family, plain in names.items():
+        model_type, name = PREFIX + family, f"Thinking{plain}"
         if model_type not in CONFIG_MAPPING:
             body = {"__module__": __name__, "model_type": model_type, "family": family}
             AutoConfig.register(model_type, _OnDemand(name, (), body))
@@ -114,7 +122,8 @@ def register_families() -> None:
 
 
 def __getattr__(name):
-    plain = getattr(transformers, name.removeprefix("Thinking"), None) if name.startswith("Thinking") else None
+    stem = name.removeprefix("Thinking")
+    plain = getattr(transformers, stem, _own.get(stem)) if stem != name else None
     if not isinstance(plain, type) or not issubclass(plain, (PreTrainedConfig, PreTrainedModel)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     config: type[PreTrainedConfig] = plain if issubclass(plain, PreTrainedConfig) else plain.config_class

@@ -6,6 +6,7 @@ import inspect
 import transformers
 
 from ...version import __version__
+from ..looped import checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped
 from . import (
     answer_marker,
     cache_argument,
@@ -55,6 +56,8 @@ _MODULES = (
     prompt_thinking,
     generation_thinking,
 )
+# Decoders of this package, whose code is written along; its copies of the first two above are left out
+_OWN = {"looped_llama": (checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped)}
 
 _HEAD = '''"""{causal_lm}: {plain} with hybrid latent reasoning.
 
@@ -91,10 +94,11 @@ def hub_source(causal_lm: type) -> str:
     """
     classes = (causal_lm.config_class, causal_lm.thinking_model_class, causal_lm)
     plain = [cls.__bases__[-1] for cls in classes]
-    imports = {f"from {cls.__module__} import {cls.__name__}": None for cls in plain}
+    own = _OWN.get(plain[0].model_type, ())
+    imports = {f"from {cls.__module__} import {cls.__name__}": None for cls in plain if not own}
     imports["from huggingface_hub.dataclasses import strict"] = None
     bodies = []
-    for module in _MODULES:
+    for module in (*_MODULES[:2], *own, *_MODULES[2:]):
         body, needed = _body(inspect.getsource(module))
         imports |= needed
         bodies.append(body)
