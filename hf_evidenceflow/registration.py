@@ -27,11 +27,11 @@ def register_adapter_targets() -> None:
     """Give our model types the default targets of their families in PEFT. Calling it again changes nothing."""
     for name, mapping in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
-            for family in [family for family in mapping if not family.startswith(PREFIX)]:
-                mapping.setdefault(PREFIX + family, mapping[family])
             for cls in (CrossLayerLlamaForCausalLM, AblationLlamaForCausalLM, LoopedLlamaForCausalLM):
                 if "llama" in mapping:
                     mapping.setdefault(cls.config_class.model_type, mapping["llama"])
+            for family in [family for family in mapping if not family.startswith(PREFIX)]:
+                mapping.setdefault(PREFIX + family, mapping[family])
     constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("tinyseek", ["q_b_proj", "kv_b_proj"])
 
 

@@ -45,6 +45,9 @@ class LoopedLlamaConfig(LlamaConfig):
             arXiv 2605.23872).
         loop_norm (`bool`, *optional*, defaults to `False`):
             The final norm stands between loops, too (Ouro, Nanbeige).
+        loop_injection (`bool`, *optional*, defaults to `False`):
+            What the block read first is added to the state before each further loop. With `loop_norm` and one block of
+            all layers, these are the token embeddings and the last hidden state, as in LOTUS (arXiv 2606.31779).
         exit_gate (`bool`, *optional*, defaults to `False`):
             After each loop a gate gives the probability to stop there (Ouro, arXiv 2510.25741). For one block that
             ends the model.
@@ -86,6 +89,7 @@ class LoopedLlamaConfig(LlamaConfig):
     loop_blocks: list | tuple | None = None
     loop_damping: bool = False
     loop_norm: bool = False
+    loop_injection: bool = False
     exit_gate: bool = False
     early_exit_threshold: float | int = 1.0
     early_exit_mode: str = "freeze"
@@ -172,6 +176,8 @@ class LoopedLlamaConfig(LlamaConfig):
                 "`exit_gate` needs one looped block that ends the model, since a loop's state is read out where a "
                 f"token leaves; got `loop_blocks` {self.loop_blocks} of {self.num_unique_layers} layers."
             )
+        if self.loop_damping and self.loop_injection:
+            raise ValueError("`loop_damping` refines one pass, to which `loop_injection` would add. Leave one out.")
         if self.early_exit_mode not in EXIT_MODES:
             raise ValueError(
                 f"`early_exit_mode` must be one of {', '.join(map(repr, EXIT_MODES))}, got {self.early_exit_mode!r}."

@@ -131,11 +131,16 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
 
     def _run(self, states, cache, exits, loop_states, inputs):
         """States before the final norm; those of loops that others follow are added behind it to `loop_states`."""
-        before, last = states, self._num_loops - 1
+        before = entry = states
+        last = self._num_loops - 1
         step = 1 / self._num_loops
         # Read anew each time: `assistant_early_exit` lowers it for the draft
         calls = self._calls[: self.config.num_hidden_layers]
         for slot, call in enumerate(calls):
+            if call.begins and not call.loop:
+                entry = states
+            elif call.begins and self.config.loop_injection:
+                states = self._inject(states, entry, exits)
             if call.begins:
                 before = states
             more = {}
@@ -151,6 +156,11 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
             if call.ends and call.loop < last and slot < len(calls) - 1:
                 states = self._between_loops(states, exits, loop_states)
         return states if exits is None else exits.last_states(states)
+
+    def _inject(self, states, entry, exits):
+        if exits is None or exits.frozen is None:
+            return states + entry
+        return states if exits.all_left else torch.where(exits.frozen, states, states + entry)
 
     def _between_loops(self, states, exits, loop_states):
         if exits is None and loop_states is None:

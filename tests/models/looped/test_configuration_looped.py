@@ -52,6 +52,7 @@ def test_a_block_behind_the_last_layer_is_refused():
         ({"exit_gate": True, "loop_blocks": [[0, 2]]}, "one looped block that ends the model"),
         ({"early_exit_mode": "skip"}, "'freeze', 'select', got 'skip'"),
         ({"exit_gate": True, "early_exit_threshold": -0.1}, "at least 0"),
+        ({"loop_damping": True, "loop_injection": True}, "Leave one out"),
         ({"num_loop": 2}, "did you mean `num_loops`"),
     ],
 )

@@ -20,6 +20,8 @@ SHAPES = {
     "a block": {"num_hidden_layers": 4, "loop_blocks": [[1, 3]]},
     "layers by themselves": {"loop_blocks": [[0, 1], [1, 2]], "loop_damping": True},
     "ouro": {"loop_norm": True, "sandwich_norm": True, "qk_norm": True, "qkv_bias": True},
+    "lotus": {"loop_norm": True, "loop_injection": True},
+    "injected blocks": {"loop_blocks": [[0, 1], [1, 3]], "loop_injection": True},
 }
 
 
@@ -87,8 +89,10 @@ def by_hand(model, ids):
 
     at = 0
     for start, end in config.loop_blocks:
-        states = run(states, at, start)
+        entry = states = run(states, at, start)
         for loop in range(config.num_loops):
+            if config.loop_injection and loop:
+                states = states + entry
             new = run(states, start, end)
             states = states + (new - states) / config.num_loops if config.loop_damping else new
             if config.loop_norm and loop < config.num_loops - 1:
@@ -123,11 +127,13 @@ def test_a_cache_of_every_kind_gives_the_logits_of_the_whole_pass(cache, num_loo
     assert all(layer.get_seq_length() == 7 for layer in filled.layers)
 
 
+@pytest.mark.parametrize("injection", [False, True])
 @pytest.mark.parametrize("mode", ["freeze", "select"])
 @pytest.mark.parametrize("cache", CACHES)
 @torch.no_grad()
-def test_exits_give_the_same_logits_with_every_cache_and_in_one_pass(cache, mode):
-    model = make_model(**OURO, num_hidden_layers=2, early_exit_threshold=0.7, early_exit_mode=mode)
+def test_exits_give_the_same_logits_with_every_cache_and_in_one_pass(cache, mode, injection):
+    fields = {"early_exit_threshold": 0.7, "early_exit_mode": mode, "loop_injection": injection}
+    model = make_model(**OURO, **fields, num_hidden_layers=2)
     filled = CACHES[cache](model.config)
     parts = [model(ids, past_key_values=filled, use_cache=True).logits for ids in IDS.split([4, 1, 1, 1], dim=1)]
     whole = model(IDS, use_cache=False).logits
