@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import DynamicCache, initialization as init
+from transformers import Cache, DynamicCache, initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
@@ -93,7 +93,7 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
         Differs from Llama's in `output_loops`, for a model with an exit gate: all loops run, and the output has
         `loop_states` and `exit_probabilities`.
         """
-        self._check_inputs(input_ids, inputs_embeds, output_loops)
+        self._check_inputs(input_ids, inputs_embeds, past_key_values, output_loops)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
@@ -184,13 +184,18 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
         is_mask = attention_mask is not None and attention_mask.dim() == 2
         return LoopExits(self.config, attention_mask[:, -count:] if is_mask else None)
 
-    def _check_inputs(self, input_ids, inputs_embeds, output_loops):
+    def _check_inputs(self, input_ids, inputs_embeds, cache, output_loops):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if self.config.num_loops != self._num_loops:
             raise ValueError(
                 f"`config.num_loops` was set to {self.config.num_loops} in a model of {self._num_loops} loops. Call "
                 f"`model.set_num_loops({self.config.num_loops})`, which also counts the slots of the cache."
+            )
+        if cache is not None and not isinstance(cache, Cache):
+            raise ValueError(
+                f"A looped model needs a `Cache` with a slot for each loop and layer, got {type(cache).__name__}. "
+                "Continuous batching (`generate_batch`) has one for each layer only: call `generate`."
             )
         if output_loops and not self.config.exit_gate:
             raise ValueError("`output_loops=True` needs `exit_gate=True`.")

@@ -203,6 +203,11 @@ def test_loops_set_in_the_config_of_a_built_model_are_refused_with_the_call_to_m
         model(IDS)
 
 
+def test_a_cache_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="needs a `Cache` with a slot for each loop and layer, got tuple"):
+        make_model(num_loops=2)(IDS, past_key_values=())
+
+
 def test_loops_set_in_the_config_before_the_model_is_built_count(tmp_path):
     make_model(num_loops=2).save_pretrained(tmp_path)
     config = LoopedLlamaConfig.from_pretrained(tmp_path)
