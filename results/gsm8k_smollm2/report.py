@@ -16,6 +16,7 @@ from hf_evidenceflow.report.tables import markdown_table
 
 GRADERS = ("strict", "flexible", "hrpo_legacy", "math_verify")
 CURVES = ("reward", "completions/mean_length", "entropy", "thinking/hidden_ratio", "thinking/entropy", "unparsable")
+STARTS = {"easy": "easy-start-merged", "latent": "latent-start-merged", "gsm8k": "start-merged"}
 PARTS = 20  # steps that the first and the last reward are the mean of
 
 
@@ -40,7 +41,7 @@ def differences(out: Path, done) -> list[dict]:
             continue
         trained, _, seed = model.removeprefix("rl-").split("-")
         base = kind if part in ("400", "full") else f"{task}-400"
-        start = {"easy": "easy-start-merged", "gsm8k": "start-merged"}[trained]
+        start = STARTS[trained]
         firsts = [(base, start), (base, f"rl-{trained}-grpo-{seed}"), (base, model)]
         pairs += [(first, (kind, model)) for first in firsts if first in done and first != (kind, model)]
     return [
@@ -171,7 +172,7 @@ def main(out: str, results: str) -> None:
         ),
     ]
     atomic_write_text(results / "tables.md", "\n\n".join(tables) + "\n")
-    for task in ("easy", "gsm8k"):
+    for task in STARTS:
         logs = {path.name.removeprefix(f"rl-{task}-"): path for path in folders if path.name.startswith(f"rl-{task}-")}
         histories = {name: load_log_history(path) for name, path in logs.items()}
         known = [key for key in CURVES if any(key in row for rows in histories.values() for row in rows)]
