@@ -5,18 +5,25 @@ What only a GPU can tell: parity in fp32 and bf16, static caches and CUDA graphs
 python benchmarks/gpu_check.py --output results/gpu/check.json
 ```
 
-At most 8 minutes on one CUDA GPU; each part that has not begun by `--seconds` is left out and named. A part that fails
-is written down with its error, and the others run. `--size tiny --device cpu` runs all of it in little.
+At most 16 minutes on one CUDA GPU, half of them for vLLM; each part that has not begun by `--seconds` is left out and
+named. A part that fails is written down with its error, and the others run. `--size tiny --device cpu` runs all of it
+in little. It has run on CPUs only.
 
 Parts: `parity`, gaps between the log-probabilities of a rollout and of the update, for each way of thinking and
 precision; `decoding`, tokens a second of stock `generate` with a dynamic cache, a static one and a compiled one (CUDA
 graphs), and whether their tokens agree; `rollout`, the engine against the stock loop; `step`, a step of HRPO with
-shared prompts and in buckets against TRL's GRPO; `latent`, the sequential latent pass against the parallel one.
+shared prompts and in buckets against TRL's GRPO; `latent`, the sequential latent pass against the parallel one;
+`vllm`, the parts of `vllm_check.py` in a process of `--vllm_python`, left out where that one has no vLLM. `--parts`
+chooses parts, `--skip` leaves some out.
 """
 
+import json
+import subprocess
+import sys
 import tempfile
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -158,7 +165,16 @@ def latent(tiny: bool, device: str) -> dict:
     return compare({"parallel": partial(run, targets), "sequential": partial(run, None)}, 3)
 
 
-PARTS = {part.__name__: part for part in (parity, decoding, rollout, step, latent)}
+def vllm(tiny: bool, device: str, python: str = sys.executable) -> dict:
+    """What `vllm_check.py` finds, by part; `python` is the interpreter that has vLLM."""
+    if subprocess.run([python, "-c", "import vllm"], capture_output=True).returncode:
+        return {"left_out": f"{python} has no vLLM"}
+    output = Path(tempfile.mkdtemp()) / "vllm.json"
+    subprocess.run([python, Path(__file__).with_name("vllm_check.py"), "--output", output], check=True)
+    return json.loads(output.read_text(encoding="utf-8"))["parts"]
+
+
+PARTS = {part.__name__: part for part in (parity, decoding, rollout, step, latent, vllm)}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -166,6 +182,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--size", choices=("tiny", "full"), default="full")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--skip", nargs="+", choices=tuple(PARTS), default=[], help="parts that are left out")
+    parser.add_argument("--vllm_python", default=sys.executable, help="interpreter of the environment with vLLM")
     parser.add_argument("--seconds", type=float, default=420, help="no part begins later than this")
     args = parser.parse_args(argv)
     prepare(args)
@@ -175,6 +193,9 @@ def main(argv: list[str] | None = None) -> dict:
         device = {"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
     results = {"setting": setting(args, "gpu_check", argv), "device": device}
     parts = {name: partial(PARTS[name], args.size == "tiny", args.device) for name in args.parts}
+    if "vllm" in parts:
+        parts["vllm"] = partial(parts["vllm"], python=args.vllm_python)
+    parts = {name: part for name, part in parts.items() if name not in args.skip}
     return run_parts(parts, results, args.output, args.seconds)
 
 

@@ -68,11 +68,6 @@ def refuse_unsupported(args, config, model, has_adapter: bool, trainer_kwargs: M
                 f"`{name}=True` with `thinking_mode={config.thinking_mode!r}`: {engine} has no place for thinking "
                 f"states. Leave `{name}` at False, or set the model's `thinking_mode` to 'none'."
             )
-    if args.use_vllm and args.vllm_mode == "server":
-        raise ValueError(
-            f"`vllm_mode='server'` with `thinking_mode={config.thinking_mode!r}`: a server of TRL's does not hand out "
-            "thinking states. Set `vllm_mode='colocate'`, or the model's `thinking_mode` to 'none'."
-        )
     if trainer_kwargs.get("rollout_func"):
         raise ValueError(
             f"`rollout_func` with `thinking_mode={config.thinking_mode!r}` is not supported: what it generates around "

@@ -165,7 +165,7 @@ class HRPOTrainer(
             processing_class = load_policy_tokenizer(name, args)
         if is_path:
             model, quantization_config = load_policy(model, args, quantization_config), None
-        with plain_init_kwargs(args) if is_path else nullcontext(), thinking_generation(args):
+        with plain_init_kwargs(args) if is_path else nullcontext(), thinking_generation(args, config.thinking_mode):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,

@@ -10,9 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from .idle_thoughts import idle_thoughts
 
 
-def thinking_generation(args):
-    """Inside, TRL's trainer makes an engine of vLLM that thinks, where it makes one; in mode `none` too."""
-    if not args.use_vllm or args.vllm_mode == "server":
+def thinking_generation(args, thinking_mode: str):
+    """
+    Inside, TRL's trainer makes an engine of vLLM that thinks, where it makes one; in mode `none` too. A server is
+    TRL's own in mode `none`.
+    """
+    if not args.use_vllm or (args.vllm_mode == "server" and thinking_mode == "none"):
         return nullcontext()
     if importlib.util.find_spec("vllm") is None:
         raise ImportError("`use_vllm=True` needs vLLM. Run `pip install 'hf-evidenceflow[vllm]'`.")

@@ -10,10 +10,12 @@ def test_each_part_finds_something_on_a_cpu(tmp_path, monkeypatch):
     import gpu_check
 
     path = tmp_path / "check.json"
-    results = gpu_check.main(["--size", "tiny", "--device", "cpu", "--threads", "1", "--output", str(path)])
+    options = ["--size", "tiny", "--device", "cpu", "--threads", "1", "--vllm_python", "/bin/false"]
+    results = gpu_check.main([*options, "--output", str(path)])
     assert path.exists()
     errors = {name: part["found"]["error"] for name, part in results["parts"].items() if "error" in part["found"]}
     assert errors == {} and set(results["parts"]) == set(gpu_check.PARTS)
+    assert results["parts"]["vllm"]["found"] == {"left_out": "/bin/false has no vLLM"}
     gaps = {name: gap["largest"] for name, gap in results["parts"]["parity"]["found"].items() if "fp32" in name}
     assert len(gaps) == 6 and max(gaps.values()) <= 1e-4
     assert all(
@@ -34,3 +36,16 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
     results = gpu_check.main(["--size", "tiny", "--device", "cpu", "--parts", "rollout", "latent"])
     assert "no such kernel" in results["parts"]["rollout"]["found"]["error"]
     assert results["parts"]["latent"]["found"] == {"x": 1}
+
+
+@pytest.mark.slow
+def test_parts_may_be_skipped_and_vllm_runs_in_its_own_environment(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+
+    python = tmp_path / "python"
+    python.write_text("""#!/bin/sh\nif [ "$1" != -c ]; then echo '{"parts": {"speed": 3}}' > "$3"; fi\n""")
+    python.chmod(0o755)
+    others = [name for name in gpu_check.PARTS if name != "vllm"]
+    results = gpu_check.main(["--device", "cpu", "--vllm_python", str(python), "--skip", *others])
+    assert {name: part["found"] for name, part in results["parts"].items()} == {"vllm": {"speed": 3}}

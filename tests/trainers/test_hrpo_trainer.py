@@ -589,11 +589,6 @@ def test_an_engine_without_thinking_states_is_refused(make_trainer):
         make_trainer(use_transformers_continuous_batching=True)
 
 
-def test_a_server_of_vllm_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="`vllm_mode='server'` with `thinking_mode='projection'`.*'colocate'"):
-        make_trainer(use_vllm=True, vllm_mode="server")
-
-
 def test_a_peft_model_without_the_thinking_modules_is_refused(make_trainer, plain_checkpoint):
     model = get_peft_model(load_thinking_model(plain_checkpoint), LoraConfig(r=3, target_modules=["q_proj"]))
     with pytest.raises(

@@ -15,7 +15,7 @@ def make_args(tmp_path, **kwargs):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_missing_vllm_is_reported_with_the_command(tmp_path):
     with pytest.raises(ImportError, match=r"pip install 'hf-evidenceflow\[vllm\]'"):
-        thinking_generation(make_args(tmp_path, use_vllm=True))
+        thinking_generation(make_args(tmp_path, use_vllm=True), "projection")
 
 
 @pytest.mark.parametrize(

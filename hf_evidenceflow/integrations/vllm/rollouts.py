@@ -6,6 +6,7 @@ Shapes: B rows of a process, C completion tokens, H hidden size.
 import functools
 import os
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import trl.generation.vllm_generation
@@ -32,13 +33,47 @@ def replaced(module, name: str, value):
 
 
 def thinking_generation(args):
-    """Inside, [`~trl.GRPOTrainer`] generates with [`ThinkingVLLMGeneration`], by the arguments of an `HRPOConfig`."""
+    """
+    Inside, [`~trl.GRPOTrainer`] generates with [`ThinkingVLLMGeneration`], or on a server with
+    [`ThinkingServerGeneration`], by the arguments of an `HRPOConfig`.
+    """
+    if args.vllm_mode == "server":
+        from .server_rollouts import ThinkingServerGeneration
+
+        return replaced(trl.trainer.grpo_trainer, "VLLMGeneration", ThinkingServerGeneration)
     folder = os.path.join(args.output_dir, "vllm_init")
     make = functools.partial(ThinkingVLLMGeneration, folder=folder, engine_kwargs=args.vllm_engine_kwargs or {})
     return replaced(trl.trainer.grpo_trainer, "VLLMGeneration", make)
 
 
-class ThinkingVLLMGeneration(VLLMGeneration):
+class TakenThinking:
+    """What an engine recorded of the last call, until [`rollout`] gives it away; before TRL's class."""
+
+    taken: list = []  # states (C, H) and mask (C,) of each row
+    accelerator: Any  # of TRL's class
+
+    def rollout(self, model, completion_ids: list[list[int]], logps: list[list[float]] | None) -> ThinkingRollout:
+        """
+        The thinking of the last call, as `generate` of a thinking model records it; gives it away.
+
+        Args:
+            model ([`ThinkingCausalLMMixin`], *optional*):
+                The trained model, whose gates are looked at; `None`: they are not, and the rollout has those of tokens
+                that are not fused.
+            completion_ids (`list[list[int]]`), logps (`list[list[float]]`, *optional*): of the rows.
+        """
+        device = self.accelerator.device
+        taken, self.taken = self.taken, []
+        states, mask = (pad_sequence(parts, batch_first=True).to(device) for parts in zip(*taken))
+        ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in completion_ids], batch_first=True)
+        lengths = torch.tensor([[len(row)] for row in completion_ids], device=device)
+        fed = mask & (torch.arange(mask.shape[1], device=device) < lengths - 1)
+        if logps is not None:
+            logps = pad_sequence([torch.tensor(row) for row in logps], batch_first=True).to(device)
+        return ThinkingRollout.from_stats(states, mask, gate_stats(model, ids.to(device), states, fed), logps)
+
+
+class ThinkingVLLMGeneration(TakenThinking, VLLMGeneration):
     """
     Differs from TRL's in the checkpoint that the engine begins with, in further arguments of the engine, and in the
     thinking of completions, which it keeps for [`rollout`].
@@ -57,7 +92,6 @@ class ThinkingVLLMGeneration(VLLMGeneration):
 
     def __init__(self, model, accelerator, processing_class, *, folder: str, engine_kwargs: dict, **kwargs):
         check_vllm()
-        self.taken = []
         base = model.get_base_model() if is_peft_model(model) else model
         name = type(base).__name__
         if name not in MODELS:
@@ -107,26 +141,6 @@ class ThinkingVLLMGeneration(VLLMGeneration):
             first = torch.distributed.get_rank(group=self.tp_group) * len(prompts)
             self.taken = self.taken[first : first + len(prompts)]
         return result
-
-    def rollout(self, model, completion_ids: list[list[int]], logps: list[list[float]] | None) -> ThinkingRollout:
-        """
-        The thinking of the last call, as `generate` of a thinking model records it; gives it away.
-
-        Args:
-            model ([`ThinkingCausalLMMixin`], *optional*):
-                The trained model, whose gates are looked at; `None`: they are not, and the rollout has those of tokens
-                that are not fused.
-            completion_ids (`list[list[int]]`), logps (`list[list[float]]`, *optional*): of the rows.
-        """
-        device = self.accelerator.device
-        taken, self.taken = self.taken, []
-        states, mask = (pad_sequence(parts, batch_first=True).to(device) for parts in zip(*taken))
-        ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in completion_ids], batch_first=True)
-        lengths = torch.tensor([[len(row)] for row in completion_ids], device=device)
-        fed = mask & (torch.arange(mask.shape[1], device=device) < lengths - 1)
-        if logps is not None:
-            logps = pad_sequence([torch.tensor(row) for row in logps], batch_first=True).to(device)
-        return ThinkingRollout.from_stats(states, mask, gate_stats(model, ids.to(device), states, fed), logps)
 
 
 @torch.no_grad()

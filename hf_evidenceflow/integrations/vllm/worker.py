@@ -1,5 +1,6 @@
 """Calls of a worker by name, for an engine in other processes: `LLM(..., worker_extension_cls=WORKER)`."""
 
+import base64
 from typing import Any
 
 from safetensors.torch import load, save
@@ -43,6 +44,15 @@ class ThinkingWorker:
         taken = take_thinking(state, lengths)
         return save({f"{kind}/{name}": part for name, pair in taken.items() for kind, part in zip(_KINDS, pair)})
 
+    def take_thinking_text(self, lengths: dict[str, int]) -> str:
+        """[`take_thinking`] as text, for the `/collective_rpc` of a server; see [`read_thinking_text`]."""
+        return base64.b64encode(self.take_thinking(lengths)).decode()
+
+    def thinking_setting(self) -> dict[str, str]:
+        """The mode that the engine thinks in, and the dtype that it computes in."""
+        config = self.model_runner.model_config
+        return {"thinking_mode": config.hf_config.thinking_mode, "dtype": str(config.dtype).removeprefix("torch.")}
+
     def thinking_stats(self) -> dict[str, int]:
         """Requests whose records are held: `live` in a slot, `left` without one."""
         store = self.model_runner.model_state.records
@@ -69,3 +79,8 @@ def read_thinking(data: bytes):
     parts = load(data)
     names = [name.removeprefix("mask/") for name in parts if name.startswith("mask/")]
     return {name: tuple(parts[f"{kind}/{name}"] for kind in _KINDS) for name in names}
+
+
+def read_thinking_text(text: str):
+    """As [`read_thinking`], from what [`ThinkingWorker.take_thinking_text`] returns."""
+    return read_thinking(base64.b64decode(text))

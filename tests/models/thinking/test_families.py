@@ -79,6 +79,25 @@ def test_a_replay_gives_the_logits_of_the_rollout_in_each_mode(family, plain):
 
 
 @each_family
+@pytest.mark.parametrize("mode", ["projection", "soft"])
+def test_in_half_precision_a_replay_is_near_the_rollout(family, mode, plain):
+    model = load(plain, family, mode, dtype=torch.bfloat16)
+    rollout = think(model, output_logits=True)
+    expected = torch.stack(rollout.logits, 1).float()
+    gaps = (replay(model, rollout).float() - expected).abs() / expected.abs().max()
+    assert gaps.mean() < 2e-2  # eight bits
+
+
+@each_family
+@pytest.mark.parametrize("mode", ["projection", "soft"])
+def test_a_static_cache_gives_what_a_dynamic_one_does(family, mode, plain):
+    model = load(plain, family, mode)
+    expected, found = think(model), think(model, cache_implementation="static", disable_compile=True)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.thinking_states, expected.thinking_states, rtol=1e-4, atol=1e-4)
+
+
+@each_family
 def test_thinking_changes_the_logits(family, plain):
     """Or the tests of replays would show nothing."""
     model = load(plain, family, "soft")
