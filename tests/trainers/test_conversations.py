@@ -1,10 +1,13 @@
 """Rollouts of several turns, with tools and environments: what is recorded, and that the update reads it so."""
 
+import json
 import os
 
 import pytest
 import torch
+from launching import run_ranks
 from quiet_training import STEP_BY_STEP
+from safetensors.torch import load_file
 from tool_talk import Dictionary, look_up, questions, talk_reward, talking, turn_ends
 from transformers import Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
@@ -200,6 +203,17 @@ def test_a_run_with_tools_resumes_bit_exactly(make_trainer):
     resumed.train(resume_from_checkpoint=os.path.join(first.args.output_dir, "checkpoint-1"))
     for expected, found in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
         assert torch.equal(expected, found)
+
+
+@pytest.mark.slow
+def test_processes_may_differ_in_their_number_of_turns(plain_checkpoint, tmp_path):
+    run_ranks("tools_worker.py", plain_checkpoint, tmp_path)
+    reports = [json.loads((tmp_path / f"report-{rank}.json").read_text()) for rank in (0, 1)]
+    assert reports[0]["turns"] == 2 and reports[1]["turns"] > 3
+    gaps = [row["thinking/parity_gap"] for row in reports[1]["log"] if "thinking/parity_gap" in row]
+    assert len(gaps) == 2 and max(gaps) <= 1e-4
+    first, second = (load_file(tmp_path / f"weights-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_idle_thoughts_and_what_tools_say_are_left_out_of_the_loss(make_trainer, monkeypatch):
