@@ -7,7 +7,8 @@ python benchmarks/thinking_speed.py --output results/thinking_speed.json
 
 A random Qwen2 (hidden 512, 8 layers, vocabulary 32,000) on CPU in fp32, batch 8, 64 new tokens. All candidates of a
 table run in turn, round after round; a ratio is the median over the rounds of candidate time / plain time within a
-round. Nothing else should run on the machine. About 10 minutes on two cores.
+round. Nothing else should run on the machine. About 15 minutes on two cores; `--only presets`, all ways of thinking
+with 32 new tokens, about 6. With `--only` the other tables of the output file stay.
 """
 
 import argparse
@@ -17,10 +18,12 @@ import statistics
 import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 import transformers
 from datasets import Dataset
+from thinking_presets import PRESETS, START, preset_candidates, preset_model, thinking_share
 from tokenizers import Tokenizer, decoders, models
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -42,6 +45,7 @@ SIZE = {
     "pad_token_id": 0,
 }
 BATCH, PROMPT, NEW = 8, 32, 64
+NEW_OF_PRESETS = 32
 
 
 def make_tokenizer():
@@ -90,18 +94,20 @@ def in_turn(candidates: dict, rounds: int) -> dict:
 
 
 def prompt_ids():
-    return torch.randint(50, SIZE["vocab_size"], (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(100, SIZE["vocab_size"], (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+    ids[:, -1] = START
+    return ids
 
 
-def generate(model, tokenizer, **kwargs):
+def generate(model, tokenizer, new=NEW, **kwargs):
     torch.manual_seed(0)
     ids = prompt_ids()
     return model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         tokenizer=tokenizer,
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,
+        max_new_tokens=new,
+        min_new_tokens=new,
         do_sample=True,
         top_k=0,  # all tokens: `generate` keeps 50 by default
         **kwargs,
@@ -175,6 +181,19 @@ def share_cut(model, tokenizer):
     finally:
         thinking_sources.sparse_soft_state = original
     return (torch.cat(tails) <= thinking_sources.MAX_TAIL).float().mean().item()
+
+
+def measure_presets(tokenizer, rounds):
+    """Each way of thinking with a peaked distribution; all of them sample, and draw what they draw."""
+    plain, _ = make_models("none", 13.5)
+    model = preset_model(plain, SIZE)
+    call = partial(generate, tokenizer=tokenizer, new=NEW_OF_PRESETS)
+    candidates = {"plain": partial(call, plain), **preset_candidates(model, NEW_OF_PRESETS, call)}
+    results = in_turn(candidates, rounds)
+    for name, (_, cost) in PRESETS.items():
+        share = thinking_share(model, name, NEW_OF_PRESETS, call)
+        results[name] |= {"thinking_share": round(share, 3), "pays_for": cost}
+    return {"all": results}
 
 
 def measure_training(rounds):
@@ -258,7 +277,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="JSON file for the results")
     parser.add_argument(
-        "--only", choices=["generation", "forward and backward", "optimizer step"], help="one kind of table"
+        "--only", choices=["presets", "generation", "forward and backward", "optimizer step"], help="one kind of table"
     )
     parser.add_argument("--rounds", type=int, default=11, help="rounds of each table (default: %(default)s)")
     args = parser.parse_args()
@@ -278,7 +297,11 @@ def main():
             "machine": platform.machine(),
         }
     }
+    if args.only and args.output and Path(args.output).exists():
+        before = json.loads(Path(args.output).read_text(encoding="utf-8"))
+        results = {**before, args.only: None, f"setting of {args.only}": results["setting"]}
     measures = {
+        "presets": lambda: measure_presets(tokenizer, args.rounds),
         "generation": lambda: measure_generation(tokenizer, args.rounds),
         "forward and backward": lambda: measure_training(args.rounds),
         "optimizer step": lambda: measure_steps(tokenizer, args.rounds),
