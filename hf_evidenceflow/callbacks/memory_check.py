@@ -13,6 +13,8 @@ from ..trainers.step_memory import ModelCosts, StepLoad, StepMemory, model_costs
 
 logger = get_logger(__name__)
 
+_RESERVE = 500_000_000  # bytes of work space and small tensors, which the estimate leaves out
+
 
 class MemoryCheck(TrainerCallback):
     """
@@ -55,8 +57,9 @@ class MemoryCheck(TrainerCallback):
             free //= trainer.accelerator.num_processes  # which share it
         self.description = describe(self.estimate, self.held, free)
         logger.info(self.description)
-        if self.estimate.peak > free:
-            raise ValueError(refusal(costs, load, free))
+        room = free - _RESERVE
+        if self.estimate.peak > room:
+            raise ValueError(refusal(costs, load, room))
 
 
 def describe(estimate: StepMemory, held: int, free: int) -> str:
@@ -68,14 +71,14 @@ def describe(estimate: StepMemory, held: int, free: int) -> str:
     )
 
 
-def refusal(costs: ModelCosts, load: StepLoad, free: int) -> str:
-    """Why a step does not fit, and with which settings it would."""
+def refusal(costs: ModelCosts, load: StepLoad, room: int) -> str:
+    """Why a step does not fit into so many bytes, and with which settings it would."""
     needed = step_memory(costs, load)
     part = "rollout" if needed.rollout > needed.update else "update"
-    fitting = fitting_load(costs, load, free)
+    fitting = fitting_load(costs, load, room)
     text = (
-        f"A step would take about {needed.peak / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; most goes to the "
-        f"{part}, with `per_device_train_batch_size={load.update_rows}`, "
+        f"A step would take about {needed.peak / 1e9:.1f} GB, and there is room for {max(room, 0) / 1e9:.1f} GB; most "
+        f"goes to the {part}, with `per_device_train_batch_size={load.update_rows}`, "
         f"`max_completion_length={load.completion}` and `gradient_checkpointing={load.checkpointed}`. "
     )
     if fitting is None:

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused_before_the_first_rollout(trainer, monkeypa
     monkeypatch.setattr(memory_check, "free_memory", lambda device: 1000)
     trainer = trainer()
     monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: pytest.fail("a rollout"))
-    with pytest.raises(ValueError, match=r"A step would take about .* GB, and 0.0 GB are free"):
+    with pytest.raises(ValueError, match=r"A step would take about .* GB, and there is room for 0.0 GB"):
         trainer.train()
 
 

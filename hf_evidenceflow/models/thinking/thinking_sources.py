@@ -23,8 +23,8 @@ def sparse_soft_state(probs: torch.Tensor, embedding: torch.Tensor, mean: torch.
     [`soft_state`] from the likely tokens, with the mean embedding in place of each unlikely one (p < 1e-4).
 
     Rows whose unlikely tokens hold more than 0.1 of the probability are computed exactly. In the others the sum is off
-    by at most that tail times the largest distance of an embedding from the mean; the measured error of the state is
-    below 0.5 %. Recorded is the state that was used, so training is exact. For CPUs: the choice reads values on the
+    by at most that tail times the largest distance of an embedding from the mean. Recorded is the state that was used,
+    so training is exact. For CPUs: the choice reads values on the
     host, and on an accelerator the product is cheap.
 
     Args:
