@@ -10,12 +10,11 @@ from hf_evidenceflow.models.tiny_config import tiny_config
 
 
 DAY_ONE = ("qwen2", "llama", "qwen3", "qwen3_5_text", "gemma3_text", "gemma4_text", "smollm3", "lfm2", "mistral")
-DAY_ONE += ("phi3", "olmo3", "granite", "qwen3_moe", "gpt_oss")
-OWN = ("looped_llama",)  # of this package
+DAY_ONE += ("phi3", "olmo3", "granite", "qwen3_moe", "gpt_oss", "looped_llama")
 # Scaled embeddings and sliding windows, a state of its own, experts, loops
 FAST = ("gemma3_text", "lfm2", "qwen3_moe", "looped_llama")
 each_family = pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*DAY_ONE, *OWN)]
+    "family", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DAY_ONE]
 )
 # Gates wide open, so that a state that is fused or not changes the logits
 SETTINGS = {"thinking_residual_r_min": 0.05, "thinking_residual_r_max": 0.1, "thinking_count": 3}

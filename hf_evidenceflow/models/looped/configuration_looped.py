@@ -108,7 +108,7 @@ class LoopedLlamaConfig(LlamaConfig):
             self.loop_blocks = [[0, self.num_unique_layers]]
         self.loop_blocks = [[*block] if isinstance(block, (list, tuple)) else block for block in self.loop_blocks]
         # TRL reads it of each model outside transformers; remove when it does not
-        self.auto_map = kwargs.pop("auto_map", {})
+        self.auto_map = kwargs.pop("auto_map", vars(self).get("auto_map", {}))  # a thinking config has taken it
         super().__post_init__(**kwargs)
         self.check_loops()
         self.set_num_loops(self.num_loops)
