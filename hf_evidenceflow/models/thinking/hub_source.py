@@ -24,6 +24,7 @@ from . import (
     thinking_density,
     thinking_methods,
     thinking_noise,
+    thinking_observer,
     thinking_residual,
     thinking_rollout,
     thinking_schedules,
@@ -54,6 +55,7 @@ _MODULES = (
     thinking_rollout,
     continuation,
     prompt_thinking,
+    thinking_observer,
     generation_thinking,
 )
 # Decoders of this package, whose code is written along; its copies of the first two above are left out
