@@ -47,30 +47,39 @@ def boundary_tokens(mode, family, settings):
     }
 
 
+class _Row:
+    def __init__(self, model, prompt):
+        self.inputs = model.get_input_embeddings().weight[prompt]
+        self.schedule = _SCHEDULES.get(model.config.thinking_method.schedule, _Always)(model, prompt)
+        self.tokens, self.mask = [], []
+
+
 @torch.no_grad()
-def naive_greedy(model, new_tokens=10):
-    """Tokens and thinking mask `[B, C]` of greedy decoding."""
-    rows = [_naive_row(model, ids[seen > 0], new_tokens) for ids, seen in zip(PROMPTS, MASK)]
-    return [row[0] for row in rows], [row[1] for row in rows]
-
-
-def _naive_row(model, prompt, new_tokens):
+def naive_loop(model, new_tokens=10, sample=False):
+    """
+    Tokens and thinking mask `[B, C]`. Tokens are the likeliest, or drawn with the random numbers of the stock loop,
+    which draws those of a step for all rows at once.
+    """
+    torch.manual_seed(0)
     words, config = model.get_input_embeddings().weight, model.config
-    inputs, tokens, mask = words[prompt], [], []
-    schedule = _SCHEDULES.get(config.thinking_method.schedule, _Always)(model, prompt)
+    rows = [_Row(model, ids[seen > 0]) for ids, seen in zip(PROMPTS, MASK)]
     for step in range(new_tokens):
-        hidden = model.model(inputs_embeds=inputs[None]).last_hidden_state[0, -1]
+        hidden = torch.stack([model.model(inputs_embeds=row.inputs[None]).last_hidden_state[0, -1] for row in rows])
         scores = model.lm_head(hidden).float()
-        most = new_tokens if config.thinking_count is None else config.thinking_count
-        thinks = schedule.before(scores, hidden) and step < most
-        placeholder = thinks and config.token_policy == "placeholder"
-        token = PLACEHOLDER if placeholder else int(scores.argmax())
-        thinks = schedule.after(token, thinks)
-        fed = _mixed(model, _state(model, scores, hidden), words[token]) if thinks else words[token]
-        inputs = torch.cat([inputs, fed[None]])
-        tokens.append(token)
-        mask.append(thinks)
-    return tokens, mask
+        counts = config.thinking_count is None or step < config.thinking_count
+        thinks = [row.schedule.before(*pair) and counts for row, *pair in zip(rows, scores, hidden)]
+        choices = scores.clone()
+        if config.token_policy == "placeholder":
+            choices[thinks] = torch.where(torch.arange(len(words)) == PLACEHOLDER, 0.0, -torch.inf)
+        drawn = choices.softmax(-1).multinomial(1).squeeze(1) if sample else choices.argmax(-1)
+        for index, (row, token) in enumerate(zip(rows, drawn.tolist())):
+            thought, fed = row.schedule.after(token, thinks[index]), words[token]
+            if thought:
+                fed = _mixed(model, _state(model, scores[index], hidden[index]), fed)
+            row.inputs = torch.cat([row.inputs, fed[None]])
+            row.tokens.append(token)
+            row.mask.append(thought)
+    return [row.tokens for row in rows], [row.mask for row in rows]
 
 
 def _state(model, scores, hidden):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive_methods import make_method, naive_greedy
+from naive_methods import make_method, naive_loop
 from thinking_models import MASK, PROMPTS, make_thinker, think
 
 from hf_evidenceflow import RolloutEngine, ThinkingIntervention, load_thinking_model
@@ -11,6 +11,7 @@ from hf_evidenceflow.models.thinking.thinking_methods import THINKING_METHODS
 
 MODES = [mode for mode in THINKING_METHODS if mode != "none"]
 LOOPS = {"stock": dict, "engine": lambda: {"custom_generate": RolloutEngine(max_rows=2)}}
+IN_STEP = {"stock": dict, "engine": lambda: {"custom_generate": RolloutEngine(draws="multinomial")}}
 # Combinations that no preset has
 OWN = {
     "added hidden states where unsure": ("coconut", {"thinking_mixer": "add", "thinking_schedule": "confidence"}),
@@ -35,12 +36,12 @@ def think_behind_keys(model, **kwargs):
     return model.generate(PROMPTS, attention_mask=MASK, **settings)
 
 
-def check_against_naive_loop(model, loop):
-    output = think(model, 10, **LOOPS[loop]())
-    expected_tokens, expected_mask = naive_greedy(model)
+def check_against_naive_loop(model, loop, **kwargs):
+    loops = IN_STEP if kwargs else LOOPS
+    output = think(model, 10, **loops[loop](), **kwargs)
+    expected_tokens, expected_mask = naive_loop(model, sample=bool(kwargs))
     assert tokens(output).tolist() == expected_tokens
     assert output.thinking_mask.tolist() == expected_mask
-    return output
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
@@ -48,6 +49,13 @@ def check_against_naive_loop(model, loop):
 @pytest.mark.parametrize("mode", MODES)
 def test_greedy_tokens_are_those_of_the_naive_loop(mode, loop, family):
     check_against_naive_loop(make_method(mode, family), loop)
+
+
+@pytest.mark.parametrize("loop", IN_STEP)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("soft_tokens", "gumbel", "tarpo")])
+def test_sampled_tokens_are_those_of_the_naive_loop(mode, loop):
+    """With the random numbers of the stock loop. What draws more than tokens: `test_thinking_noise.py`."""
+    check_against_naive_loop(make_method(mode), loop, **SAMPLED)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
