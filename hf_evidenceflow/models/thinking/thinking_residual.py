@@ -169,7 +169,8 @@ class ThinkingHead(_Float32Linear):
         super().__init__(hidden_size, bias=True, outputs=1)
 
     def forward(self, hidden_states):
-        return super().forward(hidden_states).squeeze(-1)
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        return super().forward(hidden_states.to(dtype)).squeeze(-1)
 
     def init_weights(self, config):
         init.zeros_(self.weight)

@@ -76,6 +76,7 @@ def test_a_model_that_was_made_without_one_says_how_to_get_it():
 def test_it_stays_in_fp32(plain_checkpoint):
     model = ThinkingQwen2ForCausalLM.from_pretrained(plain_checkpoint, thinking_mode="tarpo", dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in head_of(model.half()).values()} == {torch.float32}
+    assert model.model.thinking_head(torch.ones(2, 24, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 @pytest.mark.slow
