@@ -22,7 +22,7 @@ OWN_CODE = {
     "later": [
         "thinking_sources.alignment",
         "thinking_sources.aligned_state",
-        "thinking_sources.of_weights",
+        "thinking_sources.kept_alignment",
         "modeling_thinking.ThinkingCausalLMMixin.thinking_source",
     ],
     "soft_tokens": [

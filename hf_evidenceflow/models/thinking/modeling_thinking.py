@@ -30,7 +30,7 @@ from .thinking_residual import (
     mix_thinking_state,
     normalize_state,
 )
-from .thinking_sources import StateSource, alignment, of_weights
+from .thinking_sources import StateSource, kept_alignment
 
 
 # Where the files are
@@ -282,10 +282,7 @@ class ThinkingCausalLMMixin(ThinkingCheckpointMixin):
             module = self.get_input_embeddings()
             embedding = whole_weight(module.weight)
         if method.source in ("aligned", "fusion"):
-            weights = self.get_output_embeddings().weight, module.weight
-            matrix = of_weights(module, "alignment", weights, lambda *both: alignment(*map(whole_weight, both)))
-            norm = of_weights(module, "norm", weights[1:], lambda each: whole_weight(each).float().norm(dim=-1).mean())
-            aligned = matrix, norm
+            aligned = kept_alignment(module, whole_weight(self.get_output_embeddings().weight), embedding)
         return StateSource(
             method,
             embedding,

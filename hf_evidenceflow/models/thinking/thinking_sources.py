@@ -15,7 +15,7 @@ from .thinking_residual import soft_state
 TOKEN_CUT = 1e-4
 MAX_TAIL = 0.1
 _RIDGE = 1e-4  # of the mean eigenvalue of U^T U
-_known = weakref.WeakKeyDictionary()  # embedding module -> {name: (state of the weights, result)}
+_known = weakref.WeakKeyDictionary()  # embedding module -> (state of the weights, alignment and norm)
 
 
 def sparse_soft_state(probs: torch.Tensor, embedding: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -83,14 +83,21 @@ def aligned_state(hidden: torch.Tensor, matrix: torch.Tensor, norm: torch.Tensor
     return F.normalize(hidden.to(matrix) @ matrix, dim=-1) * norm
 
 
-def of_weights(module: torch.nn.Module, name: str, weights: tuple[torch.Tensor, ...], compute):
-    """`compute(*weights)`, kept with the embedding module as long as the weights do not change."""
-    known = _known.setdefault(module, {})
-    state = [(id(weight), weight._version, weight.dtype, weight.device) for weight in weights]
-    if known.get(name, (None,))[0] != state:
+def kept_alignment(
+    module: torch.nn.Module, head: torch.Tensor, embedding: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`alignment`] and the mean norm of the embeddings, kept with their module as long as the weights stay."""
+    # A tensor's own counter of changes stands still under fused optimizers
+    state = [(weight.dtype, weight.device, *_fingerprint(weight)) for weight in (head, embedding)]
+    if _known.get(module, (None,))[0] != state:
         with torch.inference_mode(False), torch.no_grad():  # a later backward pass may need it
-            known[name] = state, compute(*weights)
-    return known[name][1]
+            _known[module] = state, (alignment(head, embedding), embedding.float().norm(dim=-1).mean())
+    return _known[module][1]
+
+
+def _fingerprint(weight):
+    weight, dtype = weight.detach(), torch.promote_types(weight.dtype, torch.float32)
+    return weight.sum(dtype=dtype).item(), torch.linalg.vector_norm(weight, dtype=dtype).item()
 
 
 class StateSource:

@@ -42,8 +42,7 @@ def test_the_alignment_is_computed_once_and_again_when_the_weights_have_changed(
     model = make_method("later")
     first = model.thinking_source().aligned[0]
     assert model.thinking_source().aligned[0] is first
-    with torch.no_grad():
-        model.lm_head.weight[:, 0] += 1
+    model.lm_head.weight.data[:, 0] += 1  # as fused optimizers do: the tensor does not count it
     assert not torch.equal(model.thinking_source().aligned[0], first)
 
 
