@@ -23,6 +23,7 @@ OWN_CODE = {
         "thinking_sources.alignment",
         "thinking_sources.aligned_state",
         "thinking_sources.kept_alignment",
+        "thinking_sources._fingerprint",
         "modeling_thinking.ThinkingCausalLMMixin.thinking_source",
     ],
     "soft_tokens": [
