@@ -122,7 +122,7 @@ def test_the_path_of_a_config_stays(value, started):
 
 def test_a_wrong_name_of_a_config_lists_those_there_are(capsys):
     said = message(capsys, "hrpo_gsm8k", "--config", "smok")
-    assert "no packaged config `smok`. There are `gsm8k_scratch`, `latent`, `paper`, `smoke`." in said
+    assert "no packaged config `smok`. There are `gsm8k_scratch`, `gsm8k_smollm2`, `latent`, `paper`, `smoke`." in said
 
 
 def test_a_recipe_without_configs_asks_for_a_file(capsys):

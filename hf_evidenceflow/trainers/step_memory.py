@@ -118,6 +118,7 @@ def model_costs(trainer) -> ModelCosts:
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     base, device = base_causal_lm(model), trainer.accelerator.device
+    model.train()  # as the first step will; bitsandbytes repacks 4-bit layers that are not in training
     trainer._packs(model, {})  # checks the model by passes of its own, once
     short, long = (_held_by_pass(trainer, model, count) for count in (_SHORT, _LONG))
     layers, layer, outside = short[0], *((b - a) / (_LONG - _SHORT) for a, b in zip(short[1:], long[1:]))

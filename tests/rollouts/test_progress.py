@@ -34,6 +34,7 @@ def test_switched_off_nothing_is_shown(clock, capsys):
 
 def test_in_a_terminal_there_is_a_bar_and_no_line(clock, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress.logging, "_tqdm_active", True)  # which other tests switch off
     with RolloutProgress(8, enabled=True) as shown:
         clock.time = 1000
         shown.update(3, 7)
