@@ -30,7 +30,7 @@ from datasets import Dataset
 from rollout_speed import generate, make_load, make_model
 from rollout_step import measure as measure_steps
 from thinking_speed import SIZE, make_tokenizer
-from timing import compare, make_parser, prepare, run_parts, setting
+from timing import compare, has_failed, make_parser, prepare, run_parts, setting
 
 from hf_evidenceflow import HRPOConfig, HRPOTrainer, RolloutEngine, ThinkingQwen2Config, ThinkingQwen2ForCausalLM
 
@@ -170,8 +170,11 @@ def vllm(tiny: bool, device: str, python: str = sys.executable) -> dict:
     if subprocess.run([python, "-c", "import vllm"], capture_output=True).returncode:
         return {"left_out": f"{python} has no vLLM"}
     output = Path(tempfile.mkdtemp()) / "vllm.json"
-    subprocess.run([python, Path(__file__).with_name("vllm_check.py"), "--output", output], check=True)
-    return json.loads(output.read_text(encoding="utf-8"))["parts"]
+    status = subprocess.run([python, Path(__file__).with_name("vllm_check.py"), "--output", output]).returncode
+    if not output.exists():
+        raise RuntimeError(f"vllm_check.py ended with exit code {status} before its first part")
+    found = json.loads(output.read_text(encoding="utf-8"))["parts"]
+    return found | ({"error": f"exit code {status}"} if status else {})
 
 
 PARTS = {part.__name__: part for part in (parity, decoding, rollout, step, latent, vllm)}
@@ -200,4 +203,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(has_failed(main()))

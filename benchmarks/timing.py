@@ -76,6 +76,11 @@ def run_parts(
     return results
 
 
+def has_failed(results: Mapping[str, Any]) -> bool:
+    """Whether a part of [`run_parts`] ended with an error."""
+    return any("error" in part.get("found", {}) for part in results["parts"].values())
+
+
 def cpu_name() -> str:
     """Name of the processor; empty where the system does not tell."""
     information = Path("/proc/cpuinfo")

@@ -27,7 +27,7 @@ import engines
 import on_cpu  # noqa: F401
 import torch
 from rollout_speed import make_load, make_model
-from timing import compare, make_parser, prepare, run_parts, setting
+from timing import compare, has_failed, make_parser, prepare, run_parts, setting
 from training_forward import compare as compare_forward
 from vllm_speed import MODES, generate_with_vllm
 from vllm_training import VOCABULARY, make_tokenizer, train
@@ -122,4 +122,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(has_failed(main()))

@@ -36,6 +36,7 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
     results = gpu_check.main(["--size", "tiny", "--device", "cpu", "--parts", "rollout", "latent"])
     assert "no such kernel" in results["parts"]["rollout"]["found"]["error"]
     assert results["parts"]["latent"]["found"] == {"x": 1}
+    assert gpu_check.has_failed(results)  # the exit code of the command
 
 
 @pytest.mark.slow
@@ -49,3 +50,7 @@ def test_parts_may_be_skipped_and_vllm_runs_in_its_own_environment(tmp_path, mon
     others = [name for name in gpu_check.PARTS if name != "vllm"]
     results = gpu_check.main(["--device", "cpu", "--vllm_python", str(python), "--skip", *others])
     assert {name: part["found"] for name, part in results["parts"].items()} == {"vllm": {"speed": 3}}
+    assert not gpu_check.has_failed(results)
+    python.write_text(python.read_text() + '[ "$1" = -c ]\n')  # a part of it fails
+    results = gpu_check.main(["--device", "cpu", "--vllm_python", str(python), "--skip", *others])
+    assert results["parts"]["vllm"]["found"]["speed"] == 3 and gpu_check.has_failed(results)
