@@ -9,9 +9,11 @@ python recipes/probe.py --model_name_or_path Qwen/Qwen2.5-0.5B --output_dir outp
 `--text_file story.txt` reads one text from a file; without either a short sentence of our own is used. An adapter
 folder is loaded on its base model. `--config settings.yaml` takes the arguments from a file.
 
-Of a thinking model, `--prompt "..."` (several times) also shows what its thoughts say while it completes the prompt;
-`--prompt_file rows.jsonl` takes rows with `prompt` and, where they are known, `thought_targets`. Without other texts
-these prompts are what the layers are read for.
+Of a thinking model, `--prompt "..."` (several times) shows its completion token by token on a page of its own: gate,
+latent share, the words nearest to the state, the token it would have written without thinking, and with
+`--answer "..."`, one for each prompt, the probability of the right answer over time. `--prompt_file rows.jsonl` takes
+rows with `prompt` and, where they are known, `answer` and `thought_targets`. Without other texts these prompts are
+what the layers are read for; `--thoughts_only` leaves the layers out.
 
 Time: 15 seconds for a model of 0.3M parameters and one sentence on a CPU, most of it the pictures.
 
@@ -19,7 +21,7 @@ Outputs, in `output_dir`:
 - `index.html`: the lens table, layers, trajectories and heat maps on one self-contained page;
 - `heat_maps/*.png`, `trajectories.png`: the same pictures as files;
 - `layer_tokens`, `layers`, `tokens`, each `.parquet` and `.csv`: one row per layer and token, per layer, per token;
-- `thoughts.json`, with prompts: per thought its words, its share on the target, the words nearest to its state;
+- `thoughts.html`, `thoughts.json`, with prompts: the completions token by token, as a page and as numbers;
 - `run.json`: the run record.
 """
 
@@ -35,11 +37,13 @@ from rich.table import Table
 from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.files import read_json_lines, read_text
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.probe.completion_trace import ThoughtTrace
 from hf_evidenceflow.probe.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
 from hf_evidenceflow.probe.page import write_probe_page
-from hf_evidenceflow.probe.probe import EvidenceProbe
+from hf_evidenceflow.probe.probe import EvidenceProbe, ProbeResult
 from hf_evidenceflow.probe.table import layer_table, write_tables
-from hf_evidenceflow.probe.thoughts import THOUGHT_COLUMNS, ThoughtTrace, thought_table, thought_words
+from hf_evidenceflow.probe.thoughts import THOUGHT_COLUMNS, thought_table, thought_words
+from hf_evidenceflow.probe.thoughts_page import write_thoughts_page
 from hf_evidenceflow.report.run_record import run_record
 
 
@@ -63,7 +67,13 @@ class ProbeArguments:
         prompt (`list[str]`, *optional*):
             Prompt that a thinking model completes; can be given several times.
         prompt_file (`str`, *optional*):
-            JSON lines with `prompt` and, if they are known, `thought_targets`.
+            JSON lines with `prompt` and, if they are known, `answer` and `thought_targets`.
+        answer (`list[str]`, *optional*):
+            Right answer of a prompt, whose probability over time is measured; one for each `prompt`.
+        answer_lead (`str`, *optional*):
+            Text before an answer. If not given, the model's answer marker and a space.
+        thoughts_only (`bool`, *optional*, defaults to `False`):
+            Whether to look at thoughts only, not at layers.
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Longest completion of a prompt.
         max_length (`int`, *optional*, defaults to `256`):
@@ -92,6 +102,9 @@ class ProbeArguments:
     text_file: str | None = None
     prompt: list[str] | None = field(default=None, metadata={"action": "extend"})
     prompt_file: str | None = None
+    answer: list[str] | None = field(default=None, metadata={"action": "extend"})
+    answer_lead: str | None = None
+    thoughts_only: bool = False
     max_new_tokens: int = 64
     max_length: int = 256
     top_k: int = 5
@@ -110,13 +123,23 @@ class ProbeArguments:
         self.prompt = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError(f"Give `prompt` or `prompt_file`, not both; got {self.prompt} and {self.prompt_file!r}.")
+        self.answer = [self.answer] if isinstance(self.answer, str) else self.answer
+        if self.answer is not None and len(self.answer) != len(self.prompt or []):
+            raise ValueError(
+                f"`answer` must be one for each `prompt`, got {len(self.answer)} for {len(self.prompt or [])}. Rows "
+                "of a `prompt_file` have theirs under `answer`."
+            )
+        if self.thoughts_only and self.prompt is None and self.prompt_file is None:
+            raise ValueError(
+                "`thoughts_only=True` looks at the completions of prompts. Give `prompt` or `prompt_file`."
+            )
 
 
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(ProbeArguments, __doc__).parse_args_and_config(argv)
-    folder = Path(args.output_dir)
+    folder, name = Path(args.output_dir), Path(args.model_name_or_path).name
     with run_record(folder, probe=args) as record:
-        prompts, targets = read_prompts(args)
+        prompts, targets, answers = read_prompts(args)
         model, tokenizer = load_model(
             args.model_name_or_path,
             device=args.device,
@@ -124,28 +147,26 @@ def main(argv: list[str] | None = None) -> dict:
             trust_remote_code=args.trust_remote_code,
             dtype=args.dtype,
         )
-        thoughts = []
+        thoughts, layers = [], []
         if prompts:
-            thoughts = thought_words(model, tokenizer, prompts, targets, args.top_k, args.max_new_tokens)
+            thoughts = thought_words(
+                model,
+                tokenizer,
+                prompts,
+                targets,
+                args.top_k,
+                args.max_new_tokens,
+                answers=answers,
+                lead=args.answer_lead,
+            )
             atomic_write_json(folder / "thoughts.json", [asdict(trace) for trace in thoughts])
-        texts = read_texts(args, [trace.prompt for trace in thoughts])
-        probe = EvidenceProbe(
-            model,
-            tokenizer,
-            layer_modules=args.layer_modules,
-            top_k=args.top_k,
-            step_threshold=args.step_threshold,
-            chunk_size=args.chunk_size,
-            max_length=args.max_length,
-        )
-        result = probe.probe(texts)
-        write_tables(result, folder)
-        heat_maps = {name: plot_heat_map(result, name, folder / "heat_maps" / f"{name}.png") for name in HEAT_MAPS}
-        trajectories = plot_trajectories(result, folder / "trajectories.png")
-        name = Path(args.model_name_or_path).name
-        page = write_probe_page(result, folder / "index.html", name, heat_maps, trajectories, thoughts=thoughts)
-        layers = layer_table(result).to_dict("records")
-        record.add(texts=texts, tokens=len(result.labels), layers=layers)
+            headline = f"Mode {model.config.thinking_mode}, greedy."
+            page = write_thoughts_page(thoughts, folder / "thoughts.html", f"Thoughts of {name}", headline)
+        if not args.thoughts_only:
+            texts = read_texts(args, [trace.prompt for trace in thoughts])
+            result = probe_texts(args, model, tokenizer, texts)
+            page, layers = save_layers(result, folder, name), layer_table(result).to_dict("records")
+            record.add(texts=texts, tokens=len(result.labels), layers=layers)
     console = Console()
     for trace in thoughts:
         show_thoughts(console, trace)
@@ -156,16 +177,38 @@ def main(argv: list[str] | None = None) -> dict:
     return {"layers": layers, "page": page}
 
 
-def read_prompts(args: ProbeArguments) -> tuple[list, list | None]:
-    """Prompts, and the targets of their thoughts, `None` where no row has any."""
+def probe_texts(args: ProbeArguments, model, tokenizer, texts: list[str]) -> ProbeResult:
+    probe = EvidenceProbe(
+        model,
+        tokenizer,
+        layer_modules=args.layer_modules,
+        top_k=args.top_k,
+        step_threshold=args.step_threshold,
+        chunk_size=args.chunk_size,
+        max_length=args.max_length,
+    )
+    return probe.probe(texts)
+
+
+def save_layers(result: ProbeResult, folder: Path, name: str) -> Path:
+    """Tables, pictures and the page of the layers."""
+    write_tables(result, folder)
+    heat_maps = {each: plot_heat_map(result, each, folder / "heat_maps" / f"{each}.png") for each in HEAT_MAPS}
+    trajectories = plot_trajectories(result, folder / "trajectories.png")
+    return write_probe_page(result, folder / "index.html", name, heat_maps, trajectories)
+
+
+def read_prompts(args: ProbeArguments) -> tuple[list, list | None, list | None]:
+    """Prompts, the targets of their thoughts, and their answers; `None` where no row has any."""
     if args.prompt_file is None:
-        return args.prompt or [], None
+        return args.prompt or [], None, args.answer
     rows = read_json_lines(args.prompt_file)
     for number, row in enumerate(rows, 1):
         if not row.get("prompt"):
             raise ValueError(f"Line {number} of `{args.prompt_file}` has no `prompt`.")
     targets = [row.get("thought_targets") or [] for row in rows]
-    return [row["prompt"] for row in rows], targets if any(targets) else None
+    answers = [row.get("answer") for row in rows]
+    return [row["prompt"] for row in rows], targets if any(targets) else None, answers if any(answers) else None
 
 
 def show_thoughts(console: Console, trace: ThoughtTrace) -> None:

@@ -11,7 +11,6 @@ from .heat_maps import HEAT_MAPS, split_tokens
 from .probe import ProbeResult
 from .table import layer_means
 from .texts import visible
-from .thoughts import THOUGHT_COLUMNS, ThoughtTrace, thought_table
 
 
 _LAYER_COLUMNS = {
@@ -38,7 +37,6 @@ def write_probe_page(
     heat_maps: Mapping[str, str | os.PathLike] | None = None,
     trajectories: str | os.PathLike | None = None,
     max_tokens: int = 160,
-    thoughts: Sequence[ThoughtTrace] = (),
 ) -> Path:
     """
     Write the page. It needs no other file, no network and no script.
@@ -56,8 +54,6 @@ def write_probe_page(
             PNG of [`~hf_evidenceflow.probe.heat_maps.plot_trajectories`].
         max_tokens (`int`, *optional*, defaults to `160`):
             Tokens in the lens tables; the page says how many are left out.
-        thoughts (`Sequence[ThoughtTrace]`, *optional*):
-            What [`~hf_evidenceflow.probe.thoughts.thought_words`] gave of a thinking model.
 
     Returns:
         `Path`: The path written.
@@ -76,8 +72,6 @@ def write_probe_page(
         columns=list(_LAYER_COLUMNS.values()),
         rows=[[_layer_name(row["layer"]), *map(row.get, list(_LAYER_COLUMNS)[1:])] for row in layers],
         trajectories=trajectories and picture(trajectories, "Log-odds of the right next token"),
-        thought_columns=THOUGHT_COLUMNS,
-        thoughts=[(trace.prompt, thought_table(trace), trace.completion) for trace in thoughts],
         heat_maps=[picture(png, HEAT_MAPS[name].title) for name, png in (heat_maps or {}).items()],
     )
     return atomic_write_text(path, page)

@@ -1,60 +1,20 @@
-"""What the thoughts of a thinking model say: for each its most probable words, and the words nearest to its state.
-
-Shapes: C completion tokens, H hidden size, V vocabulary.
-"""
+"""What the thoughts of a thinking model say while it completes prompts, traced token by token."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import repeat
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import is_peft_model
 
 from ..evaluation.completions import stop_tokens
 from ..models.thinking.generation_thinking import ThinkingGenerationMixin
 from ..rollouts.generation_settings import own_generation_config
 from ..tasks.prompts import render_prompt
-from .texts import token_strings, visible
+from .completion_trace import ThoughtTrace, trace_completion
+from .texts import visible
 
 
-Words = list[tuple[str, float]]
 THOUGHT_COLUMNS = ("thought", "token", "most probable words", "on targets", "state through the head", "by cosine")
-
-
-@dataclass(frozen=True)
-class Thought:
-    """
-    One thought.
-
-    Attributes:
-        token (`str`):
-            The token that it has.
-        words (`list[tuple[str, float]]`):
-            Where it comes from, the most probable next tokens with their probabilities, the best first. In modes whose
-            state is a mean of embeddings these are what is mixed.
-        target_share (`float`, *optional*):
-            Probability of its target's tokens there; `None` where no target is known.
-        lens (`list[tuple[str, float]]`):
-            The same of the state itself, read by the output head (logit lens), where it is a hidden state or a
-            projection of one; else empty.
-        nearest (`list[tuple[str, float]]`):
-            The input embeddings nearest to that state with their cosines.
-    """
-
-    token: str
-    words: Words
-    target_share: float | None
-    lens: Words
-    nearest: Words
-
-
-@dataclass(frozen=True)
-class ThoughtTrace:
-    """A `prompt` as the model sees it, its `thoughts`, and the text of the `completion` behind them."""
-
-    prompt: str
-    thoughts: list[Thought]
-    completion: str
 
 
 @torch.no_grad()
@@ -66,6 +26,8 @@ def thought_words(
     k: int = 5,
     max_new_tokens: int = 64,
     chat_template_kwargs: dict | None = None,
+    answers: Sequence[str | None] | None = None,
+    lead: str | None = None,
 ) -> list[ThoughtTrace]:
     """
     Complete prompts greedily and say what each thought holds.
@@ -85,10 +47,14 @@ def thought_words(
             Longest completion, thoughts included.
         chat_template_kwargs (`dict`, *optional*):
             Further arguments of the chat template, the same as in training.
+        answers (`Sequence[str | None]`, *optional*):
+            Right answers, whose probability over time is measured.
+        lead (`str`, *optional*):
+            Text before an answer. If not given, the config's answer marker and a space.
 
     Raises:
-        `ValueError`: if the model does not think, `k` is below 1, there are not as many targets as prompts, or a
-            target is no single token.
+        `ValueError`: if the model does not think, `k` is below 1, there are not as many targets or answers as
+            prompts, or a target is no single token.
 
     Example:
 
@@ -105,11 +71,9 @@ def thought_words(
             f"{type(base).__name__} does not think, so there are no thoughts to look at. Load a thinking checkpoint "
             "in a `thinking_mode` other than 'none'."
         )
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1, got {k}.")
-    if targets is not None and len(targets) != len(prompts):
-        raise ValueError(f"`targets` must be one for each prompt, got {len(targets)} for {len(prompts)} prompts.")
-    rows = [() for _ in prompts] if targets is None else targets
+    for name, values in {"targets": targets, "answers": answers}.items():
+        if values is not None and len(values) != len(prompts):
+            raise ValueError(f"`{name}` must be one for each prompt, got {len(values)} for {len(prompts)} prompts.")
     settings = own_generation_config(
         model,
         do_sample=False,
@@ -117,74 +81,18 @@ def thought_words(
         eos_token_id=stop_tokens(model, tokenizer) or None,
         pad_token_id=tokenizer.pad_token_id,
         return_dict_in_generate=True,
-        output_logits=True,
     )
-    return [
-        _trace(model, base, tokenizer, *render_prompt(prompt, tokenizer, chat_template_kwargs), row, k, settings)
-        for prompt, row in zip(prompts, rows)
-    ]
-
-
-def _trace(model, base, tokenizer, text, ids, targets, k, settings) -> ThoughtTrace:
-    prompt = torch.tensor([ids], device=model.device)
-    output = model.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings, tokenizer=tokenizer
-    )
-    tokens = output.sequences[0, len(ids) :]  # [C]
-    thinks = output.thinking_mask[0]  # [C], its first columns
-    count = int(thinks.sum())
-    probabilities = torch.cat(output.logits[:count]).float().softmax(-1) if count else None
-    states = _states(base, tokens[:count], output.thinking_states[0, :count])
-    thoughts = []
-    for place in range(count):
-        target = _target_ids(targets[place], tokenizer) if place < len(targets) else None
-        lens, nearest = ([], []) if states is None else _state_words(base, states[place], tokenizer, k)
-        thoughts.append(
-            Thought(
-                token=_words([int(tokens[place])], tokenizer)[0],
-                words=_best(probabilities[place], tokenizer, k),
-                target_share=None if target is None else float(probabilities[place, target].sum()),
-                lens=lens,
-                nearest=nearest,
-            )
+    traces = []
+    for prompt, row, answer in zip(prompts, targets or repeat(()), answers or repeat(None)):
+        text, ids = render_prompt(prompt, tokenizer, chat_template_kwargs)
+        inputs = torch.tensor([ids], device=model.device)
+        output = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings, tokenizer=tokenizer
         )
-    return ThoughtTrace(text, thoughts, tokenizer.decode(tokens[count:], skip_special_tokens=True))
-
-
-def _states(base, tokens, states):
-    """States `(C, H)` as they are fed or mixed in; `None` where they are means of embeddings, or none are."""
-    method = base.config.thinking_method
-    if not method.fuses or method.reads_distribution:
-        return None
-    embeds = base.get_input_embeddings()(tokens)[None].float()
-    return base.base_model.thinking_state(states[None], embeds)[0]
-
-
-def _state_words(base, state, tokenizer, k) -> tuple[Words, Words]:
-    embedding = base.get_input_embeddings().weight
-    lens = base.read_out(state.to(embedding.dtype)[None, None])[0, 0].float().softmax(-1)
-    cosines = F.cosine_similarity(state.float()[None], embedding.float())
-    return _best(lens, tokenizer, k), _best(cosines, tokenizer, k)
-
-
-def _best(values: torch.Tensor, tokenizer, k: int) -> Words:
-    best = values.topk(min(k, len(values)))
-    return list(zip(_words(best.indices.tolist(), tokenizer), best.values.tolist()))
-
-
-def _words(ids, tokenizer) -> list[str]:
-    text = token_strings(ids, tokenizer)
-    return [text[index] for index in ids]
-
-
-def _target_ids(target: Mapping[str, float], tokenizer) -> list[int]:
-    found = []
-    for text in (text for text, weight in target.items() if weight):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise ValueError(f"The target {text!r} must be one token, but the tokenizer makes {len(ids)} of it.")
-        found += ids
-    return sorted(set(found))
+        completion = output.sequences[0, len(ids) :].tolist()
+        rollout = output.thinking_states[0], output.thinking_mask[0]
+        traces.append(trace_completion(model, tokenizer, text, ids, completion, *rollout, k, row, answer, lead))
+    return traces
 
 
 def thought_table(trace: ThoughtTrace) -> list[list[str]]:

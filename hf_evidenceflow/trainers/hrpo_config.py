@@ -65,6 +65,10 @@ class HRPOConfig(GRPOConfig):
         density_epsilon (`float`, *optional*):
             Clip of the importance ratio, in the place of `epsilon` and `epsilon_high`, at tokens where the rollout
             drew more than the token: a state, its weights, or the choice to think. `None`: as at the other tokens.
+        thought_pages (`int`, *optional*, defaults to `0`):
+            Completions shown token by token (gates, words of the states, what the model would write without thinking,
+            the probability of a row's `answer` over time) on a page for the first rollout after each log, in
+            `output_dir/thoughts`.
         save_hub_code (`bool`, *optional*, defaults to `True`):
             Save the model's code (a few small files) with it, so that it loads with `trust_remote_code=True` where
             this package is not installed. An adapter has none.
@@ -143,6 +147,9 @@ class HRPOConfig(GRPOConfig):
     density_epsilon: float | None = field(
         default=None, metadata={"help": "Clip of the ratio where a rollout drew more than the token."}
     )
+    thought_pages: int = field(
+        default=0, metadata={"help": "Completions shown token by token on a page for a rollout of each log."}
+    )
     save_hub_code: bool = field(
         default=True, metadata={"help": "Save the model's code next to its weights for `trust_remote_code=True`."}
     )
@@ -163,6 +170,8 @@ class HRPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` must be at least 0 or None, got {rate}.")
         if self.parity_check_steps < 0:
             raise ValueError(f"`parity_check_steps` must be at least 0, got {self.parity_check_steps}.")
+        if self.thought_pages < 0:
+            raise ValueError(f"`thought_pages` must be at least 0, got {self.thought_pages}.")
         if self.parity_tolerance is not None and self.parity_tolerance <= 0:
             raise ValueError(f"`parity_tolerance` must be positive or None, got {self.parity_tolerance}.")
         if self.density_epsilon is not None and not self.density_epsilon > 0:

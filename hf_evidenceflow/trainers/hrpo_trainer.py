@@ -19,6 +19,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from ..callbacks.memory_check import MemoryCheck
 from ..callbacks.parameter_group_watch import ParameterGroupWatch
 from ..callbacks.rollout_guards import RolloutGuard
+from ..callbacks.thought_pages import ThoughtPages
 from ..models.thinking.answer_marker import MarkerAutomaton
 from ..peft.adapter_file import read_adapter
 from ..rollouts.engine import RolloutEngine
@@ -196,6 +197,9 @@ class HRPOTrainer(
                 self.train_dataset, self._tokenizer, args.max_prompt_length, rendering
             )
         self.add_callback(RolloutGuard())
+        self.thought_pages = ThoughtPages(self) if args.thought_pages else None
+        if self.thought_pages is not None:
+            self.add_callback(self.thought_pages)
         self.memory_check = MemoryCheck(self)
         self.add_callback(self.memory_check)
         self._prepare_generation_kwargs()
@@ -254,6 +258,8 @@ class HRPOTrainer(
                 output["rollout_logps"] = fit_columns(self._expected_logps, count)
                 # Rows of one batch, so that it survives splitting
                 output["rollout_step"] = torch.full((len(states),), self.state.global_step)
+            if self.thought_pages is not None:
+                self.thought_pages.write(inputs, output)
         self._thinking = self._drawn = self._expected_logps = None
         return output
 

@@ -65,13 +65,14 @@ def test_arguments_and_text_can_come_from_files(probe, plain_checkpoint, tmp_pat
 
 
 def test_thoughts_of_a_thinking_model_are_shown_with_their_targets(probe, thinker_folder, tmp_path, no_pictures):
-    row = {"prompt": "2 cats", "thought_targets": [{"a": 1.0}, {"b": 0.5, "c": 0.5}]}
+    row = {"prompt": "2 cats", "answer": "2", "thought_targets": [{"a": 1.0}, {"b": 0.5, "c": 0.5}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     argv = ["--model_name_or_path", thinker_folder, "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "5"]
     probe.main([*argv, "--prompt_file", str(tmp_path / "rows.jsonl")])
     (trace,) = json.loads((tmp_path / "out" / "thoughts.json").read_text())
-    assert [thought["target_share"] is None for thought in trace["thoughts"]] == [False, False, True]
-    assert "<h2>Thoughts</h2>" in (tmp_path / "out" / "index.html").read_text()
+    assert [token["target_share"] is None for token in trace["tokens"]] == [False, False, True, True, True]
+    assert trace["start"] > 0 and trace["answer"] == "2"
+    assert "The right answer over time" in (tmp_path / "out" / "thoughts.html").read_text()
     assert read_run_record(tmp_path / "out")["texts"] == ["2 cats"]
 
 
