@@ -40,6 +40,7 @@ from hf_evidenceflow.recipes.experiments.findings import (
     late_gradient_spread,
 )
 from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 COMPARISONS = {
@@ -180,4 +181,4 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -43,6 +43,7 @@ from hf_evidenceflow.models.from_scratch import parse_overrides
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.thinking.intervention import INTERVENTIONS
 from hf_evidenceflow.report.run_record import run_record
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks import GENERATED_TASKS, TASKS, THOUGHT_TASKS, build_prompt
 from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
@@ -241,7 +242,4 @@ def save(audit: ThinkingAudit, rows: list[dict], args: AuditArguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted. Nothing was saved but `run.json`.") from None
+    run_recipe(main, interrupted="Interrupted. Nothing was saved but `run.json`.")

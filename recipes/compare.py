@@ -34,6 +34,7 @@ from hf_evidenceflow.recipes.experiments.runs import is_number
 from hf_evidenceflow.recipes.experiments.summary import SAMPLES_NAME
 from hf_evidenceflow.report.curves import plot_training_curves
 from hf_evidenceflow.report.tables import markdown_table
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 MEANS = {
@@ -231,8 +232,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.")
-        raise SystemExit(130) from None
+    run_recipe(main, interrupted="Interrupted. Run the same command again to go on.")

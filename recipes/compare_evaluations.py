@@ -19,6 +19,7 @@ from rich.table import Table
 
 from hf_evidenceflow.evaluation.statistics import paired_difference
 from hf_evidenceflow.files import read_json_lines
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -74,4 +75,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -39,6 +39,7 @@ from hf_evidenceflow.recipes.experiments.latent_report import (
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions
 from hf_evidenceflow.recipes.experiments.plan import Plan
 from hf_evidenceflow.recipes.experiments.runner import ExperimentRunner
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -141,8 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.")
-        raise SystemExit(130) from None
+    run_recipe(main, interrupted="Interrupted. Run the same command again to go on.")

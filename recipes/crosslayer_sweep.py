@@ -34,6 +34,7 @@ from hf_evidenceflow.recipes import run_experiment
 from hf_evidenceflow.recipes.experiments.extra_parameter_report import write_parameter_report
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.report.tables import markdown_table
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 GRID = "recipes/configs/run_experiment/crosslayer.yaml"
@@ -124,8 +125,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.")
-        raise SystemExit(130) from None
+    run_recipe(main, interrupted="Interrupted. Run the same command again to go on.")

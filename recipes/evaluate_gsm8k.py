@@ -52,6 +52,7 @@ from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.report.say import say
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
 from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
@@ -357,7 +358,4 @@ def print_report(metrics: dict, greedy_rows: list[dict], args: EvaluateArguments
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted. Finished batches are saved: run the same command again to go on.") from None
+    run_recipe(main, interrupted="Interrupted. Finished batches are saved: run the same command again to go on.")

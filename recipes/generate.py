@@ -25,6 +25,7 @@ from hf_evidenceflow.data.token_ids import check_token_ids
 from hf_evidenceflow.files import read_lines
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -141,4 +142,4 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -17,6 +17,7 @@ import torch
 
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.peft.adapter_file import read_adapter
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,4 +58,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -37,6 +37,7 @@ from hf_evidenceflow.report.html import html_page, picture
 from hf_evidenceflow.report.run_curves import plot_layer_terms, plot_log_fit, plot_run_curves, plot_thoughts
 from hf_evidenceflow.report.run_metrics import run_metrics
 from hf_evidenceflow.report.run_record import run_record
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 CAPTIONS = {
@@ -135,4 +136,4 @@ def table_row(name: str, values: dict) -> list:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

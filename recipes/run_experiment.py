@@ -40,7 +40,7 @@ from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions
 from hf_evidenceflow.recipes.experiments.report import write_report
 from hf_evidenceflow.recipes.experiments.runner import ExperimentRunner
-from hf_evidenceflow.run_folder.termination import Terminated
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -122,8 +122,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except (KeyboardInterrupt, Terminated) as stop:
-        print("Interrupted. Run the same command again to go on.")
-        raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
+    run_recipe(main, interrupted="Interrupted. Run the same command again to go on.")

@@ -27,6 +27,7 @@ from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.data.thought_rows import SPLITS, step_splitter
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks import load_rows, rows_reward
 from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
@@ -153,4 +154,4 @@ def sample(args: SampleArguments, model, tokenizer, prompts) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -14,7 +14,6 @@ same command goes on after an interruption. Each shard is decoded and compared w
 is generated, and without a tokenizer one is trained on it.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
 from hf_evidenceflow.report.run_record import run_record
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tokenization.encoding import encode_files
 from hf_evidenceflow.tokenization.training import train_tokenizer
 
@@ -92,8 +92,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nInterrupted. Go on with the same command: finished shards are kept.", file=sys.stderr)
-        sys.exit(130)
+    run_recipe(main, interrupted="Interrupted. Go on with the same command: finished shards are kept.")

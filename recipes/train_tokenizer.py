@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
 from hf_evidenceflow.report.run_record import run_record
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tokenization.training import train_tokenizer
 
 
@@ -80,4 +81,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -7,7 +7,7 @@ and its place in the plan. A run that starts at batch `n` thus gives what an uni
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..data.token_ids import check_token_ids
 from ..models.thinking.thinking_rollout import collect_thinking
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
+from ..rollouts.progress import StockLoopProgress
 from ..tasks.prompts import render_prompt
 
 
@@ -159,13 +160,17 @@ def generate_completions(
     base = model.get_base_model() if is_peft_model(model) else model
     engine = RolloutEngine(progress=progress)
     # It computes a prompt once for its samples, and drops what has ended
-    options = {"custom_generate": engine} if engine.accepts(base, config, {}) else {}
+    uses_engine = engine.accepts(base, config, {})
     batches = plan_batches([len(row) for row in ids], batch_size, num_samples)
     for number, batch in enumerate(batches[start_batch:], start=start_batch):
         start = time.perf_counter()
-        rows, thinking, weights = _generate_batch(
-            model, tokenizer, [ids[index] for index, _ in batch], config, (seed, number), options
-        )
+        with StockLoopProgress(stop) if progress and not uses_engine else nullcontext() as watcher:
+            options = {"custom_generate": engine} if uses_engine else {}
+            if watcher is not None:
+                options["stopping_criteria"] = [watcher]
+            rows, thinking, weights = _generate_batch(
+                model, tokenizer, [ids[index] for index, _ in batch], config, (seed, number), options
+            )
         seconds = (time.perf_counter() - start) / len(batch)
         yield [
             _completion(item, texts, ids, row, row_thinking, row_weights, stop, tokenizer, seconds)

@@ -2,12 +2,20 @@
 
 import sys
 import time
+from collections.abc import Sequence
 
+import torch
+from transformers import StoppingCriteria, TrainingArguments
 from transformers.utils import logging
 
 
 _FIRST_SECONDS = 5  # shorter rollouts show nothing
 _LINE_SECONDS = 30
+
+
+def shows_progress(args: TrainingArguments) -> bool:
+    """Whether this process shows how far a trainer's rollout is."""
+    return not args.disable_tqdm and args.process_index == 0
 
 
 class RolloutProgress:
@@ -51,3 +59,34 @@ class RolloutProgress:
 
     def __exit__(self, *error) -> None:
         self.bar.close()
+
+
+class StockLoopProgress(StoppingCriteria):
+    """
+    [`RolloutProgress`] of the stock loop of `generate`: a stopping criterion that ends nothing; for a `with` block.
+
+    Args:
+        eos_token_ids (`Sequence[int]`): tokens that end a row.
+    """
+
+    def __init__(self, eos_token_ids: Sequence[int]):
+        self.eos_token_ids = torch.tensor(sorted(eos_token_ids))
+        self.shown: RolloutProgress | None = None
+        self.tokens = 0
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if self.shown is None:
+            self.shown = RolloutProgress(len(input_ids), enabled=True)
+            self.running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            self.eos_token_ids = self.eos_token_ids.to(input_ids.device)
+        self.tokens += int(self.running.sum())
+        self.running &= ~torch.isin(input_ids[:, -1], self.eos_token_ids)
+        self.shown.update(len(input_ids) - int(self.running.sum()), self.tokens)
+        return torch.zeros_like(self.running)
+
+    def __enter__(self) -> "StockLoopProgress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.shown is not None:
+            self.shown.bar.close()

@@ -24,6 +24,7 @@ from ..models.thinking.answer_marker import MarkerAutomaton
 from ..peft.adapter_file import read_adapter
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
+from ..rollouts.progress import shows_progress
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .bucketed_update import BucketedUpdateMixin
 from .data_checks import check_data, drop_long_prompts
@@ -145,8 +146,7 @@ class HRPOTrainer(
         args = default_args(HRPOConfig, "HRPO", model) if args is None else args
         self._thinking = None  # (states [B, C, H], mask [B, C]) of the batch at hand
         self._expected_logps = self._kl_batch = None
-        progress = not args.disable_tqdm and args.process_index == 0
-        engine = RolloutEngine(args.rollout_max_rows, progress=progress)
+        engine = RolloutEngine(args.rollout_max_rows, progress=shows_progress(args))
         self.rollout_engine = engine if args.use_rollout_engine else None
 
         config = thinking_config(model, args.model_init_kwargs)

@@ -30,6 +30,7 @@ from ..losses.ppo import (
 from ..models.decoder import base_causal_lm
 from ..rollouts.engine import RolloutEngine
 from ..rollouts.generation_settings import own_generation_config
+from ..rollouts.progress import shows_progress
 from ..run_folder.resumable_trainer import ResumableTrainerMixin
 from .data_checks import check_data
 from .generation_kwargs import StopStringsMixin, check_generation_kwargs, generate_with
@@ -124,7 +125,7 @@ class PPOTrainer(
             )
         self._values = []  # of each pass over the policy since it was emptied, [B, C]
         self._scores = None  # of this process's completions, [B]
-        self._engine = RolloutEngine() if args.use_rollout_engine else None
+        self._engine = RolloutEngine(progress=shows_progress(args)) if args.use_rollout_engine else None
         add_value_head(self.model, self.accelerator.device)
 
     @property

@@ -4,9 +4,11 @@ Shapes: B rows, C completion tokens, H hidden size.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from ..models.thinking.thinking_rollout import ThinkingRollout, collect_thinking
+from ..rollouts.progress import StockLoopProgress, shows_progress
 from .conversations import Conversations, prompt_thinking
 from .drawn_densities import drawn_fields
 from .thinking_metrics import latent_weights, rollout_metrics, tokens_per_second
@@ -54,7 +56,11 @@ class ThinkingRolloutsMixin:
             thoughts = prompt_thinking(rows, prompt_ids)  # TRL hands tensors on to `generate`
         start = time.perf_counter()
         temperature = self.temperature if batch.check else None
-        with collect_thinking(self._tokenizer, temperature, engine=self.rollout_engine) as rollouts:
+        watcher = StockLoopProgress(self.eos_token_ids) if shows_progress(self.args) else None
+        with (
+            nullcontext() if watcher is None else watcher,
+            collect_thinking(self._tokenizer, temperature, self.rollout_engine, watcher) as rollouts,
+        ):
             completion_ids, logps = super()._generate_single_turn(
                 prompt_ids, images, {**multimodal_fields, **thoughts}, num_generations, **kwargs
             )

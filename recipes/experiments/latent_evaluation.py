@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hf_evidenceflow.models.thinking.intervention import ThinkingIntervention
+from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 from hf_evidenceflow.tasks import MARKER, Reward
 
 
@@ -59,16 +60,14 @@ def greedy_scores(
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
         width = inputs["input_ids"].shape[1]
         choose = {"prefix_allowed_tokens_fn": _candidates_only(tokenizer, batch, width)} if forced else {}
-        output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            tokenizer=tokenizer,
+        config = own_generation_config(
+            model,
             do_sample=False,
             max_new_tokens=completion_tokens(tokenizer, batch),
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **choose,
         )
+        output = model.generate(**inputs, generation_config=config, tokenizer=tokenizer, **choose)
         texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         scores += reward(texts, [problem["answer"] for problem in batch])
     model.train(was_training)

@@ -1,9 +1,12 @@
 """A configuration of ours takes nothing over from the model's generation config."""
 
+import ast
+
 import pytest
 import torch
 from hostile_generation import HOSTILE, make_hostile
 from plain_models import make_plain
+from repository import ROOT
 from transformers import GenerationConfig
 
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
@@ -53,3 +56,17 @@ def test_generate_samples_from_all_tokens_with_a_hostile_model():
         config = own_generation_config(model, do_sample=True, max_new_tokens=19)
         tokens.append(model.generate(torch.tensor([[2, 5, 9]]), generation_config=config).tolist())
     assert tokens[0] == tokens[1]
+
+
+# Made-up models without a generation config of their own, and vLLM's own settings
+OTHERS = {"hf_evidenceflow/models/family_check.py", "hf_evidenceflow/integrations/vllm/rollouts.py"}
+OTHERS |= {"hf_evidenceflow/integrations/vllm/server_rollouts.py"}
+
+
+def test_each_call_of_generate_brings_its_configuration():
+    for path in (path for room in ("hf_evidenceflow", "recipes") for path in (ROOT / room).rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", None) == "generate":
+                given = {keyword.arg for keyword in call.keywords}  # `None` for `**settings`
+                name = path.relative_to(ROOT).as_posix()
+                assert given & {"generation_config", None} or name in OTHERS, f"{name}:{call.lineno}"

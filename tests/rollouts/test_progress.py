@@ -2,9 +2,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hf_evidenceflow.rollouts import progress
-from hf_evidenceflow.rollouts.progress import RolloutProgress
+from hf_evidenceflow.rollouts.progress import RolloutProgress, StockLoopProgress
 
 
 @pytest.fixture
@@ -39,3 +40,11 @@ def test_in_a_terminal_there_is_a_bar_and_no_line(clock, capsys, monkeypatch):
         clock.time = 1000
         shown.update(3, 7)
         assert not shown.bar.disable and shown.bar.n == 3 and not shown.lines
+
+
+def test_the_stock_loop_shows_its_progress_and_goes_on(clock, capsys):
+    with StockLoopProgress([1]) as watcher:
+        for seconds, tokens in ((0, [5, 5, 5]), (20, [5, 1, 5]), (40, [5, 0, 5])):
+            clock.time = seconds
+            assert watcher(torch.tensor(tokens)[:, None], None).tolist() == [False] * 3
+    assert capsys.readouterr().err == "Rollout: 1 of 3 rows have ended, 8 tokens, 0 a second\n"

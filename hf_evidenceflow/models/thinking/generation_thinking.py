@@ -13,7 +13,7 @@ import functools
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
-from transformers.generation import GenerationMode, LogitsProcessorList
+from transformers.generation import GenerationMode, LogitsProcessorList, StoppingCriteriaList
 
 from .answer_marker import MarkerAutomaton
 from .cache_argument import CACHE
@@ -179,6 +179,8 @@ class ThinkingGenerationMixin:
                 return collector.engine(
                     self, input_ids, logits_processor, stopping_criteria, generation_config, tokenizer, **others
                 )
+        if collector is not None and collector.watcher is not None:
+            stopping_criteria = StoppingCriteriaList([*stopping_criteria, collector.watcher])
         # FSDP2: a process whose rows have ended must go on with the others' passes
         synced_gpus = synced_gpus or isinstance(self.get_input_embeddings().weight, DTensor)
         call = functools.partial(

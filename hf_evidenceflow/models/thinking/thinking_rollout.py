@@ -79,6 +79,7 @@ class ThinkingCollector:
     tokenizer: object
     logps_temperature: float | None
     engine: Callable | None
+    watcher: Callable | None
     rollouts: list[ThinkingRollout]
 
 
@@ -91,7 +92,12 @@ def current_collector() -> ThinkingCollector | None:
 
 
 @contextmanager
-def collect_thinking(tokenizer=None, logps_temperature: float | None = None, engine: Callable | None = None):
+def collect_thinking(
+    tokenizer=None,
+    logps_temperature: float | None = None,
+    engine: Callable | None = None,
+    watcher: Callable | None = None,
+):
     """
     Collect the [`ThinkingRollout`] of every `generate()` call of a thinking model in this thread, whoever makes it.
     For callers that cannot pass `tokenizer=` and `return_dict_in_generate=True`, such as a trainer's rollout.
@@ -103,11 +109,13 @@ def collect_thinking(tokenizer=None, logps_temperature: float | None = None, eng
             If given, log-probabilities of the chosen tokens are recorded at this temperature.
         engine ([`RolloutEngine`], *optional*):
             Decoding loop of the calls that it accepts, in the place of the stock one.
+        watcher ([`~transformers.StoppingCriteria`], *optional*):
+            Called after each step of the stock loop, such as [`~rollouts.progress.StockLoopProgress`].
 
     Yields:
         `list[ThinkingRollout]`: one item per call, in the order of the calls.
     """
-    collector = ThinkingCollector(tokenizer, logps_temperature, engine, [])
+    collector = ThinkingCollector(tokenizer, logps_temperature, engine, watcher, [])
     token = _collector.set(collector)
     try:
         yield collector.rollouts

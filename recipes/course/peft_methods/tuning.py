@@ -163,7 +163,7 @@ def accuracy(
     rows: Sequence[Mapping],
     template: str,
     tokenizer: PreTrainedTokenizerBase,
-    batch_size: int = 256,
+    batch_size: int = 32,
 ) -> float:
     """
     Share of the rows after whose prompt the label's token is the likeliest of the whole vocabulary.
@@ -173,7 +173,7 @@ def accuracy(
             A causal LM, or a [`~peft.PeftModel`] of one.
         rows, template, tokenizer:
             As in [`encode_rows`].
-        batch_size (`int`, *optional*, defaults to `256`):
+        batch_size (`int`, *optional*, defaults to `32`):
             Rows at a time.
 
     Returns:

@@ -114,6 +114,18 @@ def test_collected_logps_are_those_of_the_chosen_tokens_at_the_temperature(model
     torch.testing.assert_close(rollouts[0].logps, logps.gather(2, tokens[..., None]).squeeze(2))
 
 
+def test_the_collectors_watcher_sees_each_step(model, prompts, tokenizer):
+    lengths = []
+
+    def watcher(input_ids, scores, **kwargs):
+        lengths.append(input_ids.shape[1])
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    with collect_thinking(tokenizer, watcher=watcher):
+        output = generate(model, prompts, None)
+    assert lengths == list(range(prompts.input_ids.shape[1] + 1, output.sequences.shape[1] + 1))
+
+
 # What the states are
 
 
