@@ -17,6 +17,7 @@ from .version import __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, the names of the table below
     from .callbacks.evidence_flow_callback import EvidenceFlowCallback as EvidenceFlowCallback
+    from .callbacks.layer_dropout_callback import LayerDropoutCallback as LayerDropoutCallback
     from .callbacks.log_file import LogFileCallback as LogFileCallback
     from .callbacks.parameter_group_watch import ParameterGroupWatch as ParameterGroupWatch
     from .callbacks.router_statistics_callback import RouterStatisticsCallback as RouterStatisticsCallback
@@ -104,6 +105,7 @@ _EXPORTS = {
     "supervision.evidence_flow": ["EvidenceFlow", "evidence_flow"],
     "recipes.command_line.evidence_arguments": ["EvidenceFlowArguments"],
     "callbacks.evidence_flow_callback": ["EvidenceFlowCallback"],
+    "callbacks.layer_dropout_callback": ["LayerDropoutCallback"],
     "supervision.config": ["EvidenceFlowConfig"],
     "callbacks.log_file": ["LogFileCallback"],
     "callbacks.parameter_group_watch": ["ParameterGroupWatch"],

@@ -37,7 +37,7 @@ options. A recipe that trains takes those of `accelerate launch` too (--num_proc
 with a file of `accelerate config` or a packaged one."""
 
 # Those that `accelerate launch` starts; the others run in one process
-TRAINING = ("hrpo_gsm8k", "latent_sft", "pretrain_clm", "pretrain_tinyseek", "train_from_scratch")
+TRAINING = ("hrpo_gsm8k", "latent_sft", "layer_skip", "pretrain_clm", "pretrain_tinyseek", "train_from_scratch")
 
 
 class CommandError(SystemExit):

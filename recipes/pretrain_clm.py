@@ -38,6 +38,7 @@ metrics), `log.jsonl` (grows with the run), `trainer_state.json`, and `curves.pn
 """
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,8 +63,10 @@ from hf_evidenceflow.models.from_scratch import check_positions, model_from_scra
 from hf_evidenceflow.models.loading import load_checkpoint
 from hf_evidenceflow.models.router_statistics import expert_modules
 from hf_evidenceflow.recipes.command_line.evidence_arguments import EvidenceFlowArguments
+from hf_evidenceflow.report.run_record import RunRecord
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.supervision.layer_dropout import DROPOUT_CURRICULA
 from hf_evidenceflow.tasks import generate_word_problems
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation
@@ -93,6 +96,11 @@ class ScriptArguments:
             As in `from_pretrained`.
         lora_r, lora_alpha (`int`, *optional*):
             Rank and scale of LoRA adapters on all linear layers; if not given, the whole model is trained.
+        layer_dropout (`float`, *optional*):
+            Rate at which rows skip the last layer in training, see [`~hf_evidenceflow.LayerDropoutCallback`]. If not
+            given, none does.
+        layer_dropout_curriculum (`str`, *optional*, defaults to `"constant"`):
+            `constant`, or `exponential` for a new model.
         trainable_modules (`list[str]`, *optional*):
             Names of the modules that are trained, such as `lm_head`; the others keep their weights. If not given, all.
         dataset_name_or_path (`str`, *optional*):
@@ -143,6 +151,8 @@ class ScriptArguments:
     dtype: str | None = None
     lora_r: int | None = None
     lora_alpha: int = 32
+    layer_dropout: float | None = None
+    layer_dropout_curriculum: str = field(default="constant", metadata={"choices": list(DROPOUT_CURRICULA)})
     trainable_modules: list[str] | None = None
     dataset_name_or_path: str | None = None
     dataset_config: str | None = None
@@ -302,7 +312,12 @@ def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model,
     )
 
 
-def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = ScriptArguments) -> PretrainingTrainer:
+def main(
+    argv: list[str] | None = None,
+    arguments: type[ScriptArguments] = ScriptArguments,
+    then: Callable[[PretrainingTrainer, ScriptArguments, RunRecord], None] | None = None,
+) -> PretrainingTrainer:
+    """For recipes that add to this one: their `arguments`, and what they do with the trained model."""
     parser = RecipeParser((arguments, EvidenceFlowArguments, PretrainingConfig), __doc__)
     script_args, evidence_args, training_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
@@ -321,6 +336,9 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
         tokenizer = load_tokenizer(script_args, train)
         model = load_model(script_args, tokenizer)
         trainer = make_trainer(script_args, training_args, model, tokenizer, train, validation)
+        if script_args.layer_dropout is not None:
+            curriculum = script_args.layer_dropout_curriculum
+            trainer.add_callback(hf_evidenceflow.LayerDropoutCallback(script_args.layer_dropout, curriculum))
         if evidence_config is not None:
             hf_evidenceflow.EvidenceFlowCallback(evidence_config).add_to(trainer)
         trainer.model_card_dataset = (
@@ -350,6 +368,8 @@ def main(argv: list[str] | None = None, arguments: type[ScriptArguments] = Scrip
                 path = Path(training_args.output_dir) / "curves.png"
                 plot_run_curves({label: trainer.state.log_history}, path)
                 print(f"Curves: {path}")
+        if then is not None:
+            then(trainer, script_args, run.record)
         trainer.create_model_card()  # with the curves
         if training_args.push_to_hub:
             trainer.push_to_hub()

@@ -2,13 +2,12 @@
 
 Draft and verify of LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710). Stock `generate(assistant_early_exit=k)` does
 the same through a nested `generate` call per round, with a draft cache of its own that is filled by a prefill of its
-own, and only for families that read `config.num_hidden_layers` in their forward pass. Here the draft writes to the
-first k layers of the model's own cache and is cut off again, any family with a per-layer KV cache will do, and a round
-costs no more than its forward passes.
-
-Unlike in LayerSkip the verifying pass runs the first k layers again for the few drafted tokens: one pass over all of
-them costs about as much as over one, and to keep the drafted states would take masks and positions per family.
+own, runs the first k layers again in the verification, and is for families only that read `config.num_hidden_layers`
+in their forward pass. Here drafts write to the first k layers of the model's own cache, the verification goes on from
+their states ([`DraftPasses`]), and any family with a per-layer KV cache will do.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -17,7 +16,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..models.thinking.cache_argument import CACHE
-from .layer_calls import LayerProfile, profile_layers, replaced_layer_calls
+from .draft_passes import DraftHead, DraftPasses, drafts_can_be_kept
+from .layer_calls import LayerProfile, profile_layers
 
 
 class SelfSpeculation:
@@ -37,10 +37,15 @@ class SelfSpeculation:
             Tokens that are drafted at most before the model verifies them.
         min_confidence (`float`, *optional*, defaults to `0.4`):
             The draft ends behind a token that had less probability than this; 0 never ends it early.
+        vocabulary (`Sequence[int]`, *optional*):
+            Ids of the tokens that drafts choose from, such as the most frequent ones, where the head costs as much as
+            a few layers. The tokens written stay those of greedy decoding over all. If `None`, all.
 
     Attributes:
         drafted, accepted, rounds (`int`):
             Tokens drafted and accepted, and verifying passes, over all calls since the last [`reset`].
+        keeps_drafts (`bool`):
+            Whether the verification goes on from the drafts' states; else it runs the first layers again.
 
     Raises:
         ValueError: if an argument is out of range, or the model cannot be read out early or uses a layer several
@@ -56,7 +61,14 @@ class SelfSpeculation:
     ```
     """
 
-    def __init__(self, model: nn.Module, depth: int, draft_tokens: int = 6, min_confidence: float = 0.4):
+    def __init__(
+        self,
+        model: nn.Module,
+        depth: int,
+        draft_tokens: int = 6,
+        min_confidence: float = 0.4,
+        vocabulary: Sequence[int] | None = None,
+    ):
         self._profile = profile_layers(model)
         self._profile.check_depth(depth, below=1)
         if draft_tokens < 1:
@@ -73,6 +85,8 @@ class SelfSpeculation:
         self.depth = depth
         self.draft_tokens = draft_tokens
         self.min_confidence = min_confidence
+        self._head = DraftHead(self._profile.parts.head, vocabulary)
+        self.keeps_drafts = drafts_can_be_kept(self._profile, depth)
         self.reset()
 
     def reset(self) -> None:
@@ -87,12 +101,14 @@ class SelfSpeculation:
     def __call__(self, model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         """Called by `generate` with prepared inputs; returns what greedy decoding returns."""
         self._check(model, input_ids, generation_config, model_kwargs)
-        decoding = _Decoding(self._profile, self.depth, input_ids, logits_processor, model_kwargs)
-        with replaced_layer_calls(self._profile.parts, decoding.run):
+        decoding = DraftPasses(
+            self._profile, self.depth, input_ids, logits_processor, model_kwargs, self._head, self.keeps_drafts
+        )
+        with decoding:
             ended = self._append(decoding, decoding.prefill(), stopping_criteria)
             while not ended:
-                drafts = self._draft(decoding, generation_config)
-                chosen = decoding.verify(drafts)  # one for each draft, and one more
+                drafts, further = self._draft(decoding, generation_config)
+                chosen = decoding.verify(drafts, further)
                 matches = 0
                 while matches < len(drafts) and drafts[matches] == chosen[matches]:
                     matches += 1
@@ -105,6 +121,7 @@ class SelfSpeculation:
         return GenerateDecoderOnlyOutput(sequences=decoding.sequence, **{CACHE: decoding.cache})
 
     def _draft(self, decoding, generation_config):
+        """The drafts, and whether a token behind the last one is likely to count."""
         # The verifying pass adds a token of its own
         room = generation_config.max_length - decoding.sequence.shape[1] - 1
         eos = generation_config._eos_token_tensor
@@ -114,8 +131,8 @@ class SelfSpeculation:
             token, confidence = decoding.draft(drafts)
             drafts.append(token)
             if token in eos or confidence < self.min_confidence:
-                break
-        return drafts
+                return drafts, False
+        return drafts, True
 
     @staticmethod
     def _append(decoding, tokens, stopping_criteria):
@@ -152,89 +169,6 @@ class SelfSpeculation:
                 f"Self-speculation decodes one sequence greedily with a plain KV cache; it cannot be used with "
                 f"{', '.join(found)}. Change that, or use stock `generate(assistant_early_exit={self.depth})`."
             )
-
-
-class _Decoding:
-    """One sequence with its cache, and the passes over it."""
-
-    def __init__(self, profile: LayerProfile, depth, input_ids, logits_processor, model_kwargs):
-        self.sequence = input_ids
-        self.cache = model_kwargs[CACHE]
-        self._profile = profile
-        self._depth = depth
-        self._processor = logits_processor
-        self._kwargs = model_kwargs
-        self._mask = model_kwargs.get("attention_mask")
-        positions = model_kwargs.get("position_ids")
-        self._position = None if positions is None else positions[..., -1:]  # of the last token of the sequence
-        self._is_draft = False
-
-    def run(self, call, forward, states):
-        return self._profile.output(states) if self._is_draft and call > self._depth else forward(states)
-
-    def prefill(self) -> list[int]:
-        model = self._profile.parts.model
-        inputs = model.prepare_inputs_for_generation(self.sequence, is_first_iteration=True, **self._kwargs)
-        seen = self.cache.get_seq_length()
-        for name in ("input_ids", "position_ids"):
-            if seen and inputs.get(name) is not None:
-                inputs[name] = inputs[name][..., seen - self.sequence.shape[1] :]
-        logits = model(**inputs).logits
-        return [int(self._scores(self.sequence, logits[:, -1]).argmax())]
-
-    def draft(self, drafts: list[int]) -> tuple[int, float]:
-        """The next token of the first layers and its probability."""
-        ids = self._with(drafts)
-        self._is_draft = True
-        try:
-            logits = self._forward(ids, 1)
-        finally:
-            self._is_draft = False
-        scores = self._scores(ids, logits[:, -1])[0]
-        top, token = scores.max(-1)
-        return int(token), float((top - scores.logsumexp(-1)).exp())
-
-    def verify(self, drafts: list[int]) -> list[int]:
-        """What the whole model chooses in place of each draft and behind the last one."""
-        for layer in self.cache.layers[: self._depth]:
-            layer.crop(-len(drafts))
-        ids = self._with(drafts)
-        logits = self._forward(ids, len(drafts) + 1)
-        if not len(self._processor):
-            return logits[0].argmax(-1).tolist()
-        start = self.sequence.shape[1]
-        return [
-            int(self._scores(ids[:, : start + place], logits[:, place]).argmax()) for place in range(len(drafts) + 1)
-        ]
-
-    def append(self, token: int) -> None:
-        self.sequence = self._with([token])
-        if self._position is not None:
-            self._position = self._position + 1
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(1, 1)], dim=1)
-
-    def crop(self) -> None:
-        """Takes what was not accepted out of the cache."""
-        self.cache.crop(min(self.sequence.shape[1] - 1 - self.cache.get_seq_length(), 0))
-
-    def _forward(self, ids, count):
-        """Logits of the last `count` tokens, which the cache does not hold yet."""
-        inputs = {"input_ids": ids[:, -count:], CACHE: self.cache, "use_cache": True}
-        ahead = ids.shape[1] - self.sequence.shape[1]  # drafted tokens behind the sequence
-        if self._mask is not None:
-            inputs["attention_mask"] = torch.cat([self._mask, self._mask.new_ones(1, ahead)], dim=1)
-        if self._position is not None:
-            steps = torch.arange(ahead + 1 - count, ahead + 1, device=ids.device)
-            inputs["position_ids"] = self._position + steps
-        return self._profile.parts.model(**inputs).logits.float()
-
-    def _scores(self, ids, logits):
-        logits = logits.float()
-        return self._processor(ids, logits) if len(self._processor) else logits
-
-    def _with(self, tokens):
-        return torch.cat([self.sequence, self.sequence.new_tensor([tokens])], dim=1) if tokens else self.sequence
 
 
 @torch.no_grad()

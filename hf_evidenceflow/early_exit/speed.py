@@ -11,6 +11,7 @@ from torch import nn
 from ..rollouts.generation_settings import own_generation_config
 from .criteria import EarlyExitConfig
 from .generation import early_exit
+from .layer_calls import profile_layers
 from .self_speculation import SelfSpeculation
 from .truncation import exit_at
 
@@ -113,6 +114,34 @@ class GreedyDecoding:
         """With self-speculation."""
         return sum(map(len, self.outputs(custom_generate=speculation)))
 
-    def stock(self, depth: int) -> int:
-        """With stock `assistant_early_exit`."""
-        return sum(map(len, self.outputs(assistant_early_exit=depth)))
+    def stock_outputs(self, depth: int, draft_tokens: int | None = None) -> tuple[list[torch.Tensor], int, int]:
+        """What [`stock`] writes, its verifying passes, and the tokens that it drafted."""
+        layers = profile_layers(self.model).parts.layers
+        calls = [0, 0]
+
+        def count(place):
+            calls[place] += 1
+
+        handles = [
+            layers[layer].register_forward_hook(lambda *_, place=place: count(place))
+            for place, layer in enumerate((0, -1))
+        ]
+        try:
+            outputs = self._stock(depth, draft_tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return outputs, calls[1], calls[0] - calls[1]
+
+    def stock(self, depth: int, draft_tokens: int | None = None) -> int:
+        """With stock `assistant_early_exit`, whose drafts have at most `draft_tokens` tokens; `None`: its default."""
+        return sum(map(len, self._stock(depth, draft_tokens)))
+
+    def _stock(self, depth, draft_tokens):
+        config = self.model.generation_config  # where `generate` looks for it
+        before = config.num_assistant_tokens
+        config.num_assistant_tokens = draft_tokens or before
+        try:
+            return self.outputs(assistant_early_exit=depth)
+        finally:
+            config.num_assistant_tokens = before

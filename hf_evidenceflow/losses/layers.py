@@ -60,6 +60,50 @@ def layer_weights(kind: str, count: int) -> list[float]:
     return [value * count / sum(ramp) for value in ramp]
 
 
+def layer_skip_weights(layers: Sequence[int], num_layers: int, scale: float) -> tuple[dict[int, float], float]:
+    """
+    LayerSkip's weights of the early layers `layers`, and that of the last layer's own loss; together 1.
+
+    Before they are normalized, that of layer l is `scale * sum_{i<=l} i`, so that layer 0 has none, and the last one's
+    `L - 1 + scale * sum_{i<=L-2} i`.
+
+    Source: Elhoushi et al. 2024, arXiv 2404.16710, equation 6 and the one below it.
+    """
+    if num_layers - 1 in layers:
+        raise ValueError("The last layer has the model's own loss in LayerSkip's: leave it out of `layers`.")
+    early = {layer: scale * layer * (layer + 1) / 2 for layer in layers}
+    last = num_layers - 1 + scale * (num_layers - 2) * (num_layers - 1) / 2
+    total = last + sum(early.values())
+    return {layer: weight / total for layer, weight in early.items()}, last / total
+
+
+def enabled_layers(
+    curriculum: str | None, layers: Sequence[int], num_layers: int, step: int, total_steps: int
+) -> list[int]:
+    """
+    The layers whose loss LayerSkip's curriculum enables in an optimizer step; without one, all.
+
+    `"rotational:R"`: each R-th, one further on with each step. `"gradual"`: from the last layer down, one more each
+    `total_steps / 2L` steps.
+
+    Source: Elhoushi et al. 2024, arXiv 2404.16710, section 4.1.2.
+    """
+    if curriculum is None:
+        return list(layers)
+    if curriculum == "gradual":
+        return [layer for layer in layers if step * 2 * num_layers >= (num_layers - 1 - layer) * total_steps]
+    period = rotation_period(curriculum)
+    return [layer for layer in layers if (layer - step) % period == 0]
+
+
+def rotation_period(curriculum: str) -> int:
+    """R of `"rotational:R"`; a `ValueError` if it is no such text."""
+    match = re.fullmatch("rotational:([1-9][0-9]*)", curriculum)
+    if match is None:
+        raise ValueError(f"`layer_curriculum` must be 'gradual' or 'rotational:R' with R from 1, got {curriculum!r}.")
+    return int(match[1])
+
+
 def released_features(num_layers: int, layer: int, hidden_size: int) -> slice:
     """
     The block of features on which a layer is pulled under a target mask; `layer` is its place among the `num_layers`

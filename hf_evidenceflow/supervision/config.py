@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from ..losses import LAYER_WEIGHTS, OBJECTIVES, Objective
+from ..losses.layers import rotation_period
 from ..losses.objectives import find_objective
 
 
 TARGETS = ("input_embedding", "output_embedding")
 WEIGHT_SCHEDULES = ("constant", "linear", "cosine")
+LAYER_SKIP = "layer_skip"
 
 # An eighth of the tokens per layer: what keeps cross-entropy on all layers below 1.6 times the time of plain training
 _READOUT_TOKEN_FRACTION = 0.125
@@ -37,7 +39,12 @@ class EvidenceFlowConfig:
             `"all"`, `"every:k"`, `"last:k"` or ids from 0. The objectives that read layers out leave the last one to
             the model's own loss, unless a list names it.
         layer_weights (`str`, *optional*, defaults to `"uniform"`):
-            `"uniform"`, `"linear"` or `"drift"`, see [`~hf_evidenceflow.losses.layer_weights`].
+            `"uniform"`, `"linear"` or `"drift"`, see [`~hf_evidenceflow.losses.layer_weights`]. `"layer_skip"`, with
+            an objective that reads layers out: a weighted mean of all layers' losses, the model's own for the last,
+            see [`~hf_evidenceflow.losses.layers.layer_skip_weights`]; `weight` is its scale, from 0 to 1.
+        layer_curriculum (`str`, *optional*):
+            `"rotational:R"` or `"gradual"`: the layers that get a term in a step, see
+            [`~hf_evidenceflow.losses.layers.enabled_layers`]. If `None`, all in each.
         target (`str`, *optional*):
             `"input_embedding"` or `"output_embedding"` row of the right next token. If `None`, the output row for
             `cosine`, else the input row.
@@ -73,6 +80,7 @@ class EvidenceFlowConfig:
     weight_schedule: str = "constant"
     layers: str | list[int] = "all"
     layer_weights: str = "uniform"
+    layer_curriculum: str | None = None
     target: str | None = None
     detach_target: bool | None = None
     target_mask: bool = False
@@ -88,13 +96,17 @@ class EvidenceFlowConfig:
         if not callable(self.objective):
             self._check_choice("objective", tuple(OBJECTIVES))
         self._check_choice("weight_schedule", WEIGHT_SCHEDULES)
-        self._check_choice("layer_weights", LAYER_WEIGHTS)
+        self._check_choice("layer_weights", (*LAYER_WEIGHTS, LAYER_SKIP))
         self._check_range("weight", self.weight >= 0 and math.isfinite(self.weight), "a finite number from 0")
         self._check_range("weight_warmup_steps", self.weight_warmup_steps >= 0, "at least 0")
         self._check_range("chunk_size", self.chunk_size >= 1, "at least 1")
         self._check_range("log_every", self.log_every >= 0, "at least 0")
         if self.token_fraction is not None:
             self._check_range("token_fraction", 0 < self.token_fraction <= 1, "in (0, 1]")
+        if self.layer_weights == LAYER_SKIP:
+            self._check_goes_with("layer_weights", [name for name, traits in OBJECTIVES.items() if traits.reads_out])
+        if self.layer_curriculum not in (None, "gradual"):
+            rotation_period(self.layer_curriculum)
         if self.target is not None:
             self._check_choice("target", TARGETS)
             self._check_goes_with("target", [name for name, traits in OBJECTIVES.items() if traits.target])
@@ -109,8 +121,11 @@ class EvidenceFlowConfig:
             raise ValueError("`apply_final_norm=True` with 'deep_supervision': each layer has a norm of its own.")
         if self.apply_final_norm is False and self.objective in ("cross_entropy", "lens_kl"):
             raise ValueError(f"`apply_final_norm=False` with {self.objective!r}: the head reads normalized states.")
-        if self.objective == "nitp" and self.layers != "all":
-            raise ValueError(f"`layers={self.layers!r}` with 'nitp', which supervises the last layer only.")
+        for name, default in (("layers", "all"), ("layer_curriculum", None)):
+            if self.objective == "nitp" and getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` with 'nitp', which supervises the last layer only."
+                )
 
     def _check_choice(self, name, choices):
         value = getattr(self, name)
@@ -155,10 +170,11 @@ class EvidenceFlowConfig:
             ValueError: if `total_steps` is `None` and the schedule depends on it.
         """
         needs_total = self.weight_schedule != "constant" or 0 < self.weight_warmup_steps < 1
+        needs_total |= self.layer_curriculum == "gradual"
         if needs_total and total_steps is None:
             raise ValueError(
-                f"`weight_schedule={self.weight_schedule!r}` with `weight_warmup_steps={self.weight_warmup_steps}` "
-                "depends on the length of the run: pass `total_steps`."
+                f"`weight_schedule={self.weight_schedule!r}`, `weight_warmup_steps={self.weight_warmup_steps}` and "
+                f"`layer_curriculum={self.layer_curriculum!r}` depend on the length of the run: pass `total_steps`."
             )
         total = total_steps or 0
         warmup = self.weight_warmup_steps

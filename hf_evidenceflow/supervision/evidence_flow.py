@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..losses import next_token_targets
 from ..models.decoder import decoder_parts, layer_output
 from .config import EvidenceFlowConfig, resolve_config
-from .layer_terms import layer_terms, make_own_modules, supervised_layers
+from .layer_terms import layer_terms, make_own_modules, term_weights
 from .term_log import TermLog
 
 
@@ -76,11 +76,10 @@ class EvidenceFlow:
         self._ran_outside = False
         self._handles: list[RemovableHandle] = []
         self._readout_checked = not config.traits.reads_out
-        config.weight_at(0, total_steps)
         num_layers = self.parts.model.config.get_text_config().num_hidden_layers
         initial = torch.Generator().manual_seed(config.seed)  # the same on all ranks
         self.own_modules = make_own_modules(config, self.parts, num_layers, initial)
-        supervised_layers(config, num_layers)
+        term_weights(config, num_layers, 0, total_steps)
         for parameter in self.own_modules.parameters():
             parameter.register_post_accumulate_grad_hook(_average_over_ranks)
 
@@ -140,7 +139,8 @@ class EvidenceFlow:
                 f"so there is no loss to supervise, {_NO_LOSS_REASON}"
             )
         normalizer = batch.inputs.get("num_items_in_batch")
-        loss = loss + self._weighted_term(batch, output, loss.detach(), normalizer)
+        own, term = self._weighted_term(batch, output, loss.detach(), normalizer)
+        loss = own * loss + term
         if not isinstance(output, dict):
             return (loss, *output[1:])
         output["loss"] = loss
@@ -150,8 +150,8 @@ class EvidenceFlow:
         # SFTTrainer sums TRL's fused log-probabilities and divides them itself: what is spread over them is divided
         # with them
         mask, log_probs = output["label_mask"], output["log_probs"]
-        term = self._weighted_term(batch, output, -log_probs.detach().sum(), 1.0)
-        output["log_probs"] = log_probs - mask * (term / mask.sum().clamp(min=1))
+        own, term = self._weighted_term(batch, output, -log_probs.detach().sum(), 1.0)
+        output["log_probs"] = own * log_probs - mask * (term / mask.sum().clamp(min=1))
         return output
 
     # The term
@@ -215,14 +215,15 @@ class EvidenceFlow:
             mask if mask is not None and mask.dim() == 2 else None,
             positions if positions is not None and positions.dim() == 2 else None,
         )
+        weights, own = term_weights(self.config, len(states), self.step, self.total_steps)
         with self._autocast(batch):
             terms = layer_terms(
-                states, targets, self.parts, self.config, self._generator(), self.own_modules, normalizer
+                states, targets, self.parts, self.config, self._generator(), self.own_modules, weights, normalizer
             )
         self._micro_batch += 1
         if self.config.log_every and self.step % self.config.log_every == 0:
             self.log.add(terms, model_loss, len(targets.labels), normalizer, self.weight)
-        return (self.weight * terms.total).to(device=model_loss.device, dtype=model_loss.dtype)
+        return own, (self.weight * terms.total).to(device=model_loss.device, dtype=model_loss.dtype)
 
     def _autocast(self, batch):
         # The hook of the outermost module runs outside the autocast that accelerate wraps around `forward`

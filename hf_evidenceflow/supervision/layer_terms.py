@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..losses import NextTokenTargets, layer_selection, layer_weights, released_features
+from ..losses.layers import enabled_layers, layer_skip_weights
 from ..models.decoder import DecoderParts
-from .config import EvidenceFlowConfig
+from .config import LAYER_SKIP, EvidenceFlowConfig
 
 
 def supervised_layers(config: EvidenceFlowConfig, num_layers: int) -> list[int]:
@@ -38,6 +39,23 @@ def supervised_layers(config: EvidenceFlowConfig, num_layers: int) -> list[int]:
                 f"loss: {config.objective!r} needs others."
             )
     return layers
+
+
+def term_weights(
+    config: EvidenceFlowConfig, num_layers: int, step: int = 0, total_steps: int | None = None
+) -> tuple[dict[int, float], float]:
+    """
+    The weights in an optimizer step: of each layer that has a term, by its id and before `config.weight_at`, and of
+    the model's own loss.
+    """
+    layers = supervised_layers(config, num_layers)
+    enabled = enabled_layers(config.layer_curriculum, layers, num_layers, step, total_steps or 0)
+    weight = config.weight_at(step, total_steps)
+    if config.layer_weights == LAYER_SKIP:
+        weights, own = layer_skip_weights(enabled, num_layers, weight)
+        return {layer: value / weight for layer, value in weights.items() if value}, own
+    weights = dict(zip(layers, layer_weights(config.layer_weights, len(layers))))
+    return {layer: weights[layer] for layer in enabled}, 1.0
 
 
 def make_own_modules(
@@ -128,8 +146,8 @@ class LayerBatch:
 @dataclass
 class LayerTerms:
     """
-    The terms of one micro-batch: `total`, their sum weighted by layer, a scalar; and `by_layer`, each supervised
-    layer's term before its weight, divided by the normalizer.
+    The terms of one micro-batch: `total`, their weighted sum, a scalar; and `by_layer`, each layer's term before its
+    weight, divided by the normalizer.
     """
 
     total: torch.Tensor
@@ -143,9 +161,12 @@ def layer_terms(
     config: EvidenceFlowConfig,
     generator: torch.Generator,
     own_modules: nn.ModuleDict,
+    weights: dict[int, float],
     normalizer: torch.Tensor | float | None = None,
 ) -> LayerTerms:
-    """The objective on each supervised layer; arguments as in [`LayerBatch`], with all N valid positions."""
+    """
+    The objective on each layer that has a weight; other arguments as in [`LayerBatch`], with all N valid positions.
+    """
     layers = supervised_layers(config, len(states))
     batch = LayerBatch(states, *targets, layers, parts, config, generator, own_modules, normalizer)
     count = len(targets.labels)
@@ -153,11 +174,11 @@ def layer_terms(
     if drawn < count and normalizer is not None:
         batch.normalizer = normalizer * (drawn / count)
     terms = {}
-    for layer in layers:
+    for layer in weights:
         part = batch
         if drawn < count:
             chosen = torch.randperm(count, generator=generator)[:drawn].to(targets.index.device)
             part = replace(batch, index=targets.index[chosen], labels=targets.labels[chosen])
         terms[layer] = config.traits.term(part, layer)
-    weights = layer_weights(config.layer_weights, len(layers))
-    return LayerTerms(sum(weight * term for weight, term in zip(weights, terms.values())), terms)
+    total = sum((weights[layer] * term for layer, term in terms.items()), states[0].new_zeros(()))
+    return LayerTerms(total, terms)

@@ -19,7 +19,7 @@ class TermLog:
 
     def __init__(self):
         self._sums: dict[str, torch.Tensor] = {}
-        self._tokens = 0
+        self._tokens: dict[str, int] = {}
         self._weight = 0.0
 
     def add(self, terms: LayerTerms, model_loss: torch.Tensor, count: int, normalizer, weight: float) -> None:
@@ -31,7 +31,7 @@ class TermLog:
         values = {f"layer_{layer}": term for layer, term in terms.by_layer.items()}
         for name, value in {"model_loss": model_loss, "loss": terms.total, **values}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * tokens
-        self._tokens += count
+            self._tokens[name] = self._tokens.get(name, 0) + count
         self._weight = weight
 
     def pop(self) -> dict[str, float]:
@@ -40,18 +40,20 @@ class TermLog:
 
         Returns:
             `dict[str, float]`: `evidence_flow/model_loss` (without the terms; with the balance loss of an MoE),
-            `evidence_flow/loss` (the terms' sum over layers, before the weight), `evidence_flow/layer_{i}`, and
-            `evidence_flow/weight`. Empty if nothing was added.
+            `evidence_flow/loss` (the terms' sum over layers, before the weight), `evidence_flow/layer_{i}` (over the
+            steps in which it had a term), and `evidence_flow/weight`. Empty if nothing was added.
         """
         if not self._sums:
             return {}
-        sums = torch.stack([*self._sums.values(), torch.tensor(self._tokens).to(next(iter(self._sums.values())))])
+        sums = torch.stack(list(self._sums.values()))
+        sums = torch.stack([sums, sums.new_tensor([self._tokens[name] for name in self._sums])])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
-        *values, tokens = sums.tolist()
-        means = {f"evidence_flow/{name}": value / max(tokens, 1) for name, value in zip(self._sums, values)}
+        means = {
+            f"evidence_flow/{name}": value / max(tokens, 1) for name, value, tokens in zip(self._sums, *sums.tolist())
+        }
         means["evidence_flow/weight"] = self._weight
-        self._sums, self._tokens = {}, 0
+        self._sums, self._tokens = {}, {}
         return means
 
     def save(self, path: Path) -> None:

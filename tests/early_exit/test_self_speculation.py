@@ -4,12 +4,18 @@ import math
 
 import pytest
 import torch
-from tiny_families import token_ids
+from tiny_families import tiny_causal_lm, token_ids
+from tiny_models import TINY
 from tiny_tinyseek import tiny_tinyseek
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria
 
-from hf_evidenceflow import EvidenceFlowConfig, evidence_flow
+from hf_evidenceflow import (
+    CrossLayerLlamaConfig,
+    CrossLayerLlamaForCausalLM,
+    EvidenceFlowConfig,
+    evidence_flow,
+)
 from hf_evidenceflow.early_exit import SelfSpeculation, early_exit
 
 
@@ -213,3 +219,27 @@ def test_stock_assistant_early_exit_writes_the_same_under_layer_supervision(make
         stock = model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_early_exit=2)
         own = model.generate(**inputs, max_new_tokens=12, custom_generate=SelfSpeculation(model, 2))
     assert plain.tolist() == stock.tolist() == own.tolist()
+
+
+@pytest.mark.parametrize("processors", [{}, {"repetition_penalty": 1.7}], ids=str)
+def test_a_draft_vocabulary_changes_no_token(trained, prompts, processors):
+    speculation = SelfSpeculation(trained, 2, 5, min_confidence=0.0, vocabulary=range(3, 70))
+    plain, own = both(trained, row_of(prompts, 1), speculation, min_new_tokens=17, **processors)
+    assert plain.sequences.tolist() == own.sequences.tolist()
+    assert speculation.accepted > 0
+
+
+def test_a_draft_vocabulary_that_does_not_exist_is_refused(make_model):
+    with pytest.raises(ValueError, match="token ids from 0 to 96"):
+        SelfSpeculation(make_model("llama"), 2, vocabulary=[5, 97])
+
+
+def test_a_model_that_reads_states_of_earlier_layers_runs_them_again():
+    torch.manual_seed(0)
+    model = CrossLayerLlamaForCausalLM(CrossLayerLlamaConfig(**TINY, variant="v2m3")).eval()
+    ids = token_ids(1, 9)
+    speculation = SelfSpeculation(model, 2, 3, min_confidence=0)
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
+    plain = model.generate(ids, **settings)
+    assert torch.equal(model.generate(ids, **settings, custom_generate=speculation), plain)
+    assert not speculation.keeps_drafts and SelfSpeculation(tiny_causal_lm("llama"), 2).keeps_drafts

@@ -3,6 +3,7 @@
 import pytest
 
 from hf_evidenceflow.losses import LAYER_WEIGHTS, layer_selection, layer_weights, released_features
+from hf_evidenceflow.losses.layers import enabled_layers, layer_skip_weights
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,25 @@ def test_bad_layer_weights_are_errors():
         layer_weights("cosine", 3)
     with pytest.raises(ValueError, match="at least 1 layer to weigh, got 0"):
         layer_weights("linear", 0)
+
+
+def test_layer_skip_weights_by_hand():
+    weights, last = layer_skip_weights([0, 1, 3], 5, scale=0.5)
+    # Published: 0.5 * (0, 1, 3, 6) for the early layers, 4 + 0.5 * 6 for the last
+    total = 0.5 + 3.0 + 7.0
+    assert weights == pytest.approx({0: 0.0, 1: 0.5 / total, 3: 3.0 / total}) and last == pytest.approx(7.0 / total)
+    with pytest.raises(ValueError, match="leave it out of `layers`"):
+        layer_skip_weights([3, 4], 5, scale=0.5)
+
+
+def test_the_rotation_enables_each_layer_once_in_a_period():
+    steps = [enabled_layers("rotational:3", range(7), 8, step, 100) for step in range(4)]
+    assert steps == [[0, 3, 6], [1, 4], [2, 5], [0, 3, 6]]
+
+
+def test_the_gradual_curriculum_goes_from_the_last_layer_down():
+    counts = [enabled_layers("gradual", range(4), 5, step, 20) for step in range(0, 12, 2)]
+    assert counts == [[], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("num_layers, hidden_size", [(1, 5), (3, 24), (5, 24), (7, 7)])

@@ -192,6 +192,29 @@ def test_virtual_tokens_of_prompt_tuning_are_not_supervised():
     assert terms["evidence_flow/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_layer_skip_is_the_weighted_mean_of_all_layers_losses():
+    model, inputs = tiny_causal_lm("llama").train(), batch()
+    settings = {"objective": "cross_entropy", "token_fraction": 1.0}
+    _, _, flow = run(model, inputs, **settings)
+    terms = flow.log.pop()
+    own, early = terms["evidence_flow/model_loss"], terms["evidence_flow/layer_1"]
+    loss, _, flow = run(model, inputs, **settings, layer_weights="layer_skip", weight=0.5)
+    # Scales 0.5 * 1 of layer 1, 2 + 0.5 * 1 of the last; layer 0 has none
+    assert loss.item() == pytest.approx((0.5 * early + 2.5 * own) / 3, rel=1e-5)
+    assert "evidence_flow/layer_0" not in flow.log.pop()
+
+
+def test_a_step_in_which_no_layer_is_enabled_has_its_part_of_the_models_loss():
+    model, inputs = tiny_causal_lm("llama").train(), batch()
+    plain = model(**inputs).loss.item()
+    settings = {"objective": "cross_entropy", "layer_weights": "layer_skip", "layer_curriculum": "rotational:9"}
+    with evidence_flow(model, **settings) as flow:
+        flow.start_step(5)
+        loss = model(**inputs).loss
+        flow.check_step()
+    assert loss.item() == pytest.approx(plain, rel=1e-6)
+
+
 def test_an_moe_keeps_its_balance_loss():
     model, inputs = tiny_causal_lm("mixtral").train(), batch()
     output = model(**inputs)
