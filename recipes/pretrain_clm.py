@@ -44,6 +44,7 @@ from pathlib import Path
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
+import torch
 from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import set_seed
@@ -66,7 +67,9 @@ from hf_evidenceflow.recipes.command_line.evidence_arguments import EvidenceFlow
 from hf_evidenceflow.report.run_record import RunRecord
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
+from hf_evidenceflow.supervision.config import EvidenceFlowConfig
 from hf_evidenceflow.supervision.layer_dropout import DROPOUT_CURRICULA
+from hf_evidenceflow.supervision.layer_terms import supervised_layers
 from hf_evidenceflow.tasks import generate_word_problems
 from hf_evidenceflow.tokenization.encoding import EncodedCorpus, load_encoded
 from hf_evidenceflow.trainers.document_isolation import check_document_isolation
@@ -138,7 +141,7 @@ class ScriptArguments:
         task (`str`, *optional*, defaults to `"pretrain"`):
             `pretrain` or `sft`.
         plot (`bool`, *optional*, defaults to `False`):
-            Whether to draw `curves.png` at the end.
+            Whether to draw `curves.png` at the end; with `evidence_target_mask` also `target_mask.png`.
     """
 
     model_name_or_path: str | None = None
@@ -312,6 +315,17 @@ def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model,
     )
 
 
+def draw_target_mask(trainer: PretrainingTrainer, config: EvidenceFlowConfig) -> Path:
+    """Draw what each supervised layer's released features are, and how far all are from the target."""
+    from hf_evidenceflow.report.target_mask import distances_by_block, plot_target_mask
+
+    rows = [trainer.eval_dataset[row]["input_ids"] for row in range(min(16, len(trainer.eval_dataset)))]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    layers = supervised_layers(config, model.config.get_text_config().num_hidden_layers)
+    distances = distances_by_block(model, torch.stack([torch.as_tensor(row) for row in rows]), layers)
+    return plot_target_mask(distances, layers, Path(trainer.args.output_dir) / "target_mask.png")
+
+
 def main(
     argv: list[str] | None = None,
     arguments: type[ScriptArguments] = ScriptArguments,
@@ -368,6 +382,8 @@ def main(
                 path = Path(training_args.output_dir) / "curves.png"
                 plot_run_curves({label: trainer.state.log_history}, path)
                 print(f"Curves: {path}")
+                if evidence_config is not None and evidence_config.target_mask:
+                    print(f"Target mask: {draw_target_mask(trainer, evidence_config)}")
         if then is not None:
             then(trainer, script_args, run.record)
         trainer.create_model_card()  # with the curves
