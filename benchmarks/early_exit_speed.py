@@ -46,7 +46,7 @@ def parse_arguments(argv):
     parser.add_argument("--num_layers", type=int, default=16)
     parser.add_argument("--vocab_size", type=int, default=1024)
     parser.add_argument("--depth", type=int, default=4, help="layers of the supervised exit (default: %(default)s)")
-    parser.add_argument("--draft_tokens", type=int, default=6)
+    parser.add_argument("--draft_tokens", type=int, default=10)
     parser.add_argument("--supervise", choices=["true", "false"], default="true")
     parser.add_argument("--train_steps", type=int, default=600)
     parser.add_argument("--batch_size", type=int, default=16)
@@ -142,6 +142,7 @@ def measure(model, decoding, args):
         FULL_DEPTH: decoding.full,
         f"self-speculation, depth {args.depth}": partial(decoding.speculative, speculation),
         f"stock assistant_early_exit={args.depth}": partial(decoding.stock, args.depth),
+        f"stock, drafts of {args.draft_tokens}": partial(decoding.stock, args.depth, args.draft_tokens),
         f"truncated to {args.depth}": partial(decoding.truncated, args.depth),
     }
     for threshold in args.thresholds:

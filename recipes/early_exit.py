@@ -80,7 +80,7 @@ class EarlyExitArguments:
         self_speculation (`bool`, *optional*, defaults to `True`):
             Whether each exit drafts for the whole model too. `False` for models that it cannot be used with, such as
             those with sliding windows.
-        draft_tokens (`int`, *optional*, defaults to `6`):
+        draft_tokens (`int`, *optional*, defaults to `10`):
             Tokens that self-speculation drafts at most.
         prompts (`int`, *optional*, defaults to `8`):
             Prompts that are decoded; each is the beginning of a document.
@@ -112,7 +112,7 @@ class EarlyExitArguments:
     criterion: str = "confidence"
     thresholds: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.9, 0.99])
     self_speculation: bool = True
-    draft_tokens: int = 6
+    draft_tokens: int = 10
     prompts: int = 8
     prompt_tokens: int = 16
     max_new_tokens: int = 64

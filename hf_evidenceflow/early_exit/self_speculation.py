@@ -33,7 +33,7 @@ class SelfSpeculation:
             one must keep keys and values for each loop, as TinySeek does.
         depth (`int`):
             Layers that draft, from 1 to L - 1.
-        draft_tokens (`int`, *optional*, defaults to `6`):
+        draft_tokens (`int`, *optional*, defaults to `10`):
             Tokens that are drafted at most before the model verifies them.
         min_confidence (`float`, *optional*, defaults to `0.4`):
             The draft ends behind a token that had less probability than this; 0 never ends it early.
@@ -65,7 +65,7 @@ class SelfSpeculation:
         self,
         model: nn.Module,
         depth: int,
-        draft_tokens: int = 6,
+        draft_tokens: int = 10,
         min_confidence: float = 0.4,
         vocabulary: Sequence[int] | None = None,
     ):
