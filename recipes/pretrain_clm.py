@@ -330,8 +330,9 @@ def main(
     argv: list[str] | None = None,
     arguments: type[ScriptArguments] = ScriptArguments,
     then: Callable[[PretrainingTrainer, ScriptArguments, RunRecord], None] | None = None,
+    prepare: Callable[[PretrainingTrainer, ScriptArguments], None] | None = None,
 ) -> PretrainingTrainer:
-    """For recipes that add to this one: their `arguments`, and what they do with the trained model."""
+    """For recipes that add to this one: their `arguments`, and what they do before training and with the trained model."""
     parser = RecipeParser((arguments, EvidenceFlowArguments, PretrainingConfig), __doc__)
     script_args, evidence_args, training_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
@@ -360,6 +361,8 @@ def main(
         )
         if expert_modules(trainer.model):
             trainer.callback_handler.callbacks.insert(0, RouterStatisticsCallback())  # before the reporters
+        if prepare is not None:
+            prepare(trainer, script_args)
         print(
             f"{trainer.model.num_parameters():,} parameters, {len(tokenizer)} tokens, "
             f"{len(trainer.train_dataset)} rows for training, {len(trainer.eval_dataset)} for validation"

@@ -1,0 +1,186 @@
+"""Writes the numbers of this study from the folders of its finished runs, whichever these are.
+
+python results/norm_penalty/report.py outputs/norm_penalty results/norm_penalty
+
+Outputs: `results.jsonl` (a row per run), `measures.jsonl` (see `StepMeasures` of `train.py`), `tables.md`, and
+`layers.png`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from hf_evidenceflow.atomic_write import atomic_write_text, to_plain
+from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
+from hf_evidenceflow.files import read_json_lines
+from hf_evidenceflow.recipes.experiments.grid_file import load_grid
+from hf_evidenceflow.recipes.experiments.plots import look
+from hf_evidenceflow.recipes.experiments.runs import RunFiles, result_row
+from hf_evidenceflow.report.figures import new_figure, save_figure
+from hf_evidenceflow.report.tables import markdown_table
+
+
+HERE = Path(__file__).parent
+STEPS = (20, 50, 125, 250, 490)  # of the measures that are kept
+DRAWN = (("llama", "off"), ("llama", "zero"), ("llama", "common"), ("embed_x50", "off"), ("muon", "off"))
+PANELS = {
+    "state_norm": ("Norm of the states", 490),
+    "common_share": ("Share of the common vector", 50),
+    "contribution": ("What a layer adds / its output", 490),
+    "step_of_function": ("Turn of the states in one step", 250),
+}
+
+
+def finished_runs(grid, out: Path) -> list[dict]:
+    """Rows of all finished runs of the grid, tuned or not, with their measures."""
+    specs = [grid.run(cell, seed, value) for cell in grid.cells for seed in grid.seeds for value in grid.tune.values]
+    rows = []
+    for spec in specs:
+        files = RunFiles(out, spec)
+        if (record := files.finished_record()) is None:
+            continue
+        row = result_row(files, record, grid.tune.option, True)
+        row |= {"command": None, "measures": read_json_lines(files.folder / "measures.jsonl")}
+        rows.append({name: value for name, value in row.items() if value is not None})
+    return rows
+
+
+def key_of(row) -> tuple[str, str, str]:
+    return tuple(row["cell"].values())
+
+
+def best_rates(rows) -> dict[tuple, float]:
+    """The learning rate of each cell with the lowest loss of seed 0, among those that ran."""
+    best = {}
+    for row in (row for row in rows if row["seed"] == 0):
+        loss, rate = row["metrics"]["eval_loss"], row["tuned"]["learning_rate"]
+        best[key_of(row)] = min(best.get(key_of(row), (loss, rate)), (loss, rate))
+    return {key: rate for key, (_, rate) in best.items()}
+
+
+def interval(values) -> str:
+    found = mean_t_interval(values)
+    spread = "" if len(values) == 1 else f" ± {(found.high - found.low) / 2:.3f}"
+    return f"{found.value:+.3f}{spread}"
+
+
+def losses_of(rows, best) -> dict[tuple, dict[int, float]]:
+    """Loss by cell and seed, at the chosen rates."""
+    losses = {key: {} for key in best}
+    for row in rows:
+        if row["tuned"]["learning_rate"] == best[key_of(row)]:
+            losses[key_of(row)][row["seed"]] = row["metrics"]["eval_loss"]
+    return losses
+
+
+def paired(losses, key, other) -> list[float]:
+    """Differences of the seeds that both cells have."""
+    shared = sorted(losses.get(key, {}).keys() & losses.get(other, {}).keys())
+    return [losses[key][seed] - losses[other][seed] for seed in shared]
+
+
+def cells_table(rows, size) -> str:
+    """A line per cell: loss, difference to the plain Llama, and to its own setting without the penalty."""
+    best = best_rates(rows)
+    losses = losses_of(rows, best)
+    tried = {key: sorted({row["tuned"]["learning_rate"] for row in rows if key_of(row) == key}) for key in best}
+    lines = []
+    for key in (key for key in best if key[0] == size):
+        _, setting, penalty = key
+        plain, own = paired(losses, key, (size, "llama", "off")), paired(losses, key, (size, setting, "off"))
+        values = list(losses[key].values())
+        lines.append(
+            [
+                setting,
+                penalty,
+                f"{best[key]:g} of {len(tried[key])}",
+                str(len(values)),
+                f"{sum(values) / len(values):.3f}",
+                interval(plain) if plain and (setting, penalty) != ("llama", "off") else "",
+                interval(own) if own and penalty != "off" and setting != "llama" else "",
+            ]
+        )
+    header = ["setting", "penalty", "rate", "seeds", "loss", "to plain Llama", "penalty's gain in the setting"]
+    return markdown_table(header, lines, align="llrrrrr")
+
+
+def interactions_table(rows) -> str:
+    """How much less the penalty gains in a setting than in the plain Llama of its size, paired by seed."""
+    losses = losses_of(rows, best_rates(rows))
+    lines = []
+    for size, setting, penalty in losses:
+        if penalty != "zero" or setting == "llama":
+            continue
+        cells = [(size, s, p) for s in (setting, "llama") for p in ("zero", "off")]
+        if shared := sorted(set.intersection(*(set(losses.get(cell, {})) for cell in cells))):
+            values = [[losses[cell][seed] for cell in cells] for seed in shared]
+            found = paired_t_difference([b[2] - b[3] for b in values], [b[0] - b[1] for b in values])
+            limits = "" if len(shared) == 1 else f" [{found.low:+.3f}, {found.high:+.3f}]"
+            lines.append([size, setting, str(len(shared)), f"{found.value:+.3f}{limits}"])
+    return markdown_table(["size", "setting", "seeds", "interaction (+: the penalty gains less)"], lines, align="llrr")
+
+
+def layers_table(rows, size) -> str:
+    """By cell, at seed 0 and the chosen rate: the measures at some step, from the embedding to the last layer."""
+    best = best_rates(rows)
+    names = [f"{name} (step {step})" for name, (_, step) in PANELS.items()]
+    lines = []
+    for row in rows:
+        key = key_of(row)
+        if key[0] != size or row["seed"] or row["tuned"]["learning_rate"] != best[key]:
+            continue
+        cells = []
+        for name, (_, step) in PANELS.items():
+            values = [each[name] for each in row["measures"] if each["step"] == step]
+            cells.append(" ".join(f"{value:.3g}" for value in values))
+        last = [each for each in row["measures"] if each["step"] == STEPS[-1]]
+        cells.append(f"{last[0]['logit_scale']:.2f}" if last else "")
+        lines.append([key[1], key[2], *cells])
+    return markdown_table(["setting", "penalty", *names, "logit scale at the end"], lines)
+
+
+def plot_layers(rows, size, path) -> None:
+    """The measures over depth of the most telling cells, seed 0."""
+    best = best_rates(rows)
+    figure = new_figure((11.0, 7.2))
+    for panel, (name, (title, step)) in zip(figure.subplots(2, 2).ravel(), PANELS.items()):
+        for index, wanted in enumerate(DRAWN):
+            for row in rows:
+                key = key_of(row)
+                if key == (size, *wanted) and not row["seed"] and row["tuned"]["learning_rate"] == best[key]:
+                    values = [each[name] for each in row["measures"] if each["step"] == step]
+                    label = ", ".join(wanted)
+                    panel.plot(range(len(values)), values, label=label, markersize=4, **look(index))
+        panel.set_title(f"{title}, step {step}", fontsize=11, loc="left", fontweight="bold")
+        panel.set_xlabel("after layer (0: the embedding)", fontsize=9)
+        panel.grid(alpha=0.25, linewidth=0.6)
+        if name in ("state_norm", "step_of_function"):
+            panel.set_yscale("log")
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def main(out: str, folder: str) -> None:
+    rows = finished_runs(load_grid(HERE / "grid.yaml"), Path(out))
+    sizes = list(dict.fromkeys(key_of(row)[0] for row in rows))
+    folder = Path(folder)
+    parts = []
+    for size in sizes:
+        parts += [f"## {size}\n\n{cells_table(rows, size)}", f"### Layers of seed 0\n\n{layers_table(rows, size)}"]
+    parts.append(f"## Interactions\n\n{interactions_table(rows)}")
+    atomic_write_text(folder / "tables.md", "\n\n".join(parts) + "\n")
+    plot_layers(rows, sizes[0], folder / "layers.png")
+    kept = [
+        {"id": row["id"]} | {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in each.items()}
+        for row in rows
+        for each in row.pop("measures")
+        if each["step"] in STEPS and row["seed"] == 0
+    ]
+    for name, lines in (("results.jsonl", rows), ("measures.jsonl", kept)):
+        atomic_write_text(folder / name, "".join(json.dumps(to_plain(line)) + "\n" for line in lines))
+    print("\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
