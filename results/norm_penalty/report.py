@@ -172,7 +172,8 @@ def main(out: str, folder: str) -> None:
     atomic_write_text(folder / "tables.md", "\n\n".join(parts) + "\n")
     plot_layers(rows, sizes[0], folder / "layers.png")
     kept = [
-        {"id": row["id"]} | {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in each.items()}
+        {"id": row["id"]}
+        | {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in each.items()}
         for row in rows
         for each in row.pop("measures")
         if each["step"] in STEPS and row["seed"] == 0

@@ -3,7 +3,7 @@ One run of the study of the norm penalty: `pretrain_clm.py` with what only this 
 
 ```bash
 python results/norm_penalty/train.py --config recipes/configs/pretrain_clm/loss_p.yaml --model_type llama \
-    --config_overrides '{"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 6, "num_attention_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": true}' \
+    --config_overrides '{"hidden_size": 64, "num_hidden_layers": 6, "max_position_embeddings": 64}' \
     --train_file wt2_valid.txt --validation_file wt2_test.txt --evidence_objective common --output_dir outputs/common
 ```
 
@@ -131,12 +131,12 @@ class StepMeasures(TrainerCallback):
     """
     Looks at some optimizer steps from before and after, on the same validation rows.
 
-    A row of `measures.jsonl` per step and layer; layer 0 is the embedding, and its parameters those outside the layers:
-    `state_norm` (mean over tokens), `common_share` (of the states' mean square, in their mean over tokens),
-    `effective_rank` (of the states), `contribution` (norm of what the layer adds / norm of its output), `step_of_function` (distance of the states'
-    directions before and after the step), `step_of_weights` (norm of the update / norm of the weights), `weight_norm`,
-    `grad_norm`, and the same in all rows of a step: `logit_scale` (deviation of the logits over the vocabulary) and
-    `learning_rate`.
+    A row of `measures.jsonl` per step and layer; layer 0 is the embedding, its parameters are those outside the
+    layers: `state_norm` (mean over tokens), `common_share` (of the states' mean square, in their mean over tokens),
+    `effective_rank` (of the states), `contribution` (norm of what the layer adds / norm of its output),
+    `step_of_function` (distance of the states' directions before and after the step), `step_of_weights` (norm of the
+    update / norm of the weights), `weight_norm`, `grad_norm`; and the same in all rows of a step: `logit_scale`
+    (deviation of the logits over the vocabulary) and `learning_rate`.
     """
 
     def __init__(self, rows: torch.Tensor, folder: str):
