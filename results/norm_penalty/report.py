@@ -3,12 +3,14 @@
 python results/norm_penalty/report.py outputs/norm_penalty results/norm_penalty
 
 Outputs: `results.jsonl` (a row per run), `measures.jsonl` (see `StepMeasures` of `train.py`), `tables.md`, and
-`layers.png`.
+`ranks.png`.
 """
 
 import json
 import sys
 from pathlib import Path
+
+from scipy.stats import spearmanr
 
 from hf_evidenceflow.atomic_write import atomic_write_text, to_plain
 from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
@@ -22,13 +24,16 @@ from hf_evidenceflow.report.tables import markdown_table
 
 HERE = Path(__file__).parent
 STEPS = (20, 50, 125, 250, 490)  # of the measures that are kept
-DRAWN = (("llama", "off"), ("llama", "zero"), ("llama", "common"), ("embed_x50", "off"), ("muon", "off"))
-PANELS = {
-    "state_norm": ("Norm of the states", 490),
-    "common_share": ("Share of the common vector", 50),
-    "contribution": ("What a layer adds / its output", 490),
-    "step_of_function": ("Turn of the states in one step", 250),
+COLUMNS = {
+    "state_norm": STEPS[-1],
+    "contribution": STEPS[-1],
+    "effective_rank": STEPS[-1],
+    "common_share": 50,
+    "step_of_function": 250,
+    "step_of_weights": 250,
+    "grad_norm": 250,
 }
+LOSS_P = {"pre-norm": "llama", "post-norm": "post_norm"}  # folders of the study before
 
 
 def finished_runs(grid, out: Path) -> list[dict]:
@@ -123,41 +128,88 @@ def interactions_table(rows) -> str:
 def layers_table(rows, size) -> str:
     """By cell, at seed 0 and the chosen rate: the measures at some step, from the embedding to the last layer."""
     best = best_rates(rows)
-    names = [f"{name} (step {step})" for name, (_, step) in PANELS.items()]
+    names = [f"{name} (step {step})" for name, step in COLUMNS.items()]
     lines = []
     for row in rows:
         key = key_of(row)
         if key[0] != size or row["seed"] or row["tuned"]["learning_rate"] != best[key]:
             continue
         cells = []
-        for name, (_, step) in PANELS.items():
-            values = [each[name] for each in row["measures"] if each["step"] == step]
-            cells.append(" ".join(f"{value:.3g}" for value in values))
+        for name, step in COLUMNS.items():
+            values = [each.get(name) for each in row["measures"] if each["step"] == step]
+            cells.append(" ".join("-" if value is None else f"{value:.2g}" for value in values))
         last = [each for each in row["measures"] if each["step"] == STEPS[-1]]
         cells.append(f"{last[0]['logit_scale']:.2f}" if last else "")
         lines.append([key[1], key[2], *cells])
     return markdown_table(["setting", "penalty", *names, "logit scale at the end"], lines)
 
 
-def plot_layers(rows, size, path) -> None:
-    """The measures over depth of the most telling cells, seed 0."""
-    best = best_rates(rows)
-    figure = new_figure((11.0, 7.2))
-    for panel, (name, (title, step)) in zip(figure.subplots(2, 2).ravel(), PANELS.items()):
-        for index, wanted in enumerate(DRAWN):
-            for row in rows:
-                key = key_of(row)
-                if key == (size, *wanted) and not row["seed"] and row["tuned"]["learning_rate"] == best[key]:
-                    values = [each[name] for each in row["measures"] if each["step"] == step]
-                    label = ", ".join(wanted)
-                    panel.plot(range(len(values)), values, label=label, markersize=4, **look(index))
-        panel.set_title(f"{title}, step {step}", fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel("after layer (0: the embedding)", fontsize=9)
+def runs_before(folder: str) -> list[dict]:
+    """Arm, loss and the measures behind the first layer of each final run of `../loss_p`."""
+    folder = HERE.parent / "loss_p" / folder
+    losses = {}
+    for row in read_json_lines(folder / "results.jsonl"):
+        if row["final"]:
+            group = f"{row['cell']['model']}, {row['cell']['warmup']}"
+            losses[group, row["cell"]["arm"], row["seed"]] = row["metrics"]["eval_loss"]
+    first = [row for row in read_json_lines(folder / "layers.jsonl") if row["layer"] == 0]
+    keys = [(row["group"], row["arm"], row["seed"]) for row in first]
+    return [row | {"loss": losses[key]} for row, key in zip(first, keys) if key in losses]
+
+
+def before_table() -> str:
+    """The arms of `../loss_p`: what the first layer adds to the embedding, the rank behind it, and the loss."""
+    lines = []
+    for place, folder in LOSS_P.items():
+        runs = runs_before(folder)
+        for group, arm in dict.fromkeys((run["group"], run["arm"]) for run in runs):
+            own = [run for run in runs if (run["group"], run["arm"]) == (group, arm)]
+            means = [sum(run[name] for run in own) / len(own) for name in ("relative_step", "effective_rank", "loss")]
+            lines.append([group, arm, str(len(own)), f"{means[0]:.1f}", f"{means[1]:.1f}", f"{means[2]:.3f}"])
+        found = spearmanr([run["effective_rank"] for run in runs], [run["loss"] for run in runs])
+        lines.append([f"all {place}", "rank against loss: Spearman", str(len(runs)), "", f"{found.statistic:.2f}", ""])
+    header = ["model, warm-up", "arm", "seeds", "layer 1 adds / embedding", "effective rank behind it", "loss"]
+    return markdown_table(header, lines, align="llrrrr")
+
+
+def post_norm_interaction() -> str:
+    """The penalty's effect in the post-norm model of `../loss_p` minus that in its tied Llama, paired by seed."""
+    losses = {}
+    for folder in LOSS_P.values():
+        for run in runs_before(folder):
+            if run["group"] in ("llama_tied, on", "gpt_post_norm, on"):
+                losses[run["group"][:3], run["arm"], run["seed"]] = run["loss"]
+    effects = [
+        [losses[model, "zero", seed] - losses[model, "none", seed] for seed in range(3)] for model in ("lla", "gpt")
+    ]
+    found = paired_t_difference(*effects)
+    return f"post-norm minus pre-norm, 3 seeds: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def plot_ranks(rows, path) -> None:
+    """Effective rank behind the first layer against the loss: the arms of `../loss_p`, and those of this study."""
+    figure = new_figure((13.0, 4.6))
+    panels = figure.subplots(1, 3)
+    for panel, (place, folder) in zip(panels, LOSS_P.items()):
+        runs = runs_before(folder)
+        for index, arm in enumerate(dict.fromkeys(run["arm"] for run in runs)):
+            own = [run for run in runs if run["arm"] == arm]
+            style = look(index) | {"linestyle": ""}
+            panel.plot([run["effective_rank"] for run in own], [run["loss"] for run in own], label=arm, **style)
+        panel.set_title(f"{place}, d 128: objectives of loss_p", fontsize=11, loc="left", fontweight="bold")
+    points = {}
+    for row in rows:
+        ranks = [e for e in row["measures"] if e["step"] == STEPS[-1] and e["layer"] == 1 and "effective_rank" in e]
+        if key_of(row)[0] == "d64" and not row["seed"] and ranks:
+            points[", ".join(key_of(row)[1:])] = ranks[0]["effective_rank"], row["metrics"]["eval_loss"]
+    for index, (label, point) in enumerate(points.items()):
+        panels[-1].plot(*point, label=label, **look(index) | {"linestyle": ""})
+    panels[-1].set_title("d 64: arms of this study", fontsize=11, loc="left", fontweight="bold")
+    for panel in panels:
+        panel.set_xlabel("effective rank behind layer 1", fontsize=9)
+        panel.set_ylabel("held-out loss", fontsize=9)
         panel.grid(alpha=0.25, linewidth=0.6)
-        if name in ("state_norm", "step_of_function"):
-            panel.set_yscale("log")
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        panel.legend(fontsize=7, frameon=False)
     save_figure(figure, path)
 
 
@@ -168,9 +220,10 @@ def main(out: str, folder: str) -> None:
     parts = []
     for size in sizes:
         parts += [f"## {size}\n\n{cells_table(rows, size)}", f"### Layers of seed 0\n\n{layers_table(rows, size)}"]
+    parts.append(f"## The study before\n\n{before_table()}\n\nInteraction of the penalty: {post_norm_interaction()}")
     parts.append(f"## Interactions\n\n{interactions_table(rows)}")
     atomic_write_text(folder / "tables.md", "\n\n".join(parts) + "\n")
-    plot_layers(rows, sizes[0], folder / "layers.png")
+    plot_ranks(rows, folder / "ranks.png")
     kept = [
         {"id": row["id"]}
         | {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in each.items()}
