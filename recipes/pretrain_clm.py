@@ -332,7 +332,7 @@ def main(
     then: Callable[[PretrainingTrainer, ScriptArguments, RunRecord], None] | None = None,
     prepare: Callable[[PretrainingTrainer, ScriptArguments], None] | None = None,
 ) -> PretrainingTrainer:
-    """For recipes that add to this one: their `arguments`, and what they do before training and with the trained model."""
+    """For recipes that add to this one: their `arguments`, and what they do with the trained model (or before)."""
     parser = RecipeParser((arguments, EvidenceFlowArguments, PretrainingConfig), __doc__)
     script_args, evidence_args, training_args = parser.parse_args_and_config(argv)
     if script_args.plot and importlib.util.find_spec("matplotlib") is None:
