@@ -7,11 +7,12 @@ python benchmarks/crosslayer_identity.py --model_name_or_path HuggingFaceTB/Smol
 ```
 
 For each variant, loaded from the checkpoint with `identity_init=True`: the difference of its logits from the plain
-model's on a text (the largest one, and the norm relative to the logits'), perplexity before and after, and the
-gradient of its own parameters, alone and relative to what it is with `identity_init=False` (a gate is only there with
-identity; the parameters behind a closed gate get a gradient after the first step). Of parameters with an entry for
-each term those of the earlier terms and of the own one are told apart. Then `--steps` AdamW steps of these parameters
-alone, without decay, on the same text: how far they move, what gradient they have then, and the loss.
+model's on a text (the largest one, and the norm relative to the logits'), perplexity before and after, as a control
+that with `identity_init=False`, and the gradient of its own parameters, alone and relative to what it is without
+identity (a gate is only there with identity; the parameters behind a closed gate get a gradient after the first step).
+Of parameters with an entry for each term those of the earlier terms and of the own one are told apart. Then `--steps`
+AdamW steps of these parameters alone, without decay, on the same text: how far they move, what gradient they have
+then, and the loss.
 
 `saturated`: the same for the softmax variants with a logit of 20 above the others for the own term in the place of
 identity init's: closer to the plain model, but its gradient is that much smaller.
@@ -41,6 +42,7 @@ COLUMNS = (
     "relative",
     "perplexity before",
     "after",
+    "without identity",
     "parameter",
     "gradient",
     "relative to no identity",
@@ -135,7 +137,7 @@ def saturate(model):
             parameter[-1] = SATURATED_LOGIT
 
 
-def measure(args, model, ids, plain_logits, plain_loss, unbiased_norms):
+def measure(args, model, ids, plain_logits, plain_loss, unbiased_norms, unbiased_loss):
     """All figures of a model that starts near the plain one."""
     logits, loss = logits_and_loss(model, ids)
     difference = logits - plain_logits
@@ -148,6 +150,7 @@ def measure(args, model, ids, plain_logits, plain_loss, unbiased_norms):
         "relative_logit_difference": (difference.norm() / plain_logits.norm()).item(),
         "perplexity_before": math.exp(plain_loss),
         "perplexity": math.exp(loss),
+        "perplexity_without_identity": math.exp(unbiased_loss),
         "gradient_norms": norms_before,
         "gradient_relative_to_no_identity": relative(norms_before, unbiased_norms),
         "gradient_norms_after_steps": norms_after,
@@ -172,6 +175,7 @@ def table_rows(rows):
                 f"{row['relative_logit_difference']:.2e}",
                 f"{row['perplexity_before']:.4f}",
                 f"{row['perplexity']:.4f}",
+                f"{row['perplexity_without_identity']:.4g}",
                 kind,
                 f"{row['gradient_norms'][kind]:.2e}",
                 "-" if ratio is None else f"{ratio:.2e}",
@@ -207,13 +211,14 @@ def main(argv=None):
         without = make_variant(args, name, identity=False)
         has_parameters = bool(extra_parameters(without))
         unbiased_norms = norms(gradients(without, ids)) if has_parameters else {}
+        unbiased_loss = logits_and_loss(without, ids)[1]
         del without
         starts = {"identity": make_variant(args, name, identity=True)}
         if starts["identity"].config.cross_layer_combination == "softmax":
             starts["saturated"] = make_variant(args, name, identity=True)
             saturate(starts["saturated"])
         for start, model in starts.items():
-            results[start][name] = measure(args, model, ids, plain_logits, plain_loss, unbiased_norms)
+            results[start][name] = measure(args, model, ids, plain_logits, plain_loss, unbiased_norms, unbiased_loss)
     for start in ("identity", "saturated"):
         if results[start]:
             table = markdown_table(COLUMNS, table_rows(results[start]), align="l")

@@ -22,7 +22,7 @@ record).
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
@@ -66,9 +66,10 @@ class EarlyExitArguments:
         dataset_config (`str`, *optional*):
             Configuration of a data set.
         max_documents (`int`, *optional*, defaults to `64`):
-            Documents that perplexity, accuracy and agreement are measured on.
+            Rows that perplexity, accuracy and agreement are measured on: the documents' beginnings and, where they are
+            too few, their further parts.
         max_length (`int`, *optional*, defaults to `256`):
-            Tokens of a document that are kept.
+            Tokens of a row.
         batch_size (`int`, *optional*, defaults to `16`):
             Documents per pass.
         layers (`str`, *optional*, defaults to `"all"`):
@@ -131,16 +132,18 @@ class EarlyExitArguments:
 
 
 def load_rows(args: EarlyExitArguments, tokenizer) -> list[torch.Tensor]:
-    """Token ids of the documents."""
+    """Token ids of the documents, each cut to a row; where they are too few, of their further rows."""
     if args.dataset_name_or_path is None:
         documents = generate_documents(train=1, validation=args.max_documents, seed=args.seed)[1]
     else:
         documents = load_documents(args.dataset_name_or_path, args.dataset_split, args.dataset_config)
-    encoded = (
-        tokenizer(text, truncation=True, max_length=args.max_length, return_tensors="pt").input_ids[0]
-        for text in documents
-    )
-    rows = list(islice((row for row in encoded if len(row) > 1), args.max_documents))
+    cut = {"truncation": True, "max_length": args.max_length} if len(documents) >= args.max_documents else {}
+    pieces = [
+        tokenizer(text, return_tensors="pt", **cut).input_ids[0].split(args.max_length)
+        for text in documents[: args.max_documents]
+    ]
+    turns = chain.from_iterable(zip_longest(*pieces, fillvalue=()))
+    rows = list(islice((row for row in turns if len(row) > 1), args.max_documents))
     if not rows:
         raise ValueError("No document has two tokens or more, so there is nothing to predict. Give longer text.")
     return rows

@@ -23,6 +23,7 @@ Outputs, in `output_dir`: `evaluation.md` (the report), `evaluation.json` (the r
 
 import contextlib
 import html
+import math
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from hf_evidenceflow.evaluation.completions import render_prompts
 from hf_evidenceflow.evaluation.continuations import continue_prompts, mean_repetition, repetition_table
 from hf_evidenceflow.evaluation.perplexity import (
     bits_per_byte,
+    perplexity_interval,
     perplexity_tables,
     position_limit,
     score_long_text,
@@ -56,6 +58,7 @@ from hf_evidenceflow.models.router_statistics import RouterStatistics, expert_mo
 from hf_evidenceflow.probe.top_predictions import prediction_table, top_predictions
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.tables import markdown_table
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 CONTEXT_LENGTHS = (128, 256, 512, 1024, 2048)
@@ -274,10 +277,12 @@ def measure_perplexity(model, ids, num_bytes: int, block_size: int, args: Evalua
         score = score_text(model, ids, block_size, args.batch_size)
     bits = bits_per_byte(score.loss, len(ids), num_bytes)
     results = {**asdict(score), "bits_per_byte": bits, "text_tokens": len(ids), "text_bytes": num_bytes}
-    row = [f"{score.loss:.4f}", f"{score.perplexity:.3f}", f"{score.accuracy:.4f}", f"{bits:.4f}", f"{score.tokens:,}"]
-    tables = [
-        (f"Perplexity in rows of {block_size}", ["loss", "perplexity", "accuracy", "bits per byte", "tokens"], [row])
-    ]
+    interval = perplexity_interval(results.pop("row_losses"))
+    results |= {"perplexity_low": interval.low, "perplexity_high": interval.high}
+    spread = "-" if math.isnan(interval.low) else f"[{interval.low:.3f}, {interval.high:.3f}]"
+    row = [f"{score.loss:.4f}", f"{score.perplexity:.3f}", spread, f"{score.accuracy:.4f}", f"{bits:.4f}"]
+    columns = ["loss", "perplexity", "95 %, over rows", "accuracy", "bits per byte", "tokens"]
+    tables = [(f"Perplexity in rows of {block_size}", columns, [[*row, f"{score.tokens:,}"]])]
     if statistics is not None:
         layers = [
             {"max_load": layer.max_load, "load_entropy": layer.entropy, "dead_experts": layer.dead}
@@ -446,4 +451,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

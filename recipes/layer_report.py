@@ -9,8 +9,8 @@ python recipes/layer_report.py --config recipes/configs/run_experiment/loss_p.ya
 Takes the finished final runs of `recipes/run_experiment.py` over `recipes/pretrain_clm.py`, and reads the validation
 text that their run records name. About two seconds per run on one CPU core.
 
-Outputs, in `output_dir`: `layers.jsonl` (one row per run and layer), `layers.md` (a table per
-group), `layers_GROUP.png`.
+Outputs, in `output_dir`: `layers.jsonl` (one row per run and layer), `layers.md` (per group the layers, and the
+loss on the text against the baseline's), `layers_GROUP.png`.
 """
 
 import json
@@ -24,14 +24,16 @@ import torch
 from hf_evidenceflow.atomic_write import atomic_write_text, to_plain
 from hf_evidenceflow.data.packing import pack_rows
 from hf_evidenceflow.data.token_cache import encode_documents
+from hf_evidenceflow.evaluation.perplexity import next_token_losses
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.probe.probe import EvidenceProbe
 from hf_evidenceflow.recipes.experiments.grid import Cell
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
-from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, layer_table, plot_layers
+from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, difference_table, layer_table, plot_layers
 from hf_evidenceflow.recipes.pretrain_clm import ScriptArguments, load_data
 from hf_evidenceflow.report.run_record import read_run_record
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     results = Path(args.experiment) / "results.jsonl"
     if not results.exists():
         raise FileNotFoundError(f"`{results}` does not exist. Run recipes/run_experiment.py first.")
-    rows, cache = [], {}
+    rows, cache, losses, baselines = [], {}, {}, {}
     for result in read_json_lines(results):
         if not result["final"]:
             continue
@@ -86,10 +88,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
         cell = Cell(result["cell"], {})
         row = {"group": grid.group(cell), "arm": grid.arm(cell), "seed": result["seed"]}
         batches = validation_batches(folder, tokenizer, args, cache)
+        text = torch.cat([next_token_losses(model, batch["input_ids"])[0].mean(1) for batch in batches])
+        losses.setdefault((row["group"], row["arm"]), []).append(text.tolist())
+        if grid.is_baseline(cell):
+            baselines[row["group"]] = row["arm"]
         layers = EvidenceProbe(model).summarize(batches)
         rows += [row | layer for layer in layers]
-        losses = ", ".join(f"{layer['lens_loss']:.3f}" for layer in layers)
-        print(f"{result['id']}: lens loss {losses}", flush=True)
+        lens = ", ".join(f"{layer['lens_loss']:.3f}" for layer in layers)
+        print(f"{result['id']}: lens loss {lens}", flush=True)
     if not rows:
         raise ValueError(f"No final run in `{results}` is finished: there is nothing to look into.")
 
@@ -99,7 +105,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
         output_dir / "layers.jsonl", "".join(json.dumps(to_plain(row), sort_keys=True) + "\n" for row in rows)
     )
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    tables = [f"## {group}\n\n{layer_table(rows, group)}\n" for group in groups]
+    tables = []
+    for group in groups:
+        tables.append(f"## {group}\n\n{layer_table(rows, group)}\n")
+        if group in baselines:
+            tables.append(f"{difference_table(losses, group, baselines[group])}\n")
     atomic_write_text(output_dir / "layers.md", "\n".join(tables))
     for group in groups:
         plot_layers(rows, group, output_dir / f"layers_{group.replace(', ', '_')}.png")
@@ -108,4 +118,4 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -6,8 +6,9 @@ python recipes/probe.py --model_name_or_path Qwen/Qwen2.5-0.5B --output_dir outp
     --text "The capital of France is Paris." --text "Two and three make five."
 ```
 
-`--text_file story.txt` reads one text from a file; without either a short sentence of our own is used. An adapter
-folder is loaded on its base model. `--config settings.yaml` takes the arguments from a file.
+`--control true` reads the texts once more with their words in random order: what a layer knows beyond that comes from
+the order. `--text_file story.txt` reads texts from a file; without either a short sentence of our own is used. An
+adapter folder is loaded on its base model. `--config settings.yaml` takes the arguments from a file.
 
 Of a thinking model, `--prompt "..."` (several times) shows its completion token by token on a page of its own: gate,
 latent share, the words nearest to the state, the token it would have written without thinking, and with
@@ -21,10 +22,13 @@ Outputs, in `output_dir`:
 - `index.html`: the lens table, layers, trajectories and heat maps on one self-contained page;
 - `heat_maps/*.png`, `trajectories.png`: the same pictures as files;
 - `layer_tokens`, `layers`, `tokens`, each `.parquet` and `.csv`: one row per layer and token, per layer, per token;
+- `control/` with the same tables, and `layers.png`, both by layer, with `--control`;
 - `thoughts.html`, `thoughts.json`, with prompts: the completions token by token, as a page and as numbers;
 - `run.json`: the run record.
 """
 
+import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,16 +39,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_evidenceflow.atomic_write import atomic_write_json
-from hf_evidenceflow.files import read_json_lines, read_text
+from hf_evidenceflow.data.text import load_documents
+from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.probe.completion_trace import ThoughtTrace
 from hf_evidenceflow.probe.heat_maps import HEAT_MAPS, plot_heat_map, plot_trajectories
 from hf_evidenceflow.probe.page import write_probe_page
 from hf_evidenceflow.probe.probe import EvidenceProbe, ProbeResult
-from hf_evidenceflow.probe.table import layer_table, write_tables
+from hf_evidenceflow.probe.table import layer_means, layer_table, write_tables
 from hf_evidenceflow.probe.thoughts import THOUGHT_COLUMNS, thought_table, thought_words
 from hf_evidenceflow.probe.thoughts_page import write_thoughts_page
+from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
 from hf_evidenceflow.report.run_record import run_record
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 DEFAULT_TEXT = "The old clock on the wall had stopped at noon, so nobody in the house knew what time it was."
@@ -63,7 +70,13 @@ class ProbeArguments:
         text (`list[str]`, *optional*):
             Text to look at; can be given several times.
         text_file (`str`, *optional*):
-            File with one text, UTF-8.
+            Text file, UTF-8, whose texts end with `<|endoftext|>` where there are several; or a data file.
+        text_column, text_split (`str`, *optional*, default to `"text"` and `"train"`):
+            Column of the texts of a data file, and its split.
+        max_texts (`int`, *optional*):
+            Texts of the file that are read, from its start. If not given, all.
+        control (`bool`, *optional*, defaults to `False`):
+            Whether the texts are read with their words in random order, too.
         prompt (`list[str]`, *optional*):
             Prompt that a thinking model completes; can be given several times.
         prompt_file (`str`, *optional*):
@@ -100,6 +113,10 @@ class ProbeArguments:
     output_dir: str = "outputs/probe"
     text: list[str] | None = field(default=None, metadata={"action": "extend"})
     text_file: str | None = None
+    text_column: str = "text"
+    text_split: str = "train"
+    max_texts: int | None = None
+    control: bool = False
     prompt: list[str] | None = field(default=None, metadata={"action": "extend"})
     prompt_file: str | None = None
     answer: list[str] | None = field(default=None, metadata={"action": "extend"})
@@ -167,6 +184,11 @@ def main(argv: list[str] | None = None) -> dict:
             result = probe_texts(args, model, tokenizer, texts)
             page, layers = save_layers(result, folder, name), layer_table(result).to_dict("records")
             record.add(texts=texts, tokens=len(result.labels), layers=layers)
+            if args.control:
+                shuffled = [shuffled_words(text, number) for number, text in enumerate(texts)]
+                control = probe_texts(args, model, tokenizer, shuffled)
+                write_tables(control, folder / "control")
+                plot_layers({"text": result, "its words in random order": control}, folder / "layers.png")
     console = Console()
     for trace in thoughts:
         show_thoughts(console, trace)
@@ -211,6 +233,28 @@ def read_prompts(args: ProbeArguments) -> tuple[list, list | None, list | None]:
     return [row["prompt"] for row in rows], targets if any(targets) else None, answers if any(answers) else None
 
 
+def shuffled_words(text: str, seed: int) -> str:
+    words = text.split()
+    random.Random(seed).shuffle(words)
+    return " ".join(words)
+
+
+def plot_layers(results: Mapping[str, ProbeResult], path: Path) -> None:
+    """Cross-entropy by layer, with the interval over texts."""
+    figure = new_figure((6.4, 3.6))
+    panel = figure.subplots()
+    for color, (label, result) in zip(COLOURS, results.items()):
+        means = layer_means(result)
+        panel.plot(means["layer"][1:], means["lens_loss"][1:], color=color, label=label)
+        if "lens_loss_low" in means:
+            low, high = means["lens_loss_low"][1:], means["lens_loss_high"][1:]
+            panel.fill_between(means["layer"][1:], low, high, color=color, alpha=0.2, linewidth=0)
+    panel.set(xlabel="layer", ylabel="cross-entropy of the next token, nats")
+    panel.grid(alpha=0.25, linewidth=0.6)
+    panel.legend(fontsize=8)
+    save_figure(figure, path)
+
+
 def show_thoughts(console: Console, trace: ThoughtTrace) -> None:
     table = Table(*THOUGHT_COLUMNS, title=escape(repr(trace.prompt)), caption=escape(repr(trace.completion)))
     for row in thought_table(trace):
@@ -221,11 +265,9 @@ def show_thoughts(console: Console, trace: ThoughtTrace) -> None:
 def read_texts(args: ProbeArguments, prompts: list[str]) -> list[str]:
     if args.text_file is None:
         return args.text or prompts or [DEFAULT_TEXT]
-    text = read_text(args.text_file).strip()
-    if not text:
-        raise ValueError(f"`{args.text_file}` holds no text. Write some into it, or give another `text_file`.")
-    return [text]
+    documents = load_documents(args.text_file, args.text_split, text_column=args.text_column)
+    return [document.strip() for document in documents[: args.max_texts]]
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -1,5 +1,6 @@
 """The measurements of early exit as tables and as a picture."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +25,9 @@ def exit_tables(
 
     def common(row):
         speed = row["speed"]
-        shares = [f"{row['perplexity']:.2f}", f"{row['accuracy']:.3f}", f"{row['agreement']:.3f}"]
+        low, high = row["agreement_95"]
+        interval = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+        shares = [f"{row['perplexity']:.2f}", f"{row['accuracy']:.3f}", f"{row['agreement']:.3f}{interval}"]
         return [*shares, f"{speed['tokens_per_second']:.1f}", f"{speed['ratio']:.2f}x"]
 
     def speculation(row):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..evaluation.statistics import ratio_interval
 from ..losses.layers import layer_selection
 from ..losses.next_token import next_token_targets
 from ..losses.tokens import at_least_float32
@@ -28,7 +29,7 @@ class ExitQuality:
     `depth` is the number of layers that are run (with a criterion the mean over the tokens), `perplexity` that of the
     right next tokens, `accuracy` the share of tokens whose most probable next token is the right one, `agreement` the
     share where it is the full model's: what greedy self-speculation can expect to accept of a draft's first token.
-    `tokens` were measured.
+    `tokens` were measured. `perplexity_95` and `agreement_95` are intervals over the rows of the text.
     """
 
     depth: float
@@ -36,31 +37,45 @@ class ExitQuality:
     accuracy: float
     agreement: float
     tokens: int
+    perplexity_95: tuple[float, float]
+    agreement_95: tuple[float, float]
 
 
 class _Sums:
     def __init__(self):
-        self.loss = self.right = self.agreeing = self.depth = 0.0
-        self.tokens = 0
+        self.parts = []  # loss, right, agreeing, depth and row of each token, [5, N]
 
-    def add(self, logits, labels, full_choice, depths):
+    def add(self, logits, labels, full_choice, depths, rows):
         logits = at_least_float32(logits)
         choice = logits.argmax(-1)
-        self.loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        self.right += (choice == labels).sum().item()
-        self.agreeing += (choice == full_choice).sum().item()
-        self.depth += depths.sum().item()
-        self.tokens += len(labels)
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        columns = (loss, choice == labels, choice == full_choice, depths, rows)
+        self.parts.append(torch.stack([column.double() for column in columns]).cpu())
 
     def quality(self):
-        if not self.tokens:
+        tokens = torch.cat(self.parts, dim=1) if self.parts else torch.empty(5, 0)
+        if not tokens.shape[1]:
             raise ValueError("The batches hold no token with a next token to predict. Check labels and masks.")
-        n = self.tokens
-        try:
-            perplexity = math.exp(self.loss / n)
-        except OverflowError:
-            perplexity = math.inf
-        return ExitQuality(self.depth / n, perplexity, self.right / n, self.agreeing / n, n)
+        loss, right, agreeing, depth, rows = tokens
+        counts = rows.long().bincount()
+        counted = counts > 0
+        intervals = [
+            ratio_interval(rows.long().bincount(column)[counted].tolist(), counts[counted].tolist())
+            for column in (loss, agreeing)
+        ]
+        return ExitQuality(
+            depth.mean().item(),
+            _exp(loss.mean().item()),
+            right.mean().item(),
+            agreeing.mean().item(),
+            tokens.shape[1],
+            (_exp(intervals[0].low), _exp(intervals[0].high)),
+            (intervals[1].low, intervals[1].high),
+        )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if not loss >= 700 else math.inf
 
 
 @torch.no_grad()
@@ -101,8 +116,11 @@ def exit_sweep(
     readout = profile.parts.readout
     depths = [layer + 1 for layer in layer_selection(layers, profile.num_layers)]
     sums = {depth: _Sums() for depth in depths}
+    first = 0
     for batch in batches:
         inputs, index, labels = _prepare(profile.parts.model, batch)
+        rows = first + index // inputs["input_ids"].shape[1]
+        first += len(inputs["input_ids"])
         with record_layer_states(profile.parts) as states:
             profile.parts.model(**inputs, use_cache=False)
         states = states[:: len(states) // profile.num_layers]
@@ -112,7 +130,7 @@ def exit_sweep(
             full_choice = readout(flat[profile.num_layers][chunk]).argmax(-1)
             for depth, total in sums.items():
                 logits = readout(flat[depth][chunk])
-                total.add(logits, labels[chunk], full_choice, torch.full_like(full_choice, depth))
+                total.add(logits, labels[chunk], full_choice, torch.full_like(full_choice, depth), rows[chunk])
     return [total.quality() for total in sums.values()]
 
 
@@ -128,13 +146,15 @@ def threshold_sweep(
     The first `prompt_length` positions run at full depth and are measured along.
     """
     base = profile_layers(model).parts.model
-    sums = [_Sums() for _ in configs]
+    sums, first = [_Sums() for _ in configs], 0
     for batch in batches:
         inputs, index, labels = _prepare(base, batch)
+        rows = first + index // inputs["input_ids"].shape[1]
+        first += len(inputs["input_ids"])
         full_choice = base(**inputs, use_cache=False).logits.flatten(0, 1)[index].argmax(-1)
         for config, total in zip(configs, sums):
             exits = simulate_early_exit(base, inputs["input_ids"], config, inputs.get("attention_mask"), prompt_length)
-            total.add(exits.logits.flatten(0, 1)[index], labels, full_choice, exits.depths.flatten()[index])
+            total.add(exits.logits.flatten(0, 1)[index], labels, full_choice, exits.depths.flatten()[index], rows)
     return [total.quality() for total in sums]
 
 

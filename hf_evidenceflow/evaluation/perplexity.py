@@ -5,7 +5,7 @@ Shapes: N tokens of a text, B rows, T positions, V tokens of the vocabulary.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..models.decoder import base_causal_lm
 from ..models.thinking.cache_argument import CACHE
+from .statistics import Interval, mean_t_interval
 
 
 TOKENS_AT_ONCE = 8192  # whose float32 copy of the logits is held at a time
@@ -23,13 +24,15 @@ TOKENS_AT_ONCE = 8192  # whose float32 copy of the logits is held at a time
 class TextScore:
     """
     How well so many predicted `tokens` were predicted: `loss` in nats per token, `perplexity = exp(loss)`, and
-    `accuracy`, the share of the tokens that were the most probable one.
+    `accuracy`, the share of the tokens that were the most probable one. Of [`score_text`] also `row_losses`, the mean
+    loss of each row.
     """
 
     loss: float
     perplexity: float
     accuracy: float
     tokens: int
+    row_losses: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, losses: torch.Tensor, right: torch.Tensor) -> "TextScore":
@@ -133,7 +136,13 @@ def score_text(model: nn.Module, ids: np.ndarray, block_size: int, batch_size: i
     if left > 1:
         batches.append(_rows(ids[whole * block_size :], 1, left))
     losses, right = zip(*(next_token_losses(model, batch) for batch in batches))
-    return TextScore.of(*(torch.cat([part.flatten() for part in parts]) for parts in (losses, right)))
+    score = TextScore.of(*(torch.cat([part.flatten() for part in parts]) for parts in (losses, right)))
+    return replace(score, row_losses=tuple(torch.cat([part.double().mean(1) for part in losses]).tolist()))
+
+
+def perplexity_interval(row_losses: Sequence[float]) -> Interval:
+    """Perplexity with its 95 % t interval over the rows of a text, which count alike; `nan` ends for a single row."""
+    return Interval(*map(math.exp, mean_t_interval(row_losses)))
 
 
 def score_long_text(

@@ -97,6 +97,17 @@ def mean_t_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(mean, float(low), float(high))
 
 
+def ratio_interval(sums: Sequence[float], counts: Sequence[float], confidence: float = 0.95) -> Interval:
+    """
+    A mean over items that come in clusters, such as the tokens of texts: the sums over those of the counts, with the t
+    interval over the clusters (their residuals, linearized).
+    """
+    sums, counts = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
+    ratio = float(sums.sum() / counts.sum())
+    _, low, high = mean_t_interval((sums - ratio * counts) / counts.mean(), confidence)
+    return Interval(ratio, ratio + low, ratio + high)
+
+
 def paired_t_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """
     Difference of two arms over the same seeds, in the same order, with the t interval.

@@ -8,7 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..atomic_write import atomic_file
+from ..evaluation.statistics import ratio_interval
 from .probe import ProbeResult
 
 
@@ -38,11 +41,20 @@ def layer_token_table(result: ProbeResult) -> "pandas.DataFrame":
 def layer_means(result: ProbeResult) -> dict[str, list]:
     """
     Columns with one value per layer: `layer` (-1: embedding), the mean over tokens of each measure, `lens_accuracy`
-    (share of tokens whose label ranks first) and `effective_rank`. Needs no pandas.
+    (share of tokens whose label ranks first) and `effective_rank`; of several texts also `lens_loss_low` and
+    `lens_loss_high`, the 95 % interval over the texts. Needs no pandas.
     """
     means = {name: values.double().mean(1).tolist() for name, values in result.measures.items()}
     accuracy = (result.measures["label_rank"] == 1).double().mean(1).tolist()
-    return {"layer": result.layers, **means, "lens_accuracy": accuracy, "effective_rank": result.effective_rank}
+    columns = {"layer": result.layers, **means, "lens_accuracy": accuracy, "effective_rank": result.effective_rank}
+    rows = torch.tensor(result.rows)
+    counts = rows.bincount()
+    if len(counts) > 1:
+        sums = (rows.bincount(losses.double()).tolist() for losses in result.measures["lens_loss"])
+        intervals = [ratio_interval(some, counts.tolist()) for some in sums]
+        columns["lens_loss_low"] = [interval.low for interval in intervals]
+        columns["lens_loss_high"] = [interval.high for interval in intervals]
+    return columns
 
 
 def layer_table(result: ProbeResult) -> "pandas.DataFrame":

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_evidenceflow.evaluation.statistics import mean_t_interval
+import numpy as np
+
+from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
 from hf_evidenceflow.recipes.experiments.plots import look
 from hf_evidenceflow.report.figures import new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
@@ -65,6 +67,25 @@ def layer_table(rows: Sequence[Mapping[str, Any]], group: str) -> str:
         cells += [over_seeds(lambda s, name=name, own=own: own[s, last][name], 1) for name in list(PANELS)[1:3]]
         lines.append(cells)
     return markdown_table(header, lines)
+
+
+def difference_table(losses: Mapping[tuple[str, str], Sequence[Sequence[float]]], group: str, baseline: str) -> str:
+    """
+    One line per arm: its loss, and that minus the baseline's, with the 95 % interval over the rows of the text.
+
+    Args:
+        losses (`Mapping[tuple[str, str], Sequence[Sequence[float]]]`):
+            By group and arm, for each seed the losses of the same rows.
+        group, baseline (`str`):
+            Group to show, and the arm that the others are compared with.
+    """
+    means = {arm: np.mean(seeds, axis=0) for (own, arm), seeds in losses.items() if own == group}
+    lines = []
+    for arm, rows in means.items():
+        value, low, high, _ = paired_t_difference(means[baseline], rows)
+        difference = "-" if arm == baseline else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines.append([arm, f"{rows.mean():.4f}", difference])
+    return markdown_table(["arm", "loss", f"minus {baseline}'s (95 %, over {len(rows)} rows)"], lines)
 
 
 def plot_layers(rows: Sequence[Mapping[str, Any]], group: str, path: Path) -> Path:

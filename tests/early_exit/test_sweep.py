@@ -127,3 +127,10 @@ def test_all_ways_of_decoding_count_their_tokens(trained, prompts):
     expected = sum(map(len, decoding.outputs()))
     assert decoding.full() == decoding.stock(2) == decoding.speculative(SelfSpeculation(trained, 2)) == expected
     assert decoding.truncated(5) == decoding.adaptive(EarlyExitConfig(layers="last:1")) == expected
+
+
+def test_the_interval_of_an_exit_is_over_the_rows(make_model, batches):
+    (row,) = exit_sweep(make_model("llama"), batches, layers=[0])
+    low, high = row.perplexity_95
+    assert low < row.perplexity < high
+    assert row.agreement_95[0] <= row.agreement <= row.agreement_95[1]

@@ -19,6 +19,7 @@ from hf_evidenceflow import TinySeekConfig, TinySeekForCausalLM
 from hf_evidenceflow.evaluation.perplexity import (
     bits_per_byte,
     next_token_losses,
+    perplexity_interval,
     perplexity_tables,
     position_limit,
     score_long_text,
@@ -97,6 +98,13 @@ def test_score_equals_a_plain_loop_over_all_tokens_with_a_shorter_last_row():
     assert score.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     assert score.perplexity == pytest.approx(math.exp(score.loss))
     assert score.accuracy == pytest.approx(sum(right) / len(right))
+
+
+def test_the_losses_of_the_rows_are_those_of_the_text():
+    score = score_text(build(llama), text(15), block_size=5)
+    assert np.mean(score.row_losses) == pytest.approx(score.loss) and len(score.row_losses) == 3
+    low, high = perplexity_interval(score.row_losses)[1:]
+    assert low < score.perplexity < high
 
 
 def test_the_batch_size_does_not_change_the_score():

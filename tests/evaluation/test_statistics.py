@@ -17,6 +17,7 @@ from hf_evidenceflow.evaluation.statistics import (
     paired_t_difference,
     pass_at_k,
     proportion_interval,
+    ratio_interval,
 )
 
 
@@ -117,6 +118,14 @@ def test_a_single_seed_has_no_interval():
     assert value == 3.0
     assert math.isnan(low)
     assert math.isnan(high)
+
+
+def test_a_ratio_of_equal_clusters_is_the_mean_of_their_means():
+    assert ratio_interval([4.0, 6.0, 11.0], [2, 2, 2]) == pytest.approx(mean_t_interval([2.0, 3.0, 5.5]))
+
+
+def test_a_ratio_counts_items_not_clusters():
+    assert ratio_interval([9.0, 1.0], [3, 1]).value == 2.5
 
 
 def test_the_difference_is_paired_and_signed_second_minus_first():

@@ -36,6 +36,11 @@ def test_the_layer_table_has_the_means(result):
     assert table.entropy[3] == pytest.approx(result.measures["entropy"][3].mean().item(), rel=1e-6)
 
 
+def test_the_layer_table_has_an_interval_over_texts(result):
+    table = layer_table(result)
+    assert (table.lens_loss_low < table.lens_loss).all() and (table.lens_loss < table.lens_loss_high).all()
+
+
 def test_the_token_table_has_drift_rate_and_effective_depth(result):
     table = token_table(result)
     assert table.drift_rate.tolist() == result.drift_rate.tolist()

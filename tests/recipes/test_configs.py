@@ -19,6 +19,7 @@ from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 CONFIGS = RECIPES / "configs"
 # Bases of grids, in folders of their own
 BASES = {"ablation/paper.yaml", "ablation/small.yaml", "crosslayer_sweep/study.yaml", "pretrain_clm/loss_p.yaml"}
+BASES |= {"pretrain_clm/smollm2.yaml"}
 # What a file leaves to the user or to the arms of its grid
 LEFT_OPEN = {
     "early_exit/smoke.yaml": ("--model_name_or_path", "model"),

@@ -78,3 +78,15 @@ def test_bad_arguments_are_refused_before_anything_is_loaded(recipe, arguments, 
 def test_a_layer_that_does_not_exist_is_refused(recipe, arguments):
     with pytest.raises(ValueError, match="from 1 to 3"):
         recipe.main([*arguments, "--layers", "every:4"])
+
+
+def test_a_text_of_few_documents_fills_the_rows_with_their_further_parts(recipe, tokenizer, tmp_path):
+    (tmp_path / "long.txt").write_text("2 cats and 3 dogs ran<|endoftext|>a dog")
+    settings = {"dataset_name_or_path": str(tmp_path / "long.txt"), "max_documents": 3, "max_length": 5}
+    rows = recipe.load_rows(recipe.EarlyExitArguments("model", "out", **settings), tokenizer)
+    ids = tokenizer("2 cats and 3 dogs ran", return_tensors="pt").input_ids[0]
+    assert [row.tolist() for row in rows] == [
+        ids[:5].tolist(),
+        tokenizer("a dog").input_ids[:5],
+        ids[5:10].tolist(),
+    ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from hf_evidenceflow.evaluation.statistics import paired_t_difference
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -17,7 +18,7 @@ def compression_tables(
 
     Args:
         quantized (`Mapping[str, Mapping]`):
-            By the name of the form: `bits`, `bytes`, `perplexity` and `seconds`.
+            By the name of the form, `float32` first: `bits`, `bytes`, `perplexity`, `row_losses` and `seconds`.
         outliers (`Mapping[str, Mapping]`):
             By the name of the model: `errors` as from [`int8_layer_errors`], and `perplexity` by way: `float32`,
             `int8`, `split` and `split, int8 weights`.
@@ -33,13 +34,14 @@ def compression_tables(
     """
     tables = [
         markdown_table(
-            ["weights", "bits a weight", "MB", "perplexity", "seconds"],
+            ["weights", "bits a weight", "MB", "perplexity", "loss minus float32's (95 %, over rows)", "seconds"],
             [
                 [
                     name,
                     f"{row['bits']:.3f}",
                     f"{row['bytes'] / 1e6:.3f}",
                     f"{row['perplexity']:.4f}",
+                    "" if name == "float32" else _difference(quantized["float32"], row),
                     f"{row['seconds']:.1f}",
                 ]
                 for name, row in quantized.items()
@@ -110,6 +112,11 @@ def compression_tables(
             )
         )
     return tables
+
+
+def _difference(full: Mapping, row: Mapping) -> str:
+    value, low, high, _ = paired_t_difference(full["row_losses"], row["row_losses"])
+    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _interval(row: Mapping[str, float]) -> str:

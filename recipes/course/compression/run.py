@@ -194,7 +194,8 @@ def main(argv: list[str] | None = None) -> dict:
             bits, size, start = bits or linear_bits(model), model_bytes(model), time.perf_counter()
             score = score_text(model.eval(), ids, args.block_size, args.batch_size)
             seconds = time.perf_counter() - start
-            return {"bits": bits, "bytes": size, "perplexity": score.perplexity, "seconds": seconds}
+            measured = {"bits": bits, "bytes": size, "perplexity": score.perplexity, "seconds": seconds}
+            return measured | {"row_losses": score.row_losses}
 
         teacher, weights, outliers, adapters = load(), {}, {}, {}
         quantized = {"float32": measure(teacher)}

@@ -2,7 +2,7 @@
 
 import math
 
-from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, layer_table, plot_layers
+from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, difference_table, layer_table, plot_layers
 
 
 def rows(seeds=(0, 1)):
@@ -30,6 +30,12 @@ def test_an_arm_has_its_exits_and_their_spread_over_seeds():
     assert "| none | 2 | 90.5 ± 6.4 | 80.5 ± 6.4 | 70.5 ± 6.4 | 50.5 ± 6.4 |" in table[2]
     assert "| 6.0 ± 0.0 | 7.5 ± 6.4 |" in table[2]
     assert table[3].startswith("| mse | 2 | 80.5")
+
+
+def test_an_arm_is_compared_with_the_baseline_row_by_row():
+    losses = {("llama", "none"): [[3.0, 5.0], [3.0, 7.0]], ("llama", "mse"): [[2.0, 4.0], [2.0, 6.0]]}
+    table = difference_table(losses, "llama", "none").split("\n")
+    assert table[2:] == ["| none | 4.5000 | - |", "| mse | 3.5000 | -1.0000 [-1.0000, -1.0000] |"]
 
 
 def test_a_single_seed_has_no_interval():

@@ -391,9 +391,10 @@ def test_methods_are_chosen_by_parts_of_their_names_and_a_wrong_one_is_named():
 
 
 def test_tables_and_picture_are_of_what_was_run(tmp_path):
-    quantized = {"float32": {"bits": 32.0, "bytes": 9e6, "perplexity": 7.5, "seconds": 1.0}}
+    full = {"bits": 32.0, "bytes": 9e6, "perplexity": 7.5, "seconds": 1.0, "row_losses": [2.0, 3.0, 4.0]}
+    quantized = {"float32": full, "int8": full | {"perplexity": 8.0, "row_losses": [2.5, 3.5, 4.5]}}
     (table,) = compression_tables(quantized, {}, {}, {}, {})
-    assert "7.5000" in table
+    assert "7.5000" in table and "+0.5000 [+0.5000, +0.5000]" in table
     assert plot_compression(quantized, {}, {}, tmp_path / "picture.png").stat().st_size > 0
 
 
