@@ -21,9 +21,9 @@ _SHARES = {
 
 class RolloutDigest(TrainerCallback):
     """
-    Prints what a user must know first of an online training: seconds a step and of its phases, peak memory, time left,
-    reward, completions without an answer that can be read, groups without differences in reward; at the end, the same
-    of the whole run.
+    Prints what a user must know first of an online training, after the first step and with each entry of the log:
+    seconds a step and of its phases, peak memory, time left, reward, completions without an answer that can be read,
+    groups without differences in reward; at the end, the same of the whole run.
 
     Args:
         trainer ([`HRPOTrainer`]):
@@ -43,11 +43,12 @@ class RolloutDigest(TrainerCallback):
         self._started, self._first = time.perf_counter(), 0
         self._before = dict.fromkeys(PHASES, 0.0)
         self._logs: list[dict[str, float]] = []
+        self._steps: list[int] = []  # that each of them is of
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started, self._first = time.perf_counter(), state.global_step
         self._before = {name: self.trainer.phase_seconds[name] for name in PHASES}
-        self._logs = []
+        self._logs, self._steps = [], []
         if state.is_world_process_zero:
             say(
                 f"A rollout has {args.generation_batch_size} completions of at most {args.max_completion_length} "
@@ -74,13 +75,24 @@ class RolloutDigest(TrainerCallback):
         }
 
     def _means(self):
-        """Of the logs so far."""
+        """Of the steps so far."""
         names = [name for name in ("reward", *_SHARES) if any(name in logs for logs in self._logs)]
-        return {name: statistics.fmean(logs[name] for logs in self._logs if name in logs) for name in names}
+        logged = list(zip(self._logs, self._steps))
+        return {
+            name: statistics.fmean(
+                [logs[name] for logs in self._logs if name in logs], [steps for logs, steps in logged if name in logs]
+            )
+            for name in names
+        }
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:  # not only after `logging_steps`, which may be minutes
+            control.should_log = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "reward" in logs:
             self._logs.append(logs)
+            self._steps.append(max(1, state.global_step - self._first - sum(self._steps)))
             if state.is_world_process_zero:
                 say(self.line(state, logs))
 

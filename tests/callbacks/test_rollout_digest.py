@@ -68,8 +68,8 @@ def test_the_first_rollout_is_announced(digest, capsys):
 
 
 def test_the_end_of_a_run_has_the_means_of_its_logs(digest, capsys):
-    state = TrainerState(global_step=15, max_steps=15, is_world_process_zero=True)
-    for reward, unread in ((0.2, 0.5), (0.4, 0.1)):
+    state = TrainerState(max_steps=15, is_world_process_zero=True)
+    for state.global_step, reward, unread in ((11, 0.1, 0.5), (15, 0.35, 0.25)):
         digest.on_log(ARGS, state, TrainerControl(), logs={"reward": reward, "unparsable": unread})
     capsys.readouterr()
     digest.on_train_end(ARGS, state, TrainerControl())
@@ -78,3 +78,10 @@ def test_the_end_of_a_run_has_the_means_of_its_logs(digest, capsys):
         "Reward 0.3, 30% without a readable answer.\n"
     )
     assert digest.costs(15)["unparsable"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("step", "logs"), [(1, True), (2, False)])
+def test_the_first_step_is_logged(digest, step, logs):
+    control = TrainerControl()
+    digest.on_step_end(ARGS, TrainerState(global_step=step), control)
+    assert control.should_log == logs
