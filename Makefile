@@ -7,7 +7,7 @@ PYTEST_OPTIONS = -n $(WORKERS) --dist worksteal
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
 
-.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed test-vllm docs test-docs lint format install clean
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed test-vllm docs gallery test-docs lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -79,6 +79,10 @@ $(VENV)-vllm/.installed: constraints-vllm.txt setup.cfg pyproject.toml
 # The pages, into site/: any broken link or name is an error, and nothing is downloaded
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+# What was published next to what was measured here; with the pages, from results/gallery
+gallery: docs
+	@echo "site/gallery.html"
 
 # Every command and snippet of README and docs that is marked as runnable, in a fresh clone of the last commit
 test-docs: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -24,7 +25,17 @@ def on_files(files, config):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
+    gallery = _neighbor("gallery")
+    files.append(File.generated(config, "gallery.md", content=gallery.gallery_page(gallery.sections())))
     return files
+
+
+def _neighbor(name: str):
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def on_page_markdown(markdown, page, config, files):

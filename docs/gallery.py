@@ -1,0 +1,185 @@
+"""
+The gallery: what was published next to what was measured here, claim by claim, as one page of the site.
+
+`results/gallery/*.yaml` has the claims, a file for each publication. Numbers of ours are not typed: a text holds
+`{name#place:format}`, where `files` of the YAML file says which file `name` is. In JSON a place is a path of keys; of
+a list, `key=value;key=value` takes the item that has these, itself or in its `cell`. In Markdown it is the first cell
+of a table's row and the head of a column. Where the file or the place is missing, the claim says "not measured", so
+that results appear on the page once they are there.
+
+A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
+optionally `invented` (true where the published picture was drawn from made-up numbers), `table` (columns and rows),
+`tables_of` (Markdown files whose tables are shown), `pictures` (files), `command`, `rows` (what it rests on), and
+`left` (what was not done, and what it would take).
+"""
+
+import json
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+ROOT = Path(__file__).parents[1]
+CLAIMS = ROOT / "results" / "gallery"
+VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
+MISSING = "not measured"
+_VALUE = re.compile(r"\{(\w+)#([^{}]+?)(?::([+.\d]*[a-z%]))?\}")
+
+
+def sections(folder: Path = CLAIMS) -> list[dict[str, Any]]:
+    """The files of claims, in the order of their names, with all values read."""
+    return [_section(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _section(path: Path) -> dict[str, Any]:
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    files = data.pop("files", {})
+    data["claims"] = [_claim(claim, files, path.name) for claim in data["claims"]]
+    return data
+
+
+def _claim(claim: dict, files: dict, where: str) -> dict[str, Any]:
+    claim = _filled(claim, files)
+    rests = " ".join(str(claim.get(name, "")) for name in ("ours", "verdict"))
+    if MISSING in rests or "ours" not in claim:
+        claim["verdict"] = MISSING
+    if claim["verdict"] not in VERDICTS:
+        raise ValueError(
+            f"{where}, {claim['title']!r}: `verdict` must be one of {', '.join(VERDICTS)}, got {claim['verdict']!r}."
+        )
+    return claim
+
+
+def _filled(value, files):
+    """A value of the YAML file with its texts filled in."""
+    if isinstance(value, dict):
+        return {key: _filled(each, files) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, files) for each in value]
+    if not isinstance(value, str):
+        return value
+    return _VALUE.sub(lambda match: _number(files[match[1]], match[2], match[3] or ""), value)
+
+
+def _number(file: str, place: str, form: str) -> str:
+    try:
+        found = look_up(_read(ROOT / file), place)
+    except LookupError:
+        return MISSING
+    if found is None or found == "not run":
+        return MISSING
+    return format(found, form)
+
+
+@cache
+def _read(path: Path):
+    if not path.exists():
+        raise LookupError(path)
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if path.suffix == ".md":
+        return markdown_rows(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def markdown_rows(text: str) -> dict[str, dict[str, str]]:
+    """The cells of all tables by first cell of the row and head of the column; of equal ones the first."""
+    rows: dict[str, dict[str, str]] = {}
+    for table in markdown_tables(text):
+        head, _, *lines = ([cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines())
+        for line in lines:
+            rows[line[0]] = dict(zip(head, line)) | rows.get(line[0], {})
+    return rows
+
+
+def markdown_tables(text: str) -> list[str]:
+    return [match[0].rstrip() for match in re.finditer(r"(?:^\|.*\n?)+", text, re.MULTILINE)]
+
+
+def look_up(data, place: str):
+    """What stands at a place of JSON data; a `LookupError` if nothing does."""
+    if isinstance(data, dict) and place in data:  # a key may hold a slash
+        return data[place]
+    part, _, rest = place.partition("/")
+    if isinstance(data, dict):
+        found = data[part]
+    elif "=" in part:
+        wanted = [each.split("=", 1) for each in part.split(";")]
+        found = next((item for item in data if all(_has(item, *each) for each in wanted)), None)
+        if found is None:
+            raise LookupError(place)
+    else:
+        found = data[int(part)]
+    return look_up(found, rest) if rest or place.endswith("/") else found
+
+
+def _has(item: dict, key: str, value: str) -> bool:
+    return str({**item.get("cell", {}), **item}.get(key)) == value
+
+
+def gallery_page(found: list[dict[str, Any]]) -> str:
+    """The page of the sections, in Markdown."""
+    counts = [(section["title"], Counter(claim["verdict"] for claim in section["claims"])) for section in found]
+    parts = [
+        "# Gallery: what was published, and what we measured",
+        "Each claim of the publications that this package starts from, next to a measurement of ours. *Confirmed* and "
+        "*refuted*: the 95 % interval over seeds is on one side of 0, or the claim is one of fact; *undecided*: it is "
+        "not. Numbers of ours are read from the files that a claim links to, when the page is made (`make gallery`); "
+        "they are of small models on little text, and say so: signs, not sizes.",
+        "| | " + " | ".join(VERDICTS) + " |\n| --- |" + " ---: |" * len(VERDICTS),
+    ]
+    parts[-1] += "".join(
+        f"\n| [{title}](#{_anchor(title)}) | " + " | ".join(str(count[verdict]) for verdict in VERDICTS) + " |"
+        for title, count in counts
+    )
+    for section in found:
+        parts.append(f"## {section['title']}\n\n{section['intro']}")
+        parts += [_markdown(claim) for claim in section["claims"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
+
+
+def _markdown(claim: dict[str, Any]) -> str:
+    verdict = claim["verdict"]
+    published = claim["published"] + (" *The published picture shows made-up numbers.*" * bool(claim.get("invented")))
+    parts = [
+        f"### {claim['title']}",
+        f'<span class="verdict {verdict.replace(" ", "-")}">{verdict}</span>',
+        '<div class="claim" markdown>',
+        f"<div markdown>\n**Published**\n\n{published}\n</div>",
+        f"<div markdown>\n**Ours**\n\n{claim.get('ours', MISSING.capitalize())}\n</div>\n</div>",
+    ]
+    if "table" in claim:
+        parts.append(_table(**claim["table"]))
+    for file in claim.get("tables_of", ()):
+        parts += markdown_tables((ROOT / file).read_text(encoding="utf-8")) if (ROOT / file).exists() else []
+    parts += [_picture(file) for file in claim.get("pictures", ()) if (ROOT / file).exists()]
+    if "left" in claim:
+        parts.append(f"*Not done:* {claim['left']}")
+    if "command" in claim:
+        parts.append(f"```bash\n{claim['command'].strip()}\n```")
+    if rows := [file for file in claim.get("rows", ()) if (ROOT / file).exists()]:
+        parts.append("Rests on " + ", ".join(f"[{file}]({site_path(file)})" for file in rows) + ".")
+    return "\n\n".join(parts)
+
+
+def _table(columns: list[str], rows: list[list]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _picture(file: str) -> str:
+    image = f"![{Path(file).stem.replace('_', ' ')}]({site_path(file)}){{ loading=lazy }}"
+    return f'<div class="wide" markdown>\n{image}\n</div>'
+
+
+def site_path(file: str) -> str:
+    """Where a file of the checkout lies on the site."""
+    return file.removeprefix("docs/")

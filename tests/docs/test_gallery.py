@@ -1,0 +1,118 @@
+"""The gallery: values are read where a claim says, what is missing says so, and the page's figures can be read."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+from hf_evidenceflow.recipes import ablation_report
+
+
+def neighbor(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+gallery, figures = neighbor("gallery"), neighbor("gallery_figures")
+CLAIMS = [claim for section in gallery.sections() for claim in section["claims"]]
+# Folder of pictures -> the tests that draw such ones, in which each is read as it is saved
+DRAWN = {
+    "docs/assets/gallery": "tests/docs/test_gallery.py",
+    "docs/assets/course": "tests/recipes/course",
+    "results/ablation": "tests/docs/test_gallery.py",
+    "results/crosslayer/parameters": "tests/recipes/experiments/test_extra_parameter_report.py",
+    "results/crosslayer": "tests/recipes/experiments/test_plots.py",
+    "results/crosslayer/long": "tests/recipes/experiments/test_plots.py",
+    "results/loss_p/llama": "tests/recipes/experiments/test_plots.py",
+    "results/tinyseek/study": "tests/recipes/experiments/test_plots.py",
+}
+
+
+@pytest.fixture
+def section(tmp_path, monkeypatch):
+    """What becomes of a claim over a JSON and a Markdown file."""
+    monkeypatch.setattr(gallery, "ROOT", tmp_path)
+    cells = [{"cell": {"arm": "a"}, "mean": 1.25}, {"cell": {"arm": "b"}, "mean": 2.5, "none": None}]
+    (tmp_path / "x.json").write_text(json.dumps({"cells": cells, "verdict": "refuted"}))
+    (tmp_path / "t.md").write_text("|  | one | two |\n| --- | ---: | ---: |\n| row: a, b | 3 | 4.5 [4, 5] |\n")
+
+    def section(**claim):
+        claim = {"title": "T", "published": "P", "verdict": "confirmed"} | claim
+        data = {"title": "S", "intro": "I", "files": {"x": "x.json", "t": "t.md", "no": "no.json"}, "claims": [claim]}
+        (tmp_path / "claims.yaml").write_text(json.dumps(data))
+        (found,) = gallery.sections(tmp_path)
+        return found
+
+    return section
+
+
+def test_values_of_json_and_tables_are_filled_in(section):
+    (claim,) = section(ours="{x#cells/arm=b/mean:.2f} {x#cells/0/mean} {t#row: a, b/two}", verdict="{x#verdict}")[
+        "claims"
+    ]
+    assert claim["ours"] == "2.50 1.25 4.5 [4, 5]" and claim["verdict"] == "refuted"
+
+
+@pytest.mark.parametrize("value", ["{no#a}", "{x#cells/arm=c/mean}", "{x#cells/arm=b/none:.1f}", "{t#row/one}"])
+def test_what_is_missing_makes_a_claim_not_measured(section, value):
+    (claim,) = section(ours=f"It is {value}.")["claims"]
+    assert claim["ours"] == "It is not measured." and claim["verdict"] == "not measured"
+
+
+def test_a_claim_without_a_number_of_ours_is_not_measured(section):
+    assert section()["claims"][0]["verdict"] == "not measured"
+
+
+def test_an_unknown_verdict_is_named(section):
+    with pytest.raises(ValueError, match="'T': `verdict` must be one of confirmed, .*got 'true'"):
+        section(ours="1", verdict="true")
+
+
+def test_the_page_counts_verdicts_and_shows_what_was_made_up(section):
+    page = gallery.gallery_page([section(ours="1", verdict="undecided", invented=True)])
+    assert "| [S](#s) | 0 | 0 | 1 | 0 |" in page and "P *The published picture shows made-up numbers.*" in page
+
+
+def test_every_claim_that_is_measured_links_to_rows_that_are_there():
+    for claim in CLAIMS:
+        if claim["verdict"] != "not measured":
+            assert claim.get("rows") and all((ROOT / file).exists() for file in claim["rows"]), claim["title"]
+
+
+def test_what_is_not_measured_says_what_it_would_take():
+    missing = [claim["title"] for claim in CLAIMS if claim["verdict"] == "not measured" and "left" not in claim]
+    assert missing == []
+
+
+def test_each_picture_is_of_a_kind_that_tests_draw():
+    for picture in (picture for claim in CLAIMS for picture in claim.get("pictures", ())):
+        assert (ROOT / DRAWN[str(Path(picture).parent)]).exists(), picture
+
+
+def test_the_comparisons_of_the_ablations_are_whole(tmp_path):
+    ablation_report.draw(ablation_report.load_runs(ROOT / "results" / "ablation"), tmp_path / "comparisons.png", 25)
+    assert (tmp_path / "comparisons.png").exists()
+
+
+def test_the_figures_of_tinyseek_are_whole(tmp_path):
+    """Each is read as it is saved."""
+
+    def log(scale, supervised):
+        rows = [
+            {"step": step, "loss": scale * (5 - step / 100), "learning_rate": 0.01, "router_balance": scale}
+            | ({"evidence_flow/model_loss": 5 - step / 100, "evidence_flow/loss": 12 / step} if supervised else {})
+            for step in range(5, 201, 5)
+        ]
+        return rows + [{"step": step, "eval_loss": scale * (6 - step / 100)} for step in range(25, 201, 25)]
+
+    logs = {
+        arm: [log(1, arm in ("full", "no_warmup")), log(0.9, arm in ("full", "no_warmup"))] for arm in figures.ARMS
+    }
+    assert len(figures.draw(logs, tmp_path)) == 8
+    found = figures.summary(logs["full"])
+    assert found["evaluations"] == 8 and found["seeds"] == 2 and found["loss_p_first"] == pytest.approx(2.4)
+    assert found["loss"] == pytest.approx(5 - sum(range(155, 201, 5)) / 10 / 100)
