@@ -47,6 +47,8 @@ def _claim(claim: dict, files: dict, where: str) -> dict[str, Any]:
     rests = " ".join(str(claim.get(name, "")) for name in ("ours", "verdict"))
     if MISSING in rests or "ours" not in claim:
         claim["verdict"] = MISSING
+    if MISSING in rests:
+        claim.setdefault("left", "The files do not hold all of these numbers.")
     if claim["verdict"] not in VERDICTS:
         raise ValueError(
             f"{where}, {claim['title']!r}: `verdict` must be one of {', '.join(VERDICTS)}, got {claim['verdict']!r}."

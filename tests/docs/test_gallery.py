@@ -60,7 +60,7 @@ def test_values_of_json_and_tables_are_filled_in(section):
 @pytest.mark.parametrize("value", ["{no#a}", "{x#cells/arm=c/mean}", "{x#cells/arm=b/none:.1f}", "{t#row/one}"])
 def test_what_is_missing_makes_a_claim_not_measured(section, value):
     (claim,) = section(ours=f"It is {value}.")["claims"]
-    assert claim["ours"] == "It is not measured." and claim["verdict"] == "not measured"
+    assert claim["ours"] == "It is not measured." and claim["verdict"] == "not measured" and claim["left"]
 
 
 def test_a_claim_without_a_number_of_ours_is_not_measured(section):
