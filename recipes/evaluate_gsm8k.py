@@ -1,5 +1,5 @@
 """
-Evaluate a causal language model on GSM8K: a plain checkpoint, a thinking model or an adapter folder.
+Evaluate a causal language model on GSM8K or another task: a plain checkpoint, a thinking model or an adapter folder.
 
 ```bash
 python recipes/evaluate_gsm8k.py \
@@ -8,6 +8,7 @@ python recipes/evaluate_gsm8k.py \
     --batch_size 64 --num_samples 8 --temperature 0.5
 ```
 
+`--task aime26 --num_samples 32 --pass_at 1 8` takes another task, here with avg@32, pass@1 and pass@8;
 `--dataset_name_or_path path/to/gsm8k/test.jsonl` reads a local file, `--config settings.yaml` takes the arguments from
 a file. The same command run again goes on after the last whole batch; when all is done it prints the report anew.
 
@@ -16,7 +17,9 @@ test problems with a model of 0.1M parameters, 64 new tokens, prompts of 900 byt
 
 Outputs, in `output_dir`:
 - `greedy.jsonl`, `sampled.jsonl`: one row per completion, with its prompt, text, token counts and scores;
-- `metrics.json`: accuracy per grader with its 95 % interval, pass@1 and pass@k, unparsable share, lengths, tokens/s;
+- `metrics.json`: accuracy per grader with its 95 % interval over the problems, avg@n and pass@k of n samples,
+  unparsable share, lengths, tokens/s;
+- `.eval_results/<task>.yaml`: the result as the Hub shows it on a model's page and the data set's leaderboard;
 - `settings.json`: what the completions depend on; `run.json`: the run record.
 
 The model card of a folder that was trained here gets the result too.
@@ -46,6 +49,7 @@ from hf_evidenceflow.evaluation.completions import (
     weights_fingerprint,
 )
 from hf_evidenceflow.evaluation.evaluation_card import Evaluation, add_evaluation, why_no_card
+from hf_evidenceflow.evaluation.hub_results import hub_result, why_no_hub_result, write_hub_result
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.report.memory import peak_memory
 from hf_evidenceflow.report.model_card import Sample
@@ -53,12 +57,21 @@ from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.report.say import say
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
-from hf_evidenceflow.tasks.gsm8k import GRADERS, extract_answer, gold_rule, grade, load_gsm8k
+from hf_evidenceflow.tasks import BENCHMARKS, TASKS, TEST_TASKS, Reward, Task
 from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
 
 
+EVALUATED = {**TASKS, **TEST_TASKS}
 # These change what is reported, not what is generated.
-REPORT_SETTINGS = ("output_dir", "graders", "shown_samples", "update_model_card")
+REPORT_SETTINGS = (
+    "output_dir",
+    "graders",
+    "pass_at",
+    "shown_samples",
+    "update_model_card",
+    "update_eval_results",
+    "source_url",
+)
 # What the card says of the completions; `SAMPLING` only if there are sampled ones
 CARD_SETTINGS = (
     "max_new_tokens",
@@ -98,10 +111,15 @@ class EvaluateArguments:
         chat_template_kwargs (`dict`, *optional*):
             Further arguments of the chat template as JSON, such as `'{"enable_thinking": false}'`; `'{}'` for none. If
             not given, those that the folder's `run.json` says the model was trained with.
-        dataset_name_or_path (`str`, *optional*, defaults to `"openai/gsm8k"`):
-            Hub name, jsonl or parquet file, or folder.
-        split (`str`, *optional*, defaults to `"test"`):
-            Split of the data set.
+        task (`str`, *optional*, defaults to `"gsm8k"`):
+            One of [`~hf_evidenceflow.tasks.TASKS`] or [`~hf_evidenceflow.tasks.TEST_TASKS`]: `gsm8k`,
+            `gsm8k_platinum`, `math`, `math_500`, `aime25`, `aime26`, `gpqa_diamond`, `mmlu_stem`, `arc_challenge`,
+            `open_qa`, `rows`.
+        dataset_name_or_path (`str`, *optional*):
+            Hub name, also with `@` and a revision, jsonl or parquet file, or folder. If not given, the task's
+            published test set.
+        split (`str`, *optional*):
+            Split of the data set. If not given, that of the published test set, else `test`.
         system_prompt (`str`, *optional*):
             Instruction before a question, the same as in the training; `none`: the question alone. If not given, the
             task's own.
@@ -128,13 +146,21 @@ class EvaluateArguments:
             Penalty of repeated tokens; `1.0` is none, whatever the checkpoint's generation config says.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sampling and of the intervals.
-        graders (`list[str]`, *optional*, defaults to all):
-            Graders to report side by side. Others in a rerun grade the saved completions again.
+        graders (`list[str]`, *optional*, defaults to all of the task):
+            Graders to report side by side, `strict` and for numbers also `flexible`, `hrpo_legacy` and `math_verify`.
+            Others in a rerun grade the saved completions again.
+        pass_at (`list[int]`, *optional*, defaults to 1 and `num_samples`):
+            The k of pass@k, estimated without bias from the `num_samples` completions.
         shown_samples (`int`, *optional*, defaults to `3`):
             Completions shown at the end.
         update_model_card (`bool`, *optional*, defaults to `True`):
             Whether the result is written into the model card of `model_name_or_path`, if that is a folder with a card
             of the trainers here. The same evaluation later on replaces it.
+        update_eval_results (`bool`, *optional*, defaults to `False`):
+            Whether `.eval_results/<task>.yaml` is also written into the folder `model_name_or_path`, to be uploaded
+            with the model.
+        source_url (`str`, *optional*):
+            Page with details of this evaluation, for `.eval_results`.
     """
 
     model_name_or_path: str
@@ -146,8 +172,9 @@ class EvaluateArguments:
     trust_remote_code: bool = False
     thinking_mode: str | None = None
     chat_template_kwargs: dict | str | None = None
-    dataset_name_or_path: str = "openai/gsm8k"
-    split: str = "test"
+    task: str = field(default="gsm8k", metadata={"choices": list(EVALUATED)})
+    dataset_name_or_path: str | None = None
+    split: str | None = None
     system_prompt: str | None = None
     max_samples: int | None = None
     order: str = field(default="file", metadata={"choices": ["file", "hash"]})
@@ -160,15 +187,33 @@ class EvaluateArguments:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
-    graders: list[str] = field(default_factory=lambda: list(GRADERS))
+    graders: list[str] | None = None
+    pass_at: list[int] | None = None
     shown_samples: int = 3
     update_model_card: bool = True
+    update_eval_results: bool = False
+    source_url: str | None = None
 
     def __post_init__(self):
         self.chat_template_kwargs = parse_chat_template_kwargs(self.chat_template_kwargs)
-        self.graders = [self.graders] if isinstance(self.graders, str) else list(self.graders)
-        if not self.graders or not set(self.graders) <= set(GRADERS):
-            raise ValueError(f"`graders` must be one or several of {', '.join(GRADERS)}, got {self.graders}.")
+        if self.task not in EVALUATED:
+            raise ValueError(f"`task` must be one of {', '.join(EVALUATED)}, got {self.task!r}.")
+        published = BENCHMARKS.get(self.task)
+        self.dataset_name_or_path = self.dataset_name_or_path or (published.name if published else self._task.dataset)
+        self.split = self.split or (published.split if published else "test")
+        if self.dataset_name_or_path is None:
+            raise ValueError(f"`task={self.task}` has no data set of its own. Give `dataset_name_or_path`.")
+        known = list(self._task.graders)
+        graders = known if self.graders is None else self.graders
+        self.graders = [graders] if isinstance(graders, str) else list(graders)
+        if not self.graders or not set(self.graders) <= set(known):
+            raise ValueError(f"`graders` must be one or several of {', '.join(known)}, got {self.graders}.")
+        if self.update_eval_results and not Path(self.model_name_or_path).is_dir():
+            raise ValueError(f"`update_eval_results` needs a local folder, got {self.model_name_or_path!r}.")
+        if self.pass_at is not None and not all(1 <= k <= self.num_samples for k in self.pass_at):
+            raise ValueError(
+                f"`pass_at` must be from 1 to `num_samples`, got {self.pass_at} and {self.num_samples} samples."
+            )
         lowest = {"batch_size": 1, "max_new_tokens": 1, "num_samples": 0, "top_k": 0, "seed": 0, "shown_samples": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
@@ -182,6 +227,15 @@ class EvaluateArguments:
         if self.num_samples and not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0 to sample, got {self.temperature}.")
 
+    @property
+    def _task(self) -> Task:
+        return EVALUATED[self.task]
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """The graders by name."""
+        return {name: self._task.graders[name] for name in self.graders}
+
 
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(EvaluateArguments, __doc__).parse_args_and_config(argv)
@@ -190,8 +244,9 @@ def main(argv: list[str] | None = None) -> dict:
     settings = {name: value for name, value in asdict(args).items() if name not in REPORT_SETTINGS}
     claim_folder(args.output_dir, settings)
     with run_record(args.output_dir, evaluate=args) as record:
-        for grader in args.graders:
-            grade("#### 1", "1", grader)  # a missing extra shows now rather than after the last batch
+        for reward in args.rewards.values():
+            if reward.check is not None:
+                reward.check()  # a missing extra shows now rather than after the last batch
         say(f"Loading {args.model_name_or_path} ...")
         start = time.perf_counter()
         model, tokenizer = load_model(
@@ -209,8 +264,8 @@ def main(argv: list[str] | None = None) -> dict:
                 "the one of the training, or `chat_template_kwargs '{}'`."
             )
         problems = load_problems(args, tokenizer)
-        for grader in args.graders:
-            gold_rule(grader).check(problems["answer"])
+        for reward in args.rewards.values():
+            reward.golds.check(problems["answer"])
         claim_folder(
             args.output_dir, settings | {"weights": weights_fingerprint(model), "data": fingerprint(problems)}
         )
@@ -223,7 +278,9 @@ def main(argv: list[str] | None = None) -> dict:
         metrics = {"problems": len(problems)}
         for decoding in rows:
             greedy = decoding == "greedy"
-            metrics[decoding] = summarize_completions(rows[decoding], args.graders, greedy=greedy, seed=args.seed)
+            metrics[decoding] = summarize_completions(
+                rows[decoding], args.graders, greedy=greedy, seed=args.seed, pass_at=args.pass_at
+            )
         atomic_write_json(Path(args.output_dir) / "metrics.json", metrics)
         memory = peak_memory()
         costs = {
@@ -235,11 +292,12 @@ def main(argv: list[str] | None = None) -> dict:
     print_report(metrics, rows["greedy"], args)
     if args.update_model_card:
         update_card(metrics, rows["greedy"], problems, args)
+    save_hub_result(metrics, args)
     return metrics
 
 
 def load_problems(args: EvaluateArguments, tokenizer) -> Dataset:
-    problems = load_gsm8k(
+    problems = EVALUATED[args.task].load(
         args.dataset_name_or_path,
         split=args.split,
         conversational=chat_form(tokenizer, args.conversational),
@@ -248,7 +306,9 @@ def load_problems(args: EvaluateArguments, tokenizer) -> Dataset:
     )
     if args.order == "file":
         return problems
-    hashes = [hashlib.sha256(question.encode()).hexdigest() for question in problems["question"]]
+    asked = problems["question" if "question" in problems.column_names else "prompt"][:]
+    texts = [text if isinstance(text, str) else json.dumps(text) for text in asked]
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     return problems.select(sorted(range(len(hashes)), key=hashes.__getitem__)[: args.max_samples])
 
 
@@ -265,7 +325,7 @@ def evaluate(model, tokenizer, problems: Dataset, args: EvaluateArguments, decod
     plan = plan_batches(lengths, args.batch_size, num_samples)
     log = CompletionLog(Path(args.output_dir) / f"{decoding}.jsonl", plan)
     if any(set(row["scores"]) != set(args.graders) for row in log.rows):
-        log.rewrite(row | grades(row["completion"], row["gold"], args.graders) for row in log.rows)
+        log.rewrite(row | grades(row["completion"], row["gold"], args.rewards) for row in log.rows)
 
     sampling = {}
     if decoding == "sampled":
@@ -286,23 +346,39 @@ def evaluate(model, tokenizer, problems: Dataset, args: EvaluateArguments, decod
     )
     with tqdm(total=sum(map(len, plan)), initial=len(log.rows), desc=decoding, unit="completion") as bar:
         for batch in batches:
-            log.append(to_row(completion, golds[completion.index], args.graders) for completion in batch)
+            log.append(to_row(completion, golds[completion.index], args.rewards) for completion in batch)
             bar.update(len(batch))
     return log.rows
 
 
-def to_row(completion, gold: str, graders: list[str]) -> dict:
+def to_row(completion, gold: str, rewards: dict[str, Reward]) -> dict:
     row = asdict(completion)
     return {"id": row.pop("index"), "completion": row.pop("text"), "gold": gold, **row} | grades(
-        completion.text, gold, graders
+        completion.text, gold, rewards
     )
 
 
-def grades(text: str, gold: str, graders: list[str]) -> dict:
+def grades(text: str, gold: str, rewards: dict[str, Reward]) -> dict:
     return {
-        "extracted": {grader: extract_answer(text, grader) for grader in graders},
-        "scores": {grader: grade(text, gold, grader) for grader in graders},
+        "extracted": {grader: reward.extract(text) for grader, reward in rewards.items()},
+        "scores": {grader: reward.grade(text, gold) for grader, reward in rewards.items()},
     }
+
+
+def save_hub_result(metrics: dict, args: EvaluateArguments) -> None:
+    """Write the result in the Hub's form, or say in a line why not."""
+    reason = why_no_hub_result(args.task, metrics["problems"])
+    if reason is not None:
+        print(f"No `.eval_results` are written: {reason}.")
+        return
+    names = [*CARD_SETTINGS, *(SAMPLING if args.num_samples else ())]
+    settings = {name: getattr(args, name) for name in names}
+    entry = hub_result(BENCHMARKS[args.task], metrics, args.graders[0], settings, args.source_url)
+    folders = [args.output_dir]
+    if args.update_eval_results:
+        folders.append(args.model_name_or_path)
+    for folder in folders:
+        print(f"Result for the Hub: {write_hub_result(folder, args.task, entry)}")
 
 
 def update_card(metrics: dict, greedy_rows: list[dict], problems: Dataset, args: EvaluateArguments) -> None:
@@ -312,7 +388,7 @@ def update_card(metrics: dict, greedy_rows: list[dict], problems: Dataset, args:
     if reason is None:
         names = [*CARD_SETTINGS, *(SAMPLING if args.num_samples else ())]
         evaluation = Evaluation(
-            task="GSM8K",
+            task=args.task.upper().replace("_", "-"),
             dataset=args.dataset_name_or_path,
             split=args.split,
             problems=len(problems),

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from hf_evidenceflow import traces_from_samples
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.data.thought_rows import SPLITS, step_splitter
+from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
@@ -50,6 +51,8 @@ class SampleArguments:
             Number of problems, drawn with `seed`. If not given, all.
         system_prompt, conversational (*optional*):
             As in `recipes/latent_sft.py`.
+        chat_template_kwargs (`dict`, *optional*):
+            As in `recipes/evaluate_gsm8k.py`.
         num_samples (`int`, *optional*, defaults to `16`):
             Solutions of each problem.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -79,6 +82,7 @@ class SampleArguments:
     max_samples: int | None = None
     system_prompt: str | None = None
     conversational: bool | None = None
+    chat_template_kwargs: dict | str | None = None
     num_samples: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
@@ -92,6 +96,7 @@ class SampleArguments:
     seed: int = 0
 
     def __post_init__(self):
+        self.chat_template_kwargs = parse_chat_template_kwargs(self.chat_template_kwargs)
         if self.num_samples < 2:
             raise ValueError(f"`num_samples` must be at least 2, got {self.num_samples}: one makes no distribution.")
         if not self.temperature > 0:
@@ -144,6 +149,7 @@ def sample(args: SampleArguments, model, tokenizer, prompts) -> list[list[str]]:
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
+        chat_template_kwargs=evaluation_chat_template_kwargs(args.chat_template_kwargs, args.model_name_or_path),
     )
     with tqdm(total=len(prompts) * args.num_samples, desc="sampling", unit="solution") as bar:
         for batch in batches:

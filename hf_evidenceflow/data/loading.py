@@ -25,7 +25,8 @@ def load_split(
         name_or_path (`str`):
             A local file (`.jsonl`, `.json`, `.parquet`, `.csv`, also with `.gz` behind it), a local folder that holds
             `{split}.jsonl` or the like (also `{split}-00000-of-00001.parquet`, in a folder per configuration, in the
-            folder itself or in its `data`), or else the name of a data set on the Hub.
+            folder itself or in its `data`), or else the name of a data set on the Hub, which `@` and a revision may
+            follow.
         split (`str`):
             Name of the split. A file is taken as it is, unless its name says that it is another split.
         configs (`tuple[str, ...]`, *optional*, defaults to `()`):
@@ -96,9 +97,11 @@ def _load_from_hub(name: str, split: str, configs: tuple[str, ...]):
 
     if data_format(Path(name)) or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         readable_file(name)
+    repo, _, revision = name.partition("@")
+    where = {"split": split, "revision": revision} if revision else {"split": split}
     try:
         return datasets.concatenate_datasets(
-            [datasets.load_dataset(name, config, split=split) for config in configs or (None,)]
+            [datasets.load_dataset(repo, config, **where) for config in configs or (None,)]
         )
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(

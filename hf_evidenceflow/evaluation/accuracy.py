@@ -9,7 +9,11 @@ from .statistics import Interval, mean_interval, pass_at_k, proportion_interval
 
 
 def summarize_completions(
-    rows: Sequence[Mapping[str, Any]], graders: Sequence[str], greedy: bool, seed: int = 0
+    rows: Sequence[Mapping[str, Any]],
+    graders: Sequence[str],
+    greedy: bool,
+    seed: int = 0,
+    pass_at: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """
     Sum up the graded completions of one decoding.
@@ -19,8 +23,10 @@ def summarize_completions(
             One row per completion, the same number for each problem, with `id` (problem), `scores` and `extracted`
             (each by grader), `completion_tokens`, `thinking_tokens`, `finished` and `seconds`.
         greedy (`bool`):
-            Whether the completions are greedy, one per problem: their measure is called `"accuracy"`. That of `k`
-            sampled ones is `"pass@1"` and `"pass@k"`.
+            Whether the completions are greedy, one per problem: their measure is called `"accuracy"`. Those of `n`
+            sampled ones are `"avg@n"`, their mean accuracy, and `"pass@k"`, each with its interval over the problems.
+        pass_at (`Sequence[int]`, *optional*, defaults to `(1, n)`):
+            The k of pass@k.
 
     Returns:
         `dict[str, Any]`: `"graders"`, with the measures of each grader as `{"value", "low", "high"}` and its
@@ -42,21 +48,23 @@ def summarize_completions(
         outcomes: dict[Any, list[bool]] = {}
         for row in rows:
             outcomes.setdefault(row["id"], []).append(row["scores"][grader] == 1)
-        measures = _pass_rates(list(outcomes.values()), greedy, seed)
+        measures = _pass_rates(list(outcomes.values()), greedy, seed, pass_at)
         metrics["graders"][grader] = {name: interval._asdict() for name, interval in measures.items()}
         unread = sum(row["extracted"][grader] is None for row in rows)
         metrics["graders"][grader]["unparsable_share"] = unread / len(rows)
     return metrics
 
 
-def _pass_rates(outcomes: Sequence[Sequence[bool]], greedy: bool, seed: int) -> dict[str, Interval]:
+def _pass_rates(outcomes: Sequence[Sequence[bool]], greedy: bool, seed: int, pass_at) -> dict[str, Interval]:
     n = len(outcomes[0])
     if any(len(right) != n for right in outcomes):
         raise ValueError(f"Each problem needs the same number of completions, got {sorted(set(map(len, outcomes)))}.")
     if n == 1:
-        return {"accuracy" if greedy else "pass@1": proportion_interval(sum(map(sum, outcomes)), len(outcomes))}
-    rates = {k: [pass_at_k(n, sum(right), k) for right in outcomes] for k in (1, n)}
-    return {f"pass@{k}": mean_interval(rates[k], seed=seed) for k in rates}
+        share = proportion_interval(sum(map(sum, outcomes)), len(outcomes))
+        return {"accuracy": share} if greedy else {"avg@1": share, "pass@1": share}
+    rates = {f"avg@{n}": [sum(right) / n for right in outcomes]}
+    rates |= {f"pass@{k}": [pass_at_k(n, sum(right), k) for right in outcomes] for k in pass_at or (1, n)}
+    return {name: mean_interval(each, seed=seed) for name, each in rates.items()}
 
 
 def accuracy_table(metrics: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:

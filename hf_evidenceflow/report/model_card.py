@@ -128,7 +128,14 @@ def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:
     return atomic_write_text(folder / "README.md", f"{str(card).rstrip()}\n")
 
 
-def generation_snippet(name: str, question: Any, loader: str, chat: bool, marker: bool) -> str:
+def generation_snippet(
+    name: str,
+    question: Any,
+    loader: str,
+    chat: bool,
+    marker: bool,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """
     Python that loads a model and continues a prompt.
 
@@ -143,11 +150,15 @@ def generation_snippet(name: str, question: Any, loader: str, chat: bool, marker
             Whether the prompt goes through the chat template.
         marker (`bool`):
             Whether `generate` takes the tokenizer, to find the end of thinking.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            Further arguments of the chat template, as in the training.
     """
     imported, load = loader.split("\n")
     prompt = f"prompt = {question!r}"
     if chat:
-        prompt += "\nprompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)"
+        further = "".join(f", {key}={value!r}" for key, value in (chat_template_kwargs or {}).items())
+        prompt += "\nprompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True"
+        prompt += f"{further})"
     special = ", add_special_tokens=False" if chat else ""  # the template has them
     return f"""from transformers import AutoTokenizer
 {imported}

@@ -92,6 +92,13 @@ class Reward:
         self.check = check
         self.log_unverified = log_unverified
 
+    def grade(self, completion: str | list[dict], gold: Any) -> float:
+        """The score of one completion; errors as of a batch."""
+        if self.check is not None:
+            self.check()
+        gold, answer = self.golds(gold), self.extract(completion_text(completion))
+        return float(answer is not None and bool(self.is_right(answer, gold)))
+
     def __call__(
         self,
         completions: list[str] | list[list[dict]],

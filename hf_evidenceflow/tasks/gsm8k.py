@@ -77,9 +77,7 @@ def extract_answer(text: str | list[dict], grader: str = "strict") -> str | None
     number in plain writing, the same for equal numbers (`70000`, `-0.5`, `1/3`), and for `math_verify` the text after
     the marker; `None` if the grader finds no answer that it can read. An unknown grader is a `ValueError`.
     """
-    if grader not in GRADERS:
-        raise ValueError(f"`grader` must be one of {', '.join(GRADERS)}, got {grader!r}.")
-    return _READERS[grader](completion_text(text))
+    return _reward(grader).extract(completion_text(text))
 
 
 def is_parsable(completion: str | list[dict], grader: str = "strict") -> bool:
@@ -112,12 +110,7 @@ def grade(completion: str | list[dict], gold: str | int | float, grader: str = "
     (1.0, 0.0)
     ```
     """
-    if grader == "math_verify":
-        require_math_verify()
-    answer, gold = extract_answer(completion, grader), gold_rule(grader)(gold)
-    if answer is None:
-        return 0.0
-    return float(bool(equal_expressions(gold, answer)) if grader == "math_verify" else answer == gold)
+    return _reward(grader).grade(completion, gold)
 
 
 def gold_rule(grader: str = "strict") -> GoldRule:
@@ -171,8 +164,25 @@ def _plain_float(number: float | None) -> str | None:
     return None if number is None else repr(number + 0.0).removesuffix(".0")  # "+ 0.0" makes -0.0 equal to 0.0
 
 
-_READERS = {"strict": _strict, "flexible": _flexible, "hrpo_legacy": _legacy, "math_verify": _expression}
-GRADERS = tuple(_READERS)
+def _same_expression(answer: str, gold: str) -> bool | None:
+    return equal_expressions(gold, answer)
+
 
 gsm8k_reward = Reward("gsm8k_reward", gold_rule(), _strict)
 """[`Reward`] for the right number after exactly one marker `####`, by the `strict` grader."""
+
+NUMBER_GRADERS = {
+    "strict": gsm8k_reward,
+    "flexible": Reward("flexible", gold_rule(), _flexible),
+    "hrpo_legacy": Reward("hrpo_legacy", gold_rule("hrpo_legacy"), _legacy),
+    "math_verify": Reward(
+        "math_verify", gold_rule("math_verify"), _expression, _same_expression, check=require_math_verify
+    ),
+}
+GRADERS = tuple(NUMBER_GRADERS)
+
+
+def _reward(grader: str) -> Reward:
+    if grader not in GRADERS:
+        raise ValueError(f"`grader` must be one of {', '.join(GRADERS)}, got {grader!r}.")
+    return NUMBER_GRADERS[grader]

@@ -89,16 +89,17 @@ def load_arc_challenge(
 
 
 def _read_mmlu_row(index: int, row: dict) -> dict:
-    return _read_options(index, row["question"], row["choices"], row["answer"])
+    return read_options(index, row["question"], row["choices"], row["answer"])
 
 
 def _read_arc_row(index: int, row: dict) -> dict:
     choices = row["choices"] if isinstance(row["choices"], dict) else {}
     labels, key = choices.get("label") or [], row["answerKey"]
-    return _read_options(index, row["question"], choices.get("text"), labels.index(key) if key in labels else None)
+    return read_options(index, row["question"], choices.get("text"), labels.index(key) if key in labels else None)
 
 
-def _read_options(index: int, question: str, options: list[str], right: int | None) -> dict:
+def read_options(index: int, question: str, options: list[str], right: int | None) -> dict:
+    """The columns of a question with these options, of which that with the index `right` is right."""
     options = options if isinstance(options, list) else []
     written = all(isinstance(option, str) for option in options)
     is_index = isinstance(right, int) and 0 <= right < len(options)

@@ -38,6 +38,7 @@ class ModelCardMixin:
 
     model_card_dataset: str | None = None
     model_card_notes: str | None = None
+    chat_template_kwargs: dict | None = None  # trainers with rollouts have their own
     _card_method = "next-token prediction"
     _card_citation: str | None = None
     _card_tags = ("hf_evidenceflow",)
@@ -57,7 +58,7 @@ class ModelCardMixin:
         thinks = config.model_type.startswith("thinking_") and config.thinking_mode != "none"
         prompt, chat = self._card_prompt()
         name = self.args.hub_model_id or str(self.args.output_dir)
-        marker = config.model_type.startswith("thinking_")
+        usage = config.model_type.startswith("thinking_"), self.chat_template_kwargs
         loader = _loader(config.model_type, adapter)
         remote = not adapter and any(Path(self.args.output_dir).glob("modeling_*.py"))
         metadata = {
@@ -72,8 +73,8 @@ class ModelCardMixin:
         return CardContent(
             title=title,
             summary=self._card_summary(config, base, adapter, thinks, dataset),
-            snippet=generation_snippet(name, prompt, loader, chat, marker),
-            remote_snippet=generation_snippet(name, prompt, _REMOTE_LOADER, chat, marker) if remote else None,
+            snippet=generation_snippet(name, prompt, loader, chat, *usage),
+            remote_snippet=generation_snippet(name, prompt, _REMOTE_LOADER, chat, *usage) if remote else None,
             metadata={key: value for key, value in metadata.items() if value is not None},
             results=self._card_results(),
             tables={

@@ -33,13 +33,19 @@ def test_greedy_accuracy_counts_problems():
 def test_samples_are_averaged_by_problem():
     rows = make_rows([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     measures = summarize_completions(rows, ["strict"], greedy=False, seed=3)["graders"]["strict"]
-    assert measures["pass@1"] == mean_interval([0.25, 1, 0], seed=3)._asdict()
+    assert measures["avg@4"] == measures["pass@1"] == mean_interval([0.25, 1, 0], seed=3)._asdict()
     assert measures["pass@4"]["value"] == pytest.approx(2 / 3)
+
+
+def test_pass_at_k_is_given_for_the_k_that_were_asked_for():
+    rows = make_rows([[1, 0, 0, 0], [0, 0, 0, 0]])
+    measures = summarize_completions(rows, ["strict"], greedy=False, pass_at=(2,))["graders"]["strict"]
+    assert measures["pass@2"]["value"] == 0.25 and measures.keys() == {"avg@4", "pass@2", "unparsable_share"}
 
 
 def test_a_single_sample_is_pass_at_1():
     measures = summarize_completions(make_rows([[1], [0]]), ["strict"], greedy=False)["graders"]["strict"]
-    assert measures.keys() == {"pass@1", "unparsable_share"}
+    assert measures.keys() == {"avg@1", "pass@1", "unparsable_share"}
 
 
 def test_lengths_speed_and_shares():

@@ -7,10 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from repository import RECIPES
+from task_rows import ARC
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import load_thinking_model
 from hf_evidenceflow.report.model_card import CardContent, write_model_card
+from hf_evidenceflow.tasks import BENCHMARKS, GRADERS
 
 
 PROBLEMS = [
@@ -102,7 +104,7 @@ def test_metrics_have_intervals_for_each_grader_and_measure(evaluate):
     metrics = json.loads((evaluate(graders=["strict", "flexible"], num_samples=3) / "metrics.json").read_text())
     for grader in ("strict", "flexible"):
         measures = metrics["greedy"]["graders"][grader] | metrics["sampled"]["graders"][grader]
-        assert measures.keys() == {"accuracy", "pass@1", "pass@3", "unparsable_share"}
+        assert measures.keys() == {"accuracy", "avg@3", "pass@1", "pass@3", "unparsable_share"}
         assert measures["accuracy"]["low"] <= measures["accuracy"]["value"] < measures["accuracy"]["high"]
     assert metrics["greedy"]["graders"].keys() == {"strict", "flexible"}
 
@@ -120,7 +122,7 @@ def test_right_answers_score_one(recipe, evaluate, monkeypatch):
     monkeypatch.setattr(recipe, "generate_completions", right)
     metrics = json.loads((evaluate() / "metrics.json").read_text())
     accuracies = {name: measures["accuracy"]["value"] for name, measures in metrics["greedy"]["graders"].items()}
-    assert accuracies == dict.fromkeys(recipe.GRADERS, 1.0)
+    assert accuracies == dict.fromkeys(GRADERS, 1.0)
 
 
 @pytest.fixture
@@ -350,3 +352,20 @@ def test_prompts_are_rendered_as_in_training_unless_told_otherwise(evaluate, pla
         folder = evaluate(output, model_name_or_path=path, max_samples=1, graders="strict", **options)
         assert rows(folder, "greedy")[0]["prompt"].endswith(ending)
     assert json.loads((folder / "settings.json").read_text())["chat_template_kwargs"] == {}
+
+
+def test_another_task_is_graded_by_its_own_reward(evaluate, tmp_path):
+    path = tmp_path / "arc.jsonl"
+    path.write_text("".join(json.dumps(ARC | {"question": f"Which of {n}?"}) + "\n" for n in range(3)))
+    metrics = json.loads((evaluate(task="arc_challenge", dataset_name_or_path=path) / "metrics.json").read_text())
+    assert metrics["greedy"]["graders"].keys() == {"strict"}
+
+
+def test_a_whole_test_set_leaves_a_result_for_the_hub_in_the_folders(
+    evaluate, plain_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(BENCHMARKS, "gsm8k", dataclasses.replace(BENCHMARKS["gsm8k"], problems=len(PROBLEMS)))
+    model = shutil.copytree(plain_checkpoint, tmp_path / "model")
+    out = evaluate(model_name_or_path=model, update_eval_results=True, graders="strict")
+    written = [(folder / ".eval_results" / "gsm8k.yaml").read_text() for folder in (out, model)]
+    assert written[0] == written[1] and "openai/gsm8k" in written[0]

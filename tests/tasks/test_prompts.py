@@ -1,5 +1,6 @@
 import pytest
 from datasets import Dataset
+from repository import ROOT
 
 from hf_evidenceflow.tasks import build_prompt, build_system_prompt, chat_form, filter_long_prompts
 from hf_evidenceflow.tasks.prompts import render_prompt
@@ -96,3 +97,10 @@ def test_dropping_all_prompts_is_an_error(tokenizer):
 def test_limit_below_one_token_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="at least 1 token, got 0"):
         filter_long_prompts(Dataset.from_dict({"prompt": ["a"]}), tokenizer, 0)
+
+
+def test_nothing_else_renders_chats():
+    """Training, checks and evaluations would not see the same prompts; a model card shows how to call the template."""
+    paths = [path for folder in ("hf_evidenceflow", "patches", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    found = {path.name for path in paths if "apply_chat_template(" in path.read_text(encoding="utf-8")}
+    assert found == {"prompts.py", "model_card.py"}

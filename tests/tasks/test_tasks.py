@@ -4,9 +4,9 @@ import random
 import time
 
 import pytest
-from task_rows import ARC, GSM8K, MATH, MMLU, OWN, QA
+from task_rows import AIME, ARC, GPQA, GSM8K, MATH, MATH_500, MMLU, OWN, PLATINUM, QA
 
-from hf_evidenceflow.tasks import TASKS, math_reward, multiple_choice_reward, open_qa_reward
+from hf_evidenceflow.tasks import BENCHMARKS, TASKS, TEST_TASKS, math_reward, multiple_choice_reward, open_qa_reward
 
 
 # For each task a row in its format, and its answer
@@ -17,14 +17,31 @@ EXAMPLES = {
     "arc_challenge": (ARC, "B"),
     "open_qa": (QA, ["Paris", "Lutetia"]),
     "rows": (OWN, "the red cup"),
+    "gsm8k_platinum": (PLATINUM, "70,000"),
+    "math_500": (MATH_500, "\\frac{1}{2}"),
+    "aime25": (AIME, "70"),
+    "aime26": (AIME | {"answer": 70}, "70"),
+    "gpqa_diamond": (GPQA, "A"),
 }
-LOADERS = [(TASKS[name].load, row, answer, TASKS[name].reward) for name, (row, answer) in EXAMPLES.items()]
+ALL = {**TASKS, **TEST_TASKS}
+LOADERS = [(ALL[name].load, row, answer, ALL[name].reward) for name, (row, answer) in EXAMPLES.items()]
 REWARDS = (math_reward, multiple_choice_reward, open_qa_reward)
 RIGHT = {math_reward: "7", multiple_choice_reward: "B", open_qa_reward: "Paris"}
 
 
 def test_every_task_has_its_example_here():
-    assert EXAMPLES.keys() == TASKS.keys()
+    assert EXAMPLES.keys() == ALL.keys()
+
+
+def test_every_published_test_set_is_that_of_a_task():
+    assert all(ALL[name].dataset == benchmark.dataset for name, benchmark in BENCHMARKS.items())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_grader_of_a_task_takes_its_gold(name):
+    gold = EXAMPLES[name][1]
+    text = gold if isinstance(gold, str) else gold[-1]
+    assert all(reward.grade(f"#### {text}", gold) == 1.0 for reward in ALL[name].graders.values() if name != "gsm8k")
 
 
 @pytest.mark.parametrize(("load", "row", "answer", "reward"), LOADERS)
@@ -45,7 +62,7 @@ def test_loaded_answers_are_what_the_reward_takes(write_jsonl, load, row, answer
 def test_plain_prompt_without_instruction_is_the_question(write_jsonl, load, row, answer, reward):
     path = str(write_jsonl("data.jsonl", [row]))
     prompt = load(path, split="train", conversational=False, system_prompt=None)[0]["prompt"]
-    asked = row.get("question") or row["problem"]
+    asked = row.get("question") or row.get("problem") or row["Question"]
     assert asked in prompt and "####" not in prompt and prompt.endswith("\n")
 
 
