@@ -20,8 +20,8 @@ from hf_evidenceflow.cli import FLAGS, VALUES, packaged_configs, recipe_paths
 
 BASH = [block for block in BLOCKS if block.language == "bash"]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
-# Handed on to lm-eval and to `transformers serve`
-FOREIGN = ("hf_evidenceflow.integrations.lm_eval", "hf_evidenceflow.integrations.serve")
+# Handed on to lm-eval, to lighteval and to `transformers serve`
+FOREIGN = tuple(f"hf_evidenceflow.integrations.{name}" for name in ("lm_eval", "lighteval", "serve"))
 
 
 def name_of(block):

@@ -101,7 +101,7 @@ def hub_source(causal_lm: type) -> str:
     imports["from huggingface_hub.dataclasses import strict"] = None
     bodies = []
     for module in (*_MODULES[:2], *own, *_MODULES[2:]):
-        body, needed = _body(inspect.getsource(module))
+        body, needed = module_body(inspect.getsource(module))
         imports |= needed
         bodies.append(body)
     names = zip(("config", "model", "causal_lm", "plain_config", "plain_model", "plain"), (*classes, *plain))
@@ -111,7 +111,7 @@ def hub_source(causal_lm: type) -> str:
     return "\n\n".join([head, "\n".join(sorted(imports)), *bodies, family])
 
 
-def _body(source):
+def module_body(source: str) -> tuple[str, dict[str, None]]:
     """A module without its docstring and imports, and the imports from elsewhere."""
     lines, needed = source.splitlines(), {}
     for number, node in enumerate(ast.parse(source).body):
