@@ -56,6 +56,7 @@ def parse_arguments(argv):
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.7, 0.9, 0.99])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: seconds in which it had a core")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
@@ -159,7 +160,8 @@ def measure(model, decoding, args):
             "average_depth": sum(depths) / len(depths),
             "identical_outputs": sum(same) / len(same),
         }
-    return facts | {"speed": {name: asdict(speed) for name, speed in in_turn(candidates, args.rounds).items()}}
+    clock = time.process_time if args.clock == "cpu" else None
+    return facts | {"speed": {name: asdict(speed) for name, speed in in_turn(candidates, args.rounds, clock).items()}}
 
 
 def main(argv=None):

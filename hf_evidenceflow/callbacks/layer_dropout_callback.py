@@ -11,7 +11,7 @@ class LayerDropoutCallback(TrainerCallback):
 
     The hooks are on the model only from the start of a micro-batch to the end of its forward pass, so that evaluation,
     the saved model and inference are those of a run without it. Goes with [`EvidenceFlowCallback`], gradient
-    checkpointing, LoRA and DDP. The share of skipped rows comes into the logs as `layer_dropout/skipped`.
+    checkpointing and LoRA. The share of skipped rows comes into the logs as `layer_dropout/skipped`.
 
     Args:
         max_rate (`float`, *optional*, defaults to `0.1`):
