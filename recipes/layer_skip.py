@@ -6,7 +6,7 @@ layers draft for the whole, and measure what self-speculation gains from it.
 python recipes/layer_skip.py --config recipes/configs/layer_skip/smoke.yaml
 ```
 
-`smoke.yaml` takes a minute and a half on two CPU cores, on generated text. A checkpoint on text of one's own:
+`smoke.yaml` takes a minute on two CPU cores, on generated text. A checkpoint on text of one's own:
 
 ```bash
 python recipes/layer_skip.py --config recipes/configs/layer_skip/smollm2.yaml --train_file train.txt \

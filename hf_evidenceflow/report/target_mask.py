@@ -47,5 +47,5 @@ def plot_target_mask(distances: torch.Tensor, layers: Sequence[int], path: str |
     panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     panel.set_xlabel("block of features; framed: released")
     panel.set_ylabel("layer")
-    figure.colorbar(image, label="squared distance to the next token, relative to the block's largest")
+    figure.colorbar(image, label="squared distance to the target, of the largest")
     return save_figure(figure, path)
