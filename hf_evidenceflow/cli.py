@@ -99,11 +99,12 @@ def recipe_lines() -> list[str]:
 def packaged_configs(name: str) -> dict[str, Path]:
     """
     The YAML files of a recipe by the names that `--config` takes, such as `smoke` and `coconut/paper`. A recipe of the
-    course has one, `smoke`.
+    course has `smoke` and, for some, `text`: settings for real text.
     """
     folder = _recipe_folder() / "configs"
     if name.startswith("course/"):
-        return {"smoke": folder / f"{name}.yaml"}
+        files = {"smoke": folder / f"{name}.yaml", "text": folder / f"{name}_text.yaml"}
+        return {key: path for key, path in files.items() if path.is_file()}
     folder /= name
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 

@@ -214,10 +214,11 @@ def _draw_curve(panel, steps, values, colour, style, smooth):
         panel.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=marker)
         return
     panel.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)
-    panel.plot(steps, _centred_mean(values, smooth), color=colour, linestyle=style, linewidth=2.0, marker=marker)
+    panel.plot(steps, centred_mean(values, smooth), color=colour, linestyle=style, linewidth=2.0, marker=marker)
 
 
-def _centred_mean(values: Sequence[float], width: int) -> list[float]:
+def centred_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean of the values in a window around each, which is cut off at the ends."""
     before, after = (width - 1) // 2, width // 2
     windows = [values[max(0, i - before) : i + after + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

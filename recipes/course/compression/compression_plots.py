@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
 
 
 def plot_compression(
@@ -22,16 +22,19 @@ def plot_compression(
         outliers (`Mapping[str, Mapping]`):
             By the name of the model: `errors`, with `plain` and `split`. Empty: no such panel.
         students (`Mapping[str, Mapping]`):
-            By name: `reverse_kl` and `forward_kl`, each with `value`, `low` and `high`. Empty: no such panel.
+            By name: `reverse_kl` and `forward_kl`, each with `value`, `low` and `high`, and the `temperature` of soft
+            targets. Empty: no such panel.
         path (`str` or `os.PathLike`):
             PNG to write.
 
     Returns:
         `Path`: The path written.
     """
-    count = 1 + bool(outliers) + bool(students)
-    figure = new_figure((4.1 * count, 3.7))
-    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    swept = {row["temperature"]: row for row in students.values() if row.get("temperature")}
+    count = 1 + bool(outliers) + bool(students) + (len(swept) > 1)
+    columns = 2 if count == 4 else count
+    figure = new_figure((4.6 * columns, 3.7 * (count // columns)))
+    panels = list(figure.subplots(count // columns, columns, squeeze=False).ravel())
     markers = "osD^vPX*<>"
     for index, (name, row) in enumerate(quantized.items()):
         panels[0].plot(
@@ -52,7 +55,10 @@ def plot_compression(
     if outliers:
         _plot_outliers(panels[1], outliers)
     if students:
-        _plot_students(panels[-1], students, markers)
+        ways = {name: row for name, row in students.items() if "T =" not in name}
+        _plot_students(panels[1 + bool(outliers)], ways, markers)
+    if len(swept) > 1:
+        _plot_temperatures(panels[-1], dict(sorted(swept.items())))
     for panel in panels:
         panel.tick_params(labelsize=8)
         panel.xaxis.label.set_size(9)
@@ -74,6 +80,24 @@ def _plot_outliers(panel, outliers):
     panel.set_title("LLM.int8()", fontsize=11, loc="left", fontweight="bold")
     panel.margins(y=0.25)
     panel.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _plot_temperatures(panel, swept):
+    for index, (key, label) in enumerate(
+        (("forward_kl", "KL(teacher || student)"), ("reverse_kl", "KL(student || teacher)"))
+    ):
+        values = [row[key]["value"] for row in swept.values()]
+        spread = [
+            [row[key]["value"] - row[key]["low"] for row in swept.values()],
+            [row[key]["high"] - row[key]["value"] for row in swept.values()],
+        ]
+        style = {"color": COLOURS[index], "linestyle": LINE_STYLES[index], "marker": "os"[index]}
+        panel.errorbar(list(swept), values, yerr=spread, capsize=3, label=label, **style)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(list(swept), [f"{temperature:g}" for temperature in swept])
+    panel.set(xlabel="temperature of the soft targets", ylabel="KL, nats per completion", ylim=(0, None))
+    panel.set_title("Temperature of distillation", fontsize=11, loc="left", fontweight="bold")
+    panel.legend(frameon=False, fontsize=8)
 
 
 def _plot_students(panel, students, markers):

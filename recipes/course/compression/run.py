@@ -34,6 +34,7 @@ Sources: Dettmers et al. 2022 (LLM.int8(), 2208.07339), Dettmers et al. 2023 (NF
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
@@ -62,6 +63,7 @@ from hf_evidenceflow.recipes.course.compression.qlora import add_lora, frozen_we
 from hf_evidenceflow.recipes.course.compression.storage import linear_bits, model_bytes
 from hf_evidenceflow.recipes.course.compression.student_scores import score_student
 from hf_evidenceflow.recipes.course.compression.weight_errors import weight_errors
+from hf_evidenceflow.recipes.course.compression.weight_plots import plot_weights, softened
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run, require_course_package
@@ -78,7 +80,7 @@ STUDENT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "
 SHARED = {"num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True}
 
 STUDENTS = {"SFT": "sft", "soft targets": "soft_targets", "on-policy": "on_policy", "MiniLLM": "minillm"}
-METHODS = ("rounding", "outliers", "QLoRA", "QAT", *STUDENTS)
+METHODS = ("rounding", "outliers", "QLoRA", "QAT")
 
 
 @dataclass
@@ -91,7 +93,7 @@ class CompressionArguments(CourseArguments):
             Model to compress, and teacher; `None`: a tiny Llama, trained here.
         methods (`list[str]`, *optional*):
             What to run, by names or parts of them: `rounding`, `outliers`, `QLoRA`, `QAT`, and the students `SFT`,
-            `"soft targets"`, `on-policy` and `MiniLLM`. If not given, all.
+            `"soft targets"` (and `T = 0.5` and so on), `on-policy` and `MiniLLM`. If not given, all.
         vocab_size (`int`, *optional*, defaults to `600`):
             Tokens of the tiny Llama.
         block_size, batch_size (`int`, *optional*, default to `64` and `32`):
@@ -114,6 +116,8 @@ class CompressionArguments(CourseArguments):
             Rank of QLoRA.
         temperature, soft_weight (`float`, *optional*, default to `2.0` and `0.5`):
             Of distillation with temperature.
+        further_temperatures (`list[float]`, *optional*, defaults to `[0.5, 1, 4]`):
+            Temperatures of further students with soft targets.
         teacher_share (`float`, *optional*, defaults to `0.2`):
             The teacher's share in MiniLLM's samples.
         prompt_tokens, completion_tokens (`int`, *optional*, default to `12` and `48`):
@@ -121,6 +125,10 @@ class CompressionArguments(CourseArguments):
         eval_prompts (`int`, *optional*, defaults to `128`):
             Held-out prompts for the KLs.
     """
+
+    may_be_zero: ClassVar[frozenset[str]] = CourseArguments.may_be_zero | {
+        *("distill_updates", "student_steps", "soft_weight", "teacher_share"),
+    }
 
     output_dir: str = "outputs/compression"
     model_name_or_path: str | None = None
@@ -140,6 +148,7 @@ class CompressionArguments(CourseArguments):
     group_size: int = 32
     lora_rank: int = 8
     temperature: float = 2.0
+    further_temperatures: list[float] | None = None
     soft_weight: float = 0.5
     teacher_share: float = 0.2
     prompt_tokens: int = 12
@@ -148,7 +157,24 @@ class CompressionArguments(CourseArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.methods = chosen_methods(METHODS if self.distill_updates else METHODS[: -len(STUDENTS)], self.methods)
+        self.further_temperatures = self.further_temperatures or [0.5, 1.0, 4.0]
+        students = self.students if self.distill_updates else ()
+        self.methods = chosen_methods([*METHODS, *students], self.methods)
+        if not 2 <= self.qat_bits <= 8:
+            raise ValueError(f"`qat_bits` must be from 2 to 8, got {self.qat_bits}.")
+        if self.model_name_or_path is None and TEACHER["hidden_size"] % self.group_size:
+            raise ValueError(
+                f"`group_size` must divide the size of a layer, {TEACHER['hidden_size']}, got {self.group_size}."
+            )
+        for name in ("soft_weight", "teacher_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
+
+    @property
+    def students(self) -> dict[str, str]:
+        """Folders of the students by their name."""
+        further = {f"soft targets, T = {value:g}": f"soft_targets_{value:g}" for value in self.further_temperatures}
+        return STUDENTS | further
 
 
 def settings(args: CompressionArguments, stage: str, steps: int, learning_rate: float) -> dict:
@@ -197,7 +223,7 @@ def main(argv: list[str] | None = None) -> dict:
             measured = {"bits": bits, "bytes": size, "perplexity": score.perplexity, "seconds": seconds}
             return measured | {"row_losses": score.row_losses}
 
-        teacher, weights, outliers, adapters = load(), {}, {}, {}
+        teacher, weights, outliers, adapters, softer = load(), {}, {}, {}, {}
         quantized = {"float32": measure(teacher)}
 
         # Rounded after training
@@ -217,6 +243,9 @@ def main(argv: list[str] | None = None) -> dict:
                 ", ".join(f"{name}: perplexity {row['perplexity']:.3f}" for name, row in quantized.items()), flush=True
             )
             weights = weight_errors(teacher, args.seed)
+            probe = torch.from_numpy(test_ids[: 8 * args.block_size].astype(np.int64)).reshape(-1, args.block_size)
+            softer = softened(teacher, probe)
+            plot_weights(teacher, weights, softer, run.folder / "weights.png")
 
         # The same model with outlier features between its layers
         if "outliers" in args.methods:
@@ -276,12 +305,13 @@ def main(argv: list[str] | None = None) -> dict:
             "seed."
         )
         metrics = {"quantized": quantized, "outliers": outliers, "weights": weights, "adapters": adapters}
+        metrics["entropy_by_temperature"] = {str(value): row["entropy"] for value, row in softer.items()}
         return run.finish(tables, note, metrics | {"students": students})
 
 
 def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, test_ids, test_ends) -> dict:
     """Trains a student, goes on from it in the ways asked for, and scores them all."""
-    ways = [name for name in STUDENTS if name in args.methods]
+    ways = [name for name in args.students if name in args.methods]
     if not ways:
         return {}
     start, rate, updates = str(folder / "student"), args.learning_rate, args.distill_updates
@@ -299,9 +329,13 @@ def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, 
     def load():
         return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
 
-    soft = SoftTargetConfig(
-        **settings(args, "soft_targets", updates, rate), temperature=args.temperature, soft_weight=args.soft_weight
-    )
+    def soft_targets(name: str, temperature: float):
+        config = settings(args, args.students[name], updates, rate)
+        config = SoftTargetConfig(**config, temperature=temperature, soft_weight=args.soft_weight)
+        return lambda: SoftTargetTrainer(load(), teacher, config, train_dataset=rows)
+
+    temperatures = dict(zip(list(args.students)[len(STUDENTS) :], args.further_temperatures))
+    temperatures["soft targets"] = args.temperature
     on_policy = trl.DistillationConfig(
         **settings(args, "on_policy", updates, rate) | TRL_SETTINGS,
         max_completion_length=args.completion_tokens,
@@ -316,18 +350,19 @@ def distil(args, folder: Path, teacher, tokenizer, rows, train_ids, train_ends, 
     tokens = {"processing_class": tokenizer}
     trainers = {
         "SFT": lambda: Trainer(load(), sft, train_dataset=rows),
-        "soft targets": lambda: SoftTargetTrainer(load(), teacher, soft, train_dataset=rows),
         "on-policy": lambda: trl.DistillationTrainer(load(), teacher, on_policy, train_dataset=texts, **tokens),
         "MiniLLM": lambda: MiniLLMTrainer(load(), teacher, minillm, train_dataset=mixed, **tokens),
     }
+    trainers |= {name: soft_targets(name, temperature) for name, temperature in temperatures.items()}
     runs = {"start": {"seconds": None}} | {name: run_stage(trainers[name]()) for name in ways}
     held_out = prompts_of(test_ids, test_ends, args.block_size, args.prompt_tokens)[: args.eval_prompts]
     held_out, scores, samples = torch.tensor(held_out), {}, {}
     for name in runs:
-        stage = folder / STUDENTS.get(name, "student")
+        stage = folder / args.students.get(name, "student")
         student = AutoModelForCausalLM.from_pretrained(stage, dtype=torch.float32).eval()
         text = score_text(student, test_ids, args.block_size, args.batch_size)
         scores[name] = {"perplexity": text.perplexity, "seconds": runs[name]["seconds"]}
+        scores[name]["temperature"] = temperatures.get(name)
         scores[name] |= score_student(student, teacher, tokenizer, held_out, args.completion_tokens, args.seed)
         set_seed(args.seed)
         config = own_generation_config(student, do_sample=True, max_new_tokens=args.completion_tokens)

@@ -28,6 +28,18 @@ def four_bit_codebooks() -> dict[str, torch.Tensor]:
     return {"NF4": nf4_codebook(), "FP4": fp4, "int4": uniform_int4_codebook()}
 
 
+def linear_weights(model: nn.Module, block_size: int = 64) -> torch.Tensor:
+    """The weights of a model's linear layers, apart from the readout, in whole blocks: float32 of shape `(N,)`."""
+    weights = torch.cat(
+        [
+            module.weight.detach().flatten().float().cpu()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] != "lm_head"
+        ]
+    )
+    return weights[: len(weights) // block_size * block_size]
+
+
 def weight_errors(model: nn.Module, seed: int = 0, block_size: int = 64) -> dict[str, dict[str, float]]:
     """
     Relative error of each set of values, in blocks with a scale each.
@@ -43,14 +55,7 @@ def weight_errors(model: nn.Module, seed: int = 0, block_size: int = 64) -> dict
     Returns:
         `dict[str, dict[str, float]]`: `normal` and `trained` by the name of the values.
     """
-    trained = torch.cat(
-        [
-            module.weight.detach().flatten().float().cpu()
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name.rpartition(".")[2] != "lm_head"
-        ]
-    )
-    trained = trained[: len(trained) // block_size * block_size]
+    trained = linear_weights(model, block_size)
     normal = torch.randn(len(trained), generator=torch.Generator().manual_seed(seed))
     errors = {}
     for name, codebook in four_bit_codebooks().items():

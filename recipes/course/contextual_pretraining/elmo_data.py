@@ -4,6 +4,7 @@ A character is a byte of UTF-8, as in the published model. A word begins and end
 does a text, as a word of one such character.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -77,6 +78,32 @@ def cut_texts(documents: Sequence[str], max_words: int) -> list[list[str]]:
     split = [document.split() for document in documents]
     texts = [words[start : start + max_words] for words in split for start in range(0, len(words), max_words)]
     return [words for words in texts if len(words) > 1]
+
+
+def unigram_perplexity(
+    texts: Sequence[Sequence[str]], held_out: Sequence[Sequence[str]], vocabulary: Sequence[str]
+) -> float:
+    """
+    Perplexity of the frequencies of the words alone: what a language model without any context can reach.
+
+    Args:
+        texts, held_out (`Sequence[Sequence[str]]`):
+            Words of each text, to count and to measure on. The end of a text is a word of it.
+        vocabulary (`Sequence[str]`):
+            Words to predict, from [`build_vocabulary`]; all others are `<unk>`. Each is counted once more than it is
+            found.
+    """
+    known = set(vocabulary)
+
+    def counted(some):
+        counts = Counter(word if word in known else UNKNOWN for words in some for word in words)
+        counts[END] += len(some)
+        return counts
+
+    counts, asked = counted(texts), counted(held_out)
+    total = counts.total() + len(known)
+    nats = -sum(count * math.log((counts[word] + 1) / total) for word, count in asked.items())
+    return math.exp(nats / asked.total())
 
 
 class ElmoCollator:

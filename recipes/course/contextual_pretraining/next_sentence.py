@@ -10,7 +10,7 @@ begins anywhere, which in long documents cut to one length is much the same.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -122,10 +122,20 @@ def sample_segment_pairs(
                 if drawn is None:
                     continue
                 other, start = drawn
-            first = [token for sentence in sentences[:border] for token in sentence]
-            second = [token for sentence in documents[other][start:] for token in sentence]
+            first = _tokens(reversed(sentences[:border]), max_tokens, reverse=True)
+            second = _tokens(documents[other][start:], max_tokens)
             pairs.append(SegmentPair(*trim_segments(first, second, max_tokens), is_next, index, other, border))
     return pairs
+
+
+def _tokens(sentences: Iterable[Sequence], most: int, reverse: bool = False) -> list:
+    """Tokens of sentences until there are enough; of sentences that come last first, their tokens in order."""
+    kept: list = []
+    for sentence in sentences:
+        kept = [*sentence, *kept] if reverse else [*kept, *sentence]
+        if len(kept) >= most:
+            break
+    return kept
 
 
 def _another(documents, usable, index, border, rng) -> tuple[int, int] | None:

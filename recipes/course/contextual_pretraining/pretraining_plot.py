@@ -1,13 +1,29 @@
-"""The picture of contextual pretraining: two training curves, the probes, and the weights that ELMo's mix learnt."""
+"""The picture of contextual pretraining: each training loss apart, the probes, the weights that ELMo's mix learnt."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hf_evidenceflow.report.curves import curve
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.curves import centred_mean, curve
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+
+
+# Model, title, unit, parts of the loss in the log, and the level of knowing nothing
+CURVES = (
+    ("ELMo", "ELMo", "loss (nats per word)", {"forward_loss": "forward", "backward_loss": "backward"}, None),
+    ("BERT", "BERT, masked words", "loss (nats per masked token)", {"masked_token_loss": "masked words"}, None),
+    (
+        "BERT",
+        "BERT, next sentence",
+        "loss (nats per pair)",
+        {"next_sentence_loss": "next sentence"},
+        (math.log(2), "a guess, ln 2"),
+    ),
+)
 
 
 def plot_pretraining(
@@ -33,25 +49,47 @@ def plot_pretraining(
     Returns:
         `Path`: The path written.
     """
-    figure = new_figure((9.6, 3.4 if not probes else 7.2))
-    panels = figure.subplots(2 if probes else 1, 2).ravel()
-    for index, (name, log) in enumerate(logs.items()):
-        steps, losses = curve(log, "loss")
-        panels[index].plot(steps, losses, color=COLOURS[index], linewidth=1.2)
-        panels[index].set_title(f"{name} in training", fontsize=11, loc="left", fontweight="bold")
-        panels[index].set_xlabel("optimizer step", fontsize=9)
-        panels[index].set_ylim(bottom=0)
-    panels[0].set_ylabel("loss, both directions (nats a word)", fontsize=9)
-    panels[1].set_ylabel("loss, masked token + next sentence (nats)", fontsize=9)
+    drawn = [
+        partial(_draw_curves, log=logs[name], title=title, unit=unit, parts=parts, level=level)
+        for name, title, unit, parts, level in CURVES
+        if name in logs
+    ]
     if probes:
-        _draw_probes(panels[2], probes)
-        _draw_mixes(panels[3], mixes)
-    for panel in panels:
+        drawn.append(partial(_draw_probes, probes=probes))
+    if mixes:
+        drawn.append(partial(_draw_mixes, mixes=mixes))
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = new_figure((4.4 * columns, 3.6 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, draw in zip(panels, drawn):
+        draw(panel)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(drawn) :]:
+        panel.set_visible(False)
     return save_figure(figure, path)
+
+
+def _draw_curves(panel, log, title: str, unit: str, parts: Mapping[str, str], level: tuple[float, str] | None) -> None:
+    for index, (key, label) in enumerate(parts.items()):
+        steps, losses = curve(log, key)
+        panel.plot(steps, losses, color="0.8", linewidth=0.7)
+        panel.plot(
+            steps,
+            centred_mean(losses, max(1, len(losses) // 20)),
+            color=COLOURS[index],
+            linestyle=LINE_STYLES[index],
+            label=label,
+        )
+    if level is not None:
+        panel.axhline(level[0], color="0.35", linestyle=":", linewidth=1, label=level[1])
+    panel.legend(frameon=False, fontsize=8)
+    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    panel.set_xlabel("optimizer step", fontsize=9)
+    panel.set_ylabel(unit, fontsize=9)
 
 
 def _draw_probes(panel, probes: Mapping[str, Mapping[str, Mapping]]) -> None:

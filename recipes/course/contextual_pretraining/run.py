@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import torch
-from transformers import BertConfig, BertForPreTraining, Trainer, TrainingArguments
+from transformers import BertConfig, BertForPreTraining, TrainingArguments
 
 from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.text import split_documents
@@ -40,6 +40,7 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.elmo_data import (
     ElmoCollator,
     build_vocabulary,
     cut_texts,
+    unigram_perplexity,
 )
 from hf_evidenceflow.recipes.course.contextual_pretraining.masking import WholeWordMaskingCollator
 from hf_evidenceflow.recipes.course.contextual_pretraining.modeling_elmo import ElmoForLanguageModeling
@@ -52,6 +53,13 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_evaluatio
     evaluate_elmo,
 )
 from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_plot import plot_pretraining
+from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_report import (
+    bert_rows,
+    described,
+    elmo_rows,
+    shown,
+    stage_note,
+)
 from hf_evidenceflow.recipes.course.contextual_pretraining.story_probe import (
     country_examples,
     majority_accuracy,
@@ -66,12 +74,15 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.wordpiece import (
 )
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.corpus import generate_corpus
+from hf_evidenceflow.recipes.course.shared.logged_parts import LoggedPartsTrainer
+from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
 from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
+METHODS = ("ELMo", "BERT")
 QUESTIONS = {"country at `the`": country_examples, "owner's gender at the animal": owner_examples}
 
 
@@ -104,6 +115,8 @@ class ContextualPretrainingArguments(CourseArguments):
             Longest pair of BERT, in tokens.
         probe_stories (`int`, *optional*, defaults to `4000`):
             New stories for the probe, of which about a quarter has each question.
+        methods (`list[str]`, *optional*):
+            `elmo`, `bert` or parts of these; `None`: both.
     """
 
     output_dir: str = "outputs/contextual_pretraining"
@@ -120,6 +133,16 @@ class ContextualPretrainingArguments(CourseArguments):
     max_words: int = 80
     max_length: int = 128
     probe_stories: int = 4000
+    methods: list[str] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.methods = chosen_methods(METHODS, self.methods)
+        if self.max_words < 2 or self.max_length < 5:
+            raise ValueError(
+                f"`max_words` must be at least 2 and `max_length` at least 5, got {self.max_words} and "
+                f"{self.max_length}."
+            )
 
 
 def load_text(args: ContextualPretrainingArguments) -> tuple[list[str], list[str]]:
@@ -132,14 +155,24 @@ def load_text(args: ContextualPretrainingArguments) -> tuple[list[str], list[str
     return split_documents(documents, args.validation_share)
 
 
-def train(args, name: str, model, rows: list[dict], collator, steps: int, rate: float) -> dict:
+def elmo_parts(output, inputs) -> dict:
+    return {"forward_loss": output.forward_loss, "backward_loss": output.backward_loss}
+
+
+def bert_parts(output, inputs) -> dict:
+    next_sentence = torch.nn.functional.cross_entropy(output.seq_relationship_logits, inputs["next_sentence_label"])
+    return {"masked_token_loss": output.loss - next_sentence, "next_sentence_loss": next_sentence}
+
+
+def train(args, name: str, model, rows: list[dict], collator, steps: int, rate: float, parts) -> dict:
     settings = stage_settings(f"{args.output_dir}/{name}", args.seed, steps, rate)
     settings["per_device_train_batch_size"] = args.batch_size
-    trainer = Trainer(
+    trainer = LoggedPartsTrainer(
         model,
         TrainingArguments(**settings, remove_unused_columns=False),
         train_dataset=rows,
         data_collator=collator,
+        parts=parts,
     )
     return run_stage(trainer)
 
@@ -150,9 +183,10 @@ def pretrain_elmo(args, documents: list[str], held_out: list[str]) -> tuple:
     config = ElmoConfig(vocab_size=len(vocabulary), hidden_size=args.hidden_size, lstm_size=2 * args.hidden_size)
     model, collator = ElmoForLanguageModeling(config), ElmoCollator(vocabulary, config.max_characters)
     rows, held_rows = ([{"words": words} for words in part] for part in (texts, held_texts))
-    run = train(args, "elmo", model, rows, collator, args.elmo_steps, args.elmo_learning_rate)
+    run = train(args, "elmo", model, rows, collator, args.elmo_steps, args.elmo_learning_rate, elmo_parts)
     atomic_write_json(f"{args.output_dir}/elmo/words.json", vocabulary)
-    return model, collator, run, evaluate_elmo(model, collator, held_rows)
+    unigram = unigram_perplexity(texts, held_texts, vocabulary)
+    return model, collator, run, {**evaluate_elmo(model, collator, held_rows), "unigram_perplexity": unigram}
 
 
 def pretrain_bert(args, documents: list[str], held_out: list[str]) -> tuple:
@@ -173,13 +207,13 @@ def pretrain_bert(args, documents: list[str], held_out: list[str]) -> tuple:
         pad_token_id=tokenizer.pad_token_id,
     )
     model, collator = BertForPreTraining(config), WholeWordMaskingCollator(tokenizer, seed=args.seed)
-    run = train(args, "bert", model, rows, collator, args.bert_steps, args.bert_learning_rate)
+    run = train(args, "bert", model, rows, collator, args.bert_steps, args.bert_learning_rate, bert_parts)
     tokenizer.save_pretrained(f"{args.output_dir}/bert")
     measured = evaluate_bert(model, WholeWordMaskingCollator(tokenizer, seed=args.seed + 1), held_rows)
     return model, tokenizer, run, {**measured, "tokens": len(tokenizer), "training_pairs": len(rows)}
 
 
-def probe_context(args, elmo, elmo_collator, bert, tokenizer) -> tuple[dict, dict, dict]:
+def probe_context(args, elmo: tuple | None, bert: tuple | None) -> tuple[dict, dict, dict]:
     """Accuracy by question and representation, ELMo's weights by question, and the numbers of examples."""
     stories = generate_corpus(args.probe_stories, args.seed + 1000)
     results, mixes, sizes = {}, {}, {}
@@ -187,32 +221,26 @@ def probe_context(args, elmo, elmo_collator, bert, tokenizer) -> tuple[dict, dic
         examples = make(stories)
         border = int(0.7 * len(examples))
         labels = torch.tensor([example.label for example in examples])
-        ways = {
-            f"ELMo layer {layer}": states
-            for layer, states in _single_layers(elmo_states(elmo, elmo_collator, examples))
-        }
-        ways = {"ELMo word itself (static)": ways.pop("ELMo layer 0"), **ways}
-        ways["ELMo scalar mix"] = torch.cat(list(ways.values()), dim=1)
-        in_bert = bert_states(bert.bert, tokenizer, examples)
-        ways["BERT embedding (static)"], ways["BERT last layer"] = in_bert[:, :1], in_bert[:, -1:]
+        ways = {}
+        if elmo is not None:
+            states = elmo_states(*elmo, examples)
+            names = ["word itself (static)", *(f"layer {layer}" for layer in range(1, states.shape[1]))]
+            ways |= {f"ELMo {name}": layer for name, layer in zip(names, states.split(1, dim=1))}
+            ways["ELMo scalar mix"] = states
+        if bert is not None:
+            states = bert_states(*bert, examples)
+            ways["BERT embedding (static)"], ways["BERT last layer"] = states[:, :1], states[:, -1:]
         found = {
             name: train_probe(states[:border], labels[:border], states[border:], labels[border:])
             for name, states in ways.items()
         }
         results[question] = {name: probe.accuracy._asdict() for name, probe in found.items()}
         results[question]["majority"] = majority_accuracy(labels[:border].tolist(), labels[border:].tolist())._asdict()
-        mixes[question] = found["ELMo scalar mix"].weights
+        if elmo is not None:
+            mixes[question] = found["ELMo scalar mix"].weights
         sizes[question] = {"train": border, "test": len(examples) - border}
         print(f"probe, {question}: {border} examples to train, {len(examples) - border} to test", flush=True)
     return results, mixes, sizes
-
-
-def _single_layers(states: torch.Tensor):
-    return enumerate(states.split(1, dim=1))
-
-
-def shown(accuracy: dict) -> str:
-    return f"{accuracy['value']:.2f} [{accuracy['low']:.2f}, {accuracy['high']:.2f}]"
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -220,62 +248,39 @@ def main(argv: list[str] | None = None) -> dict:
     with course_run("contextual_pretraining", args) as run:
         documents, held_out = load_text(args)
         print(f"{len(documents)} documents to train, {len(held_out)} held out", flush=True)
-        elmo, elmo_collator, elmo_run, elmo_measured = pretrain_elmo(args, documents, held_out)
-        bert, tokenizer, bert_run, bert_measured = pretrain_bert(args, documents, held_out)
-        rows = [
-            [
-                "ELMo: forward perplexity of a word",
-                f"{elmo_measured['forward_perplexity']:.2f}",
-                str(elmo_measured["words"]),
-            ],
-            [
-                "ELMo: backward perplexity of a word",
-                f"{elmo_measured['backward_perplexity']:.2f}",
-                str(elmo_measured["words"]),
-            ],
-            [
-                "BERT: loss of a masked token (nats)",
-                f"{bert_measured['mlm_loss']:.2f}",
-                str(bert_measured["masked_tokens"]),
-            ],
-            [
-                "BERT: accuracy of masked tokens",
-                shown(bert_measured["mlm_accuracy"]),
-                str(bert_measured["masked_tokens"]),
-            ],
-            ["BERT: accuracy of next sentence", shown(bert_measured["nsp_accuracy"]), str(bert_measured["pairs"])],
-        ]
+        rows, logs, metrics, notes, readers = [], {}, {}, [], {}
+        if "ELMo" in args.methods:
+            model, collator, stage, measured = pretrain_elmo(args, documents, held_out)
+            rows += elmo_rows(measured)
+            readers["elmo"], logs["ELMo"] = (model, collator), stage["log"]
+            metrics["elmo"] = described(model, stage, measured)
+            notes.append(stage_note("ELMo", metrics["elmo"], f"{args.elmo_steps} steps of {args.batch_size} texts"))
+        if "BERT" in args.methods:
+            model, tokenizer, stage, measured = pretrain_bert(args, documents, held_out)
+            rows += bert_rows(measured)
+            readers["bert"], logs["BERT"] = (model.bert, tokenizer), stage["log"]
+            metrics["bert"] = described(model, stage, measured)
+            notes.append(stage_note("BERT", metrics["bert"], f"{args.bert_steps} steps of {args.batch_size} pairs"))
         tables = [markdown_table(["held-out text", "", "of"], rows)]
         results, mixes, sizes = {}, {}, {}
         if args.text_file is None and args.dataset_name is None:
-            results, mixes, sizes = probe_context(args, elmo, elmo_collator, bert, tokenizer)
+            results, mixes, sizes = probe_context(args, readers.get("elmo"), readers.get("bert"))
             names = next(iter(results.values()))
             cells = [[name, *(shown(results[question][name]) for question in results)] for name in names]
             tables.append(markdown_table(["linear probe of a frozen word", *results], cells))
+        if mixes:
             layers = ["word itself", *(f"layer {layer}" for layer in range(1, len(next(iter(mixes.values())))))]
             cells = [[question, *(f"{weight:.2f}" for weight in weights)] for question, weights in mixes.items()]
             tables.append(markdown_table(["weight in ELMo's mix", *layers], cells))
-        logs = {"ELMo": elmo_run["log"], "BERT": bert_run["log"]}
         plot_pretraining(logs, results, mixes, run.folder / "contextual_pretraining.png")
-        parameters = {"elmo": elmo.num_parameters(), "bert": bert.num_parameters()}
         note = (
-            f"{len(documents)} documents, {len(held_out)} held out. ELMo: {parameters['elmo']:,} parameters, "
-            f"{args.elmo_steps} steps of {args.batch_size} texts, {elmo_run['seconds']:.0f} seconds. BERT: "
-            f"{parameters['bert']:,} parameters, {args.bert_steps} steps of {args.batch_size} pairs, "
-            f"{bert_run['seconds']:.0f} seconds. "
-            "Perplexity is of words, a masked token is a piece of one: the two are not to be compared. One seed."
+            f"{len(documents)} documents, {len(held_out)} held out. {' '.join(notes)} Perplexity is of words, a "
+            "masked token is a piece of one: the two are not to be compared. One seed."
         )
         if sizes:
             counts = "; ".join(f"{question}: {size['train']} and {size['test']}" for question, size in sizes.items())
             note += f" Examples of the probe, to train and to test: {counts}."
-        metrics = {
-            "elmo": {**elmo_measured, "training_seconds": elmo_run["seconds"]},
-            "bert": {**bert_measured, "training_seconds": bert_run["seconds"]},
-            "parameters": parameters,
-            "probe": results,
-            "mix_weights": mixes,
-            "probe_examples": sizes,
-        }
+        metrics |= {"probe": results, "mix_weights": mixes, "probe_examples": sizes}
         return run.finish(tables, note, metrics)
 
 

@@ -25,6 +25,8 @@ class PagedTrace:
             Rows of each of these passes.
         contiguous (`list[int]`):
             Blocks' worth of a cache that is laid out row by row, with room for the longest row.
+        tables (`list[list[int]]`):
+            Blocks of each row, in its order, at the pass with most blocks in use.
         prompt_tokens, found_tokens (`int`):
             Tokens of all prompts, and those of them that were in the cache already.
         copies, preemptions (`int`):
@@ -36,6 +38,7 @@ class PagedTrace:
     saved: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     contiguous: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
     prompt_tokens: int = 0
     found_tokens: int = 0
     copies: int = 0
@@ -200,6 +203,8 @@ class _Scheduler:
 
     def _record(self, rows):
         lengths = [sample.table.length for sample in rows]
+        if self.pool.used_blocks > max(self.trace.used, default=0):
+            self.trace.tables = [list(sample.table.blocks) for sample in rows]
         self.trace.used.append(self.pool.used_blocks)
         self.trace.shared.append(self.pool.shared_blocks)
         self.trace.saved.append(self.pool.saved_blocks)

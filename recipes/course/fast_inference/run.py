@@ -33,6 +33,7 @@ paged attention.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
@@ -44,9 +45,9 @@ from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import cache_kinds, decode_with_cache
+from hf_evidenceflow.recipes.course.fast_inference.inference_plots import plot_fast_inference
 from hf_evidenceflow.recipes.course.fast_inference.report import (
     cache_table,
-    plot_fast_inference,
     sampling_table,
     serving_table,
     speculation_table,
@@ -104,6 +105,8 @@ class FastInferenceArguments(CourseArguments):
             Rounds of timing.
     """
 
+    may_be_zero: ClassVar[frozenset[str]] = CourseArguments.may_be_zero | {"early_exit_depth"}
+
     output_dir: str = "outputs/fast_inference"
     model_name_or_path: str | None = None
     draft_name_or_path: str | None = None
@@ -129,11 +132,29 @@ class FastInferenceArguments(CourseArguments):
         self.draft_counts = self.draft_counts or [2, 4, 8]
         if (self.model_name_or_path is None) != (self.draft_name_or_path is None):
             raise ValueError("`model_name_or_path` and `draft_name_or_path` go together: give both or none.")
-        if min(self.draft_counts) < 1:
-            raise ValueError(f"`draft_counts` must be at least 1, got {self.draft_counts}.")
         exits = [STOCK_EXIT, OWN_EXIT] if self.early_exit_depth else []
         names = [*self.draft_ways.values(), LOOK_UP, *exits, SAMPLING, CACHES, SERVING]
         self.methods = chosen_methods(names, self.methods)
+        if self.prompt_tokens < 2:
+            raise ValueError(f"`prompt_tokens` must be at least 2, got {self.prompt_tokens}.")
+        longest = 2 * self.block_size + self.prompt_tokens + self.max_new_tokens
+        if SERVING in self.methods and self.num_blocks * self.block_size < longest + self.block_size:
+            raise ValueError(
+                f"`num_blocks` ({self.num_blocks}) of `block_size` {self.block_size} do not hold a sample of "
+                f"{longest} tokens. Make one of them larger."
+            )
+        if self.model_name_or_path is None:
+            self._check_sizes()
+
+    def _check_sizes(self):
+        for name in ("target_size", "draft_size"):
+            if getattr(self, name) % HEAD_SIZE:
+                raise ValueError(f"`{name}` must be a multiple of {HEAD_SIZE}, got {getattr(self, name)}.")
+        if self.early_exit_depth >= self.target_layers:
+            raise ValueError(
+                f"`early_exit_depth` must be below `target_layers` ({self.target_layers}), got "
+                f"{self.early_exit_depth}."
+            )
 
     @property
     def draft_ways(self) -> dict[int, str]:

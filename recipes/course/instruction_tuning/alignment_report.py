@@ -36,46 +36,90 @@ def alignment_table(results: Mapping[str, Mapping]) -> str:
     return markdown_table(["", "reward model's score", "accuracy (95 %)", "KL to SFT (nats)", "seconds"], rows)
 
 
+def chain_table(chains: Mapping[str, Mapping]) -> str:
+    """Right answers by what the SFT model is asked to write: rows of `value`, `low` and `high`, in Markdown."""
+    rows = [[name, f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"] for name, row in chains.items()]
+    return markdown_table(["SFT model, asked for", "accuracy (95 %)"], rows)
+
+
 def plot_alignment(
-    results: Mapping[str, Mapping], logs: Mapping[str, Sequence[Mapping]], path: str | os.PathLike
+    results: Mapping[str, Mapping],
+    logs: Mapping[str, Sequence[Mapping]],
+    chains: Mapping[str, Mapping],
+    path: str | os.PathLike,
 ) -> Path:
     """
-    Draw the reward in training, and what it brought against how far the models went.
+    Draw the reward and the KL in training, what it brought against how far the models went, and what a chain brings.
 
     Args:
         results (`Mapping[str, Mapping]`):
             As in [`alignment_table`].
         logs (`Mapping[str, Sequence[Mapping]]`):
-            `trainer.state.log_history` by the name of the model; one without a `reward` has no curve.
+            `trainer.state.log_history` by the name of the model; one without a `reward` or a `kl` has no such curve.
+        chains (`Mapping[str, Mapping]`):
+            As in [`chain_table`].
         path (`str` or `os.PathLike`):
             PNG to write.
 
     Returns:
         `Path`: The path written.
     """
-    figure = new_figure((9.2, 3.6))
-    left, right = figure.subplots(1, 2)
-    for index, (name, row) in enumerate(results.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        steps, rewards = curve(logs.get(name, ()), "reward")
-        if steps:
-            style = {"color": colour, "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
-            left.plot(steps, rewards, marker="o" if len(steps) < 3 else "", label=name, **style)
-        accuracy = row["accuracy"]
-        spread = [[accuracy["value"] - accuracy["low"]], [accuracy["high"] - accuracy["value"]]]
-        right.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3)
-        right.annotate(name, (row["kl"], accuracy["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
-    left.set_title("Reward in training", fontsize=11, loc="left", fontweight="bold")
-    left.set_xlabel("optimizer step", fontsize=9)
-    left.set_ylabel("reward model's score, mean of a rollout", fontsize=9)
-    if left.get_lines():
-        left.legend(frameon=False, fontsize=9)
-    right.set_title("Right answers against distance", fontsize=11, loc="left", fontweight="bold")
-    right.set_xlabel("KL to the SFT model (nats a completion)", fontsize=9)
-    right.set_ylabel("accuracy, with 95 % interval", fontsize=9)
-    right.margins(x=0.15)
-    for panel in (left, right):
+    figure = new_figure((9.6, 7.2))
+    panels = figure.subplots(2, 2)
+    order = list(results)
+    _draw_logs(panels[0, 0], logs, order, "reward", "Reward in training", "reward model's score, mean of a rollout")
+    _draw_logs(panels[0, 1], logs, order, "kl", "Distance in training", "KL to the SFT model (nats per token)")
+    _draw_distance(panels[1, 0], results)
+    _draw_chains(panels[1, 1], chains)
+    for panel in panels.flat:
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25, linewidth=0.6)
+        panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
+
+
+def _draw_logs(panel, logs, order: Sequence[str], key: str, title: str, unit: str) -> None:
+    for name, log in logs.items():
+        steps, values = curve(log, key)
+        if steps:
+            index = order.index(name)
+            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+            panel.plot(steps, values, marker="o" if len(steps) < 3 else "", label=name, **style)
+    if panel.get_lines():
+        panel.legend(frameon=False, fontsize=9)
+    else:
+        panel.text(0.5, 0.5, "not logged", ha="center", transform=panel.transAxes)
+    _label(panel, title, "optimizer step", unit)
+
+
+def _draw_distance(panel, results: Mapping[str, Mapping]) -> None:
+    for index, (name, row) in enumerate(results.items()):
+        colour, accuracy = COLOURS[index % len(COLOURS)], row["accuracy"]
+        spread = [[accuracy["value"] - accuracy["low"]], [accuracy["high"] - accuracy["value"]]]
+        panel.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3)
+        panel.annotate(name, (row["kl"], accuracy["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
+    panel.margins(x=0.15)
+    _label(
+        panel,
+        "Right answers against distance",
+        "KL to the SFT model (nats per completion)",
+        "accuracy, with 95 % interval",
+    )
+
+
+def _draw_chains(panel, chains: Mapping[str, Mapping]) -> None:
+    values = [row["value"] for row in chains.values()]
+    spread = [
+        [row["value"] - row["low"] for row in chains.values()],
+        [row["high"] - row["value"] for row in chains.values()],
+    ]
+    panel.bar(range(len(values)), values, 0.6, color=COLOURS[: len(values)], yerr=spread, capsize=3)
+    panel.set_xticks(range(len(values)), [name.replace(", ", ",\n") for name in chains])
+    _label(panel, "With and without a chain of thought", "", "accuracy, with 95 % interval")
+
+
+def _label(panel, title: str, x: str, y: str) -> None:
+    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    panel.set_xlabel(x, fontsize=9)
+    panel.set_ylabel(y, fontsize=9)

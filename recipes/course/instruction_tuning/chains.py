@@ -12,7 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_evidenceflow.evaluation.completions import generate_completions
+from hf_evidenceflow.evaluation.statistics import mean_interval
+from hf_evidenceflow.recipes.course.instruction_tuning.templates import INSTRUCTIONS, render_instruction
 from hf_evidenceflow.tasks.gsm8k import grade
+
+
+# What is asked for -> the task of `INSTRUCTIONS` that asks for it
+ORDERS = {"steps, then the answer": "explain", "the answer, then steps": "justify", "the answer alone": "answer"}
 
 
 @dataclass(frozen=True)
@@ -125,3 +131,28 @@ def preference_pairs(sampled: Sequence[SampledChains], per_question: int = 1, se
             for chosen, rejected in list(zip(right, wrong))[:per_question]
         ]
     return pairs
+
+
+def compare_orders(model, tokenizer, problems: Sequence[dict], **sampling) -> dict[str, dict[str, float]]:
+    """
+    Right answers with and without a chain, by what the instruction asks for.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model that was tuned on instructions of [`~.templates.INSTRUCTIONS`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        problems (`Sequence[dict]`):
+            Rows with `question` and `answer`.
+        **sampling:
+            Of [`sample_chains`].
+
+    Returns:
+        `dict[str, dict[str, float]]`: `value`, `low` and `high` of the accuracy, the interval over problems.
+    """
+    answers, found = [row["answer"] for row in problems], {}
+    for name, task in ORDERS.items():
+        prompts = [render_instruction(row, INSTRUCTIONS[task][0])["prompt"] for row in problems]
+        sampled = sample_chains(model, tokenizer, prompts, answers, **sampling)
+        found[name] = mean_interval([item.right_share for item in sampled])._asdict()
+    return found

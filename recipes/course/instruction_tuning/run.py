@@ -46,8 +46,16 @@ from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.loading import load_split
 from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.recipes.course.instruction_tuning.alignment_report import alignment_table, plot_alignment
-from hf_evidenceflow.recipes.course.instruction_tuning.chains import preference_pairs, sample_chains
+from hf_evidenceflow.recipes.course.instruction_tuning.alignment_report import (
+    alignment_table,
+    chain_table,
+    plot_alignment,
+)
+from hf_evidenceflow.recipes.course.instruction_tuning.chains import (
+    compare_orders,
+    preference_pairs,
+    sample_chains,
+)
 from hf_evidenceflow.recipes.course.instruction_tuning.policy_evaluation import evaluate_policy
 from hf_evidenceflow.recipes.course.instruction_tuning.reward_model import reward_model_function
 from hf_evidenceflow.recipes.course.instruction_tuning.templates import (
@@ -56,6 +64,8 @@ from hf_evidenceflow.recipes.course.instruction_tuning.templates import (
     instruction_mixture,
     render_instruction,
 )
+from hf_evidenceflow.recipes.course.shared.arguments import check_numbers
+from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import TRL_SETTINGS, run_stage, stage_settings
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
@@ -75,6 +85,9 @@ TINY_QWEN2 = {
 }
 # Half of the mixture is the task that the later stages go on with
 SFT_TASKS = ("explain", "explain", "explain", "justify", "answer", "invert")
+
+
+METHODS = ("PPO", "DPO", "GRPO")
 
 
 @dataclass
@@ -109,6 +122,8 @@ class InstructionTuningArguments:
             Longest completion.
         max_length (`int`, *optional*, defaults to `128`):
             Longest text of SFT, DPO and the reward model, in tokens.
+        methods (`list[str]`, *optional*):
+            Ways of alignment to run, by their names or parts of them: `PPO`, `DPO`, `GRPO`. If not given, all.
         overwrite (`bool`, *optional*, defaults to `True`):
             Whether a former run in `output_dir` is replaced.
     """
@@ -132,7 +147,12 @@ class InstructionTuningArguments:
     dpo_beta: float = 0.1
     max_new_tokens: int = 28
     max_length: int = 128
+    methods: list[str] | None = None
     overwrite: bool = True
+
+    def __post_init__(self):
+        check_numbers(self, frozenset({"seed", "beta"}))
+        self.methods = chosen_methods(METHODS, self.methods)
 
 
 def settings(args: InstructionTuningArguments, stage: str, steps: int, learning_rate: float) -> dict:
@@ -252,26 +272,29 @@ def main(argv: list[str] | None = None) -> dict:
             "DPO": lambda: trl.DPOTrainer(sft, args=dpo, train_dataset=pairs["train"], processing_class=tokenizer),
             "GRPO": lambda: trl.GRPOTrainer(sft, score, args=grpo, **common),
         }
-        runs = {name: run_stage(make()) for name, make in trainers.items()}
+        runs = {name: run_stage(make()) for name, make in trainers.items() if name in args.methods}
 
         prompts = [render_instruction(row, rng.choice(explain))["prompt"] for row in test]
         answers = [row["answer"] for row in test]
         results = {}
-        for name in ("SFT", *trainers):
+        for name in ("SFT", *runs):
             policy, reference = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / name.lower(), sft))
             measured = evaluate_policy(
                 policy, reference, tokenizer, prompts, answers, score, args.chains_per_problem, args.max_new_tokens
             )
             results[name] = {**measured, "seconds": runs[name]["seconds"] if name in runs else None}
-        plot_alignment(results, {name: run["log"] for name, run in runs.items()}, folder / "instruction_tuning.png")
+        model = AutoModelForCausalLM.from_pretrained(sft)
+        chains = compare_orders(model, tokenizer, test, **sampling, seed=args.seed)
+        logs = {name: stage["log"] for name, stage in runs.items()}
+        plot_alignment(results, logs, chains, folder / "instruction_tuning.png")
         note = (
             f"Right chains of the base model: {kept:.0%}. Held-out pairs in the right order: {reward_accuracy:.2f}. "
             f"{args.test_problems} test problems, {args.chains_per_problem} samples each, one seed."
         )
         return run.finish(
-            [alignment_table(results)],
+            [alignment_table(results), chain_table(chains)],
             note,
-            {"base_right_share": kept, "reward_model_accuracy": reward_accuracy, **results},
+            {"base_right_share": kept, "reward_model_accuracy": reward_accuracy, "chains": chains, **results},
         )
 
 

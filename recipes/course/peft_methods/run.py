@@ -34,6 +34,7 @@ tuning, 2101.00190), Lester et al. 2021 (soft prompts, 2104.08691), Liu et al. 2
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
@@ -43,6 +44,12 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
+from hf_evidenceflow.recipes.course.peft_methods.adapter_plots import (
+    SoftPrompt,
+    lora_weights,
+    plot_adapters,
+    soft_prompt,
+)
 from hf_evidenceflow.recipes.course.peft_methods.discrete_prompt import search_discrete_prompt
 from hf_evidenceflow.recipes.course.peft_methods.lora_merge import merge_errors
 from hf_evidenceflow.recipes.course.peft_methods.methods import (
@@ -111,6 +118,8 @@ class PeftMethodsArguments(CourseArguments):
             Factor of all learning rates, which are those of a tiny model.
     """
 
+    may_be_zero: ClassVar[frozenset[str]] = CourseArguments.may_be_zero | {"search_budget"}
+
     output_dir: str = "outputs/peft_methods"
     model_name_or_path: str | None = None
     label_column: str | None = None
@@ -138,9 +147,6 @@ class PeftMethodsArguments(CourseArguments):
                 f"`label_column` ({self.label_column!r}) needs a `dataset_name` with that column and a "
                 f"`model_name_or_path`, got {self.dataset_name!r} and {self.model_name_or_path!r}."
             )
-        for name in ("train_rows", "test_rows", "pretraining_steps", "steps", "batch_size", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 def choose_methods(args: PeftMethodsArguments, base: str) -> dict[str, Method | None]:
@@ -185,18 +191,20 @@ def load_base(args: PeftMethodsArguments, documents: list[str]) -> tuple[str, ob
 
 
 def run_method(args, method: Method, base: str, task: LabelledTask, tokenizer, seed: int, random_weights=False):
-    """Tunes a copy of the base model; returns it and what was measured."""
+    """Tunes a copy of the base model; returns it, what was measured, and its soft prompt before and after."""
     set_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if random_weights:
         model = AutoModelForCausalLM.from_config(model.config)
     model = method.prepare(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    start = soft_prompt(model)
     trained, total = parameter_counts(model)
     result = tune(model, task, tokenizer, method.learning_rate, args.steps, args.batch_size, seed)
     accuracies = {name: accuracy(model, rows, task.template, tokenizer) for name, rows in task.tests.items()}
     last = result["losses"][-10:]
     measured = {"trained": trained, "share": trained / total, "seconds": result["seconds"], "accuracy": accuracies}
-    return model, measured | {"loss": sum(last) / len(last) if last else None}
+    prompt = None if start is None else SoftPrompt(start, soft_prompt(model))
+    return model, measured | {"loss": sum(last) / len(last) if last else None}, prompt
 
 
 def accuracies_of(seeds: list[dict]) -> str:
@@ -216,7 +224,7 @@ def main(argv: list[str] | None = None) -> dict:
 
         methods = choose_methods(args, base)
         searched = methods.pop(DISCRETE, methods) is None
-        runs = {}
+        runs, soft_prompts, matrices = {}, {}, {}
         if args.model_name_or_path is None and "full" in methods:
             # Is it the pretraining that helps?
             runs["full, random weights"] = [
@@ -226,8 +234,12 @@ def main(argv: list[str] | None = None) -> dict:
         for name, method in methods.items():
             runs[name] = []
             for seed in seeds:
-                model, measured = run_method(args, method, base, task, tokenizer, seed)
+                model, measured, prompt = run_method(args, method, base, task, tokenizer, seed)
                 runs[name].append(measured)
+                if seed == args.seed and prompt is not None:
+                    soft_prompts[name] = prompt
+                if seed == args.seed and name.startswith("LoRA"):
+                    matrices = lora_weights(model)
                 if seed == args.seed and name != "not tuned":
                     model.save_pretrained(run.folder / name.replace(", ", "-").replace(" ", "_"))
             print(f"{name}: {runs[name][0]['trained']:,} parameters; {accuracies_of(runs[name])}", flush=True)
@@ -246,13 +258,15 @@ def main(argv: list[str] | None = None) -> dict:
         for rank in args.lora_ranks if any(name.startswith("LoRA") for name in methods) else ():
             for factor in (1, 8):
                 method = lora_method(rank, factor * rank, args.learning_rate_scale)
-                model, measured = run_method(args, method, base, task, tokenizer, args.seed)
+                model, measured, _ = run_method(args, method, base, task, tokenizer, args.seed)
                 errors = {
                     name: merge_errors(model, ids.to(model.device), dtype)
                     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
                 }
                 lora.append({"rank": rank, "alpha": factor * rank, **measured, "merge": errors})
 
+        words = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach().float()
+        plot_adapters(words, soft_prompts, matrices, run.folder / "adapters.png")
         summary = summarise(runs)
         plot_methods(summary, lora, run.folder / "peft_methods.png")
         note = (

@@ -138,8 +138,6 @@ class PromptSearchArguments(CourseArguments):
         if self.questions_file is not None and self.manual_prompt is None:
             raise ValueError("With a `questions_file`, give the `manual_prompt` that a person would write.")
         self.methods = chosen_methods(SEARCHES, self.methods)
-        if self.seeds < 1:
-            raise ValueError(f"`seeds` must be at least 1, got {self.seeds}.")
 
 
 def load_or_train(args: PromptSearchArguments, folder):

@@ -11,6 +11,9 @@ import numpy as np
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import require_positive
 
 
+PETAFLOP_DAY = 1e15 * 86400  # FLOPs
+
+
 def loss_of_size(parameters, critical_parameters: float = 8.8e13, exponent: float = 0.076):
     """
     L(N) = (N_c / N)^alpha_N: enough data, trained to convergence.
@@ -47,6 +50,37 @@ def loss_of_data(tokens, critical_tokens: float = 5.4e13, exponent: float = 0.09
     """
     require_positive(tokens=tokens, critical_tokens=critical_tokens, exponent=exponent)
     return (critical_tokens / np.asarray(tokens, dtype=float)) ** exponent
+
+
+def loss_of_compute(compute):
+    """
+    L(C) = (C_c / C)^alpha_C of the least compute for a loss (equation 1.3): alpha_C = 0.050, C_c = 3.1e8 PF-days.
+
+    Args:
+        compute (`float` or `np.ndarray`):
+            C, FLOPs.
+
+    Returns:
+        `float` or `np.ndarray`: nats a token.
+    """
+    require_positive(compute=compute)
+    return (3.1e8 * PETAFLOP_DAY / np.asarray(compute, dtype=float)) ** 0.050
+
+
+def optimal(compute) -> tuple:
+    """
+    The best use of a budget (table 6): N = 1.3e9 C^0.73 and D = 2e10 C^0.27, with C in PF-days.
+
+    Args:
+        compute (`float` or `np.ndarray`):
+            C, FLOPs.
+
+    Returns:
+        `tuple`: non-embedding parameters and tokens.
+    """
+    require_positive(compute=compute)
+    days = np.asarray(compute, dtype=float) / PETAFLOP_DAY
+    return 1.3e9 * days**0.73, 2e10 * days**0.27
 
 
 def loss_of_size_and_data(

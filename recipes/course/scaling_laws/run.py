@@ -32,6 +32,7 @@ Sources: Kaplan et al. 2020 (2001.08361), Hoffmann et al. 2022 (2203.15556), Bes
 import hashlib
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
@@ -59,11 +60,15 @@ from hf_evidenceflow.recipes.course.scaling_laws.measured_runs import (
     train_run,
 )
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import PRESETS
-from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import plot_scaling
+from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import Measured, plot_scaling
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
+from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
+
+
+PUBLISHED, MEASURED = "published", "measured"
 
 
 @dataclass
@@ -100,6 +105,9 @@ class ScalingLawsArguments(CourseArguments):
             Share of the documents that the loss is measured on.
         resamples (`int`, *optional*, defaults to `200`):
             Resamples of the runs for the intervals.
+        methods (`list[str]`, *optional*):
+            `published` for what the published constants say, `measured` for the runs made here, or parts of these;
+            `None`: both.
         resume (`bool`, *optional*, defaults to `True`):
             Whether runs in `runs.jsonl` with the same settings and text are taken as they are.
     """
@@ -120,10 +128,12 @@ class ScalingLawsArguments(CourseArguments):
     learning_rate: float = 0.01
     validation_share: float = 0.05
     resamples: int = 200
+    methods: list[str] | None = None
     resume: bool = True
 
     def __post_init__(self):
         super().__post_init__()
+        self.methods = chosen_methods((PUBLISHED, MEASURED), self.methods)
         if self.preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
         if wrong := [width for width in self.widths if width < 8 or width % 8]:
@@ -171,110 +181,115 @@ def fit_row(name: str, runs: list[Run], args: ScalingLawsArguments):
     return [name, *cells], law, fits, intervals
 
 
+def larger_run_row(held_out: Run, predicted) -> list[str]:
+    """A row of the table of the run that the fit has not seen."""
+    return [
+        f"{held_out.parameters}",
+        f"{held_out.tokens}",
+        f"{predicted.value:.3f} [{predicted.low:.3f}, {predicted.high:.3f}]",
+        f"{held_out.loss:.3f}",
+        f"{predicted.value / held_out.loss - 1:+.1%}",
+    ]
+
+
+def measured_part(args: ScalingLawsArguments, folder: Path) -> tuple[list[str], str, dict, Measured]:
+    """Trains the runs, fits the law, and compares it with a larger run: tables, note, metrics and what to draw."""
+    tokenizer, rows, held_out_rows, text = load_rows(args)
+    finished = RunsFile(folder / "runs.jsonl", args.resume)
+    trained = 0
+
+    def measure(width, tokens, save_to=None):
+        nonlocal trained
+        settings = {
+            "width": width,
+            "layers": args.layers,
+            "tokens": tokens,
+            "block_size": args.block_size,
+            "batch_size": args.batch_size,
+            "learning_rate": args.learning_rate * (16 / width) ** 0.5,
+            "seed": args.seed,
+        }
+        key = {**settings, "vocab_size": len(tokenizer), "text": text}
+        result = finished.find(key)
+        if result is None or (save_to is not None and not finished.is_saved(key, save_to)):
+            result = train_run(settings, rows, held_out_rows, tokenizer, save_to)
+            trained += 1
+            finished.add(key, result, save_to)
+            print("{parameters} parameters, {tokens} tokens: loss {loss:.3f}".format(**result), flush=True)
+        return result
+
+    def sizes(widths):
+        models = {width: small_llama(width, args.layers, args.block_size, tokenizer) for width in widths}
+        return {width: count_parameters(model)[0] for width, model in models.items()}
+
+    batch, most_tokens = args.block_size * args.batch_size, len(rows) * args.block_size
+    grid = plan_grid(sizes(args.widths), args.budgets, batch, most_tokens, args.fewest_steps)
+    check_enough_runs([(width, tokens) for _, width, tokens in grid])
+    candidates = sizes(range(8, 257, 8))
+    larger = plan_grid(candidates, [args.held_out_budget], batch, most_tokens, args.fewest_steps)
+    print(f"{len(grid)} runs of {min(g[2] for g in grid)} to {max(g[2] for g in grid)} tokens", flush=True)
+    results = [(budget, measure(width, tokens)) for budget, width, tokens in grid]
+
+    # Fits
+    by_budget, non_embedding = defaultdict(list), []
+    for budget, result in results:
+        by_budget[budget].append(Run(result["parameters"], result["tokens"], result["loss"]))
+        non_embedding.append(Run(result["non_embedding"], result["tokens"], result["loss"]))
+    runs = [each for members in by_budget.values() for each in members]
+    total_row, law, fits, intervals = fit_row("all", runs, args)
+    fit_rows = [total_row, fit_row("outside the embeddings", non_embedding, args)[0]]
+    tables = [markdown_table(["parameters counted (95 %)", "E", "alpha", "beta", "a in N* ~ C^a"], fit_rows)]
+
+    minima = [minimum for minimum in isoflop_minima(by_budget) if minimum.inside]
+    rows_of_minima = []
+    for minimum in minima:
+        fitted = law.optimal(minimum.compute)
+        cells = (minimum.parameters, fitted.parameters, minimum.loss, fitted.loss)
+        rows_of_minima.append([f"{minimum.compute:.3g}", *(f"{value:.4g}" for value in cells)])
+    headings = ["FLOPs", "N* (parabola)", "N* (fit)", "loss (parabola)", "loss (fit)"]
+    tables.append(markdown_table(headings, rows_of_minima))
+    exponent = None
+    if len(minima) > 1:
+        exponent = fit_power_law([m.compute for m in minima], [m.parameters for m in minima]).exponent
+
+    # A larger run, spent as the fit says as far as widths and one pass allow
+    best = law.optimal(args.held_out_budget)
+    _, width, tokens = min(larger, key=lambda item: abs(np.log(candidates[item[1]] / best.parameters)))
+    result = measure(width, tokens, folder / "model")
+    held_out = Run(result["parameters"], result["tokens"], result["loss"])
+    predicted = percentile_interval(law(*held_out[:2]), [fit(*held_out[:2]) for fit in fits])
+    headings = ["larger run: N", "D", "predicted loss (95 %)", "measured", "error"]
+    tables.append(markdown_table(headings, [larger_run_row(held_out, predicted)]))
+
+    atomic_write_json(folder / "law.json", asdict(law))
+    note = (
+        f"{len(runs)} runs, one seed each, {trained} trained now. The intervals are over the runs (bootstrap), "
+        f"not over seeds. a from the parabolas: {'too few minima' if exponent is None else f'{exponent:.2f}'}."
+    )
+    metrics = {
+        "law": asdict(law),
+        "intervals": {name: interval._asdict() for name, interval in intervals.items()},
+        "isoflop_exponent": exponent,
+        "held_out": {**held_out._asdict(), "predicted": predicted._asdict()},
+        "runs": len(runs),
+        "trained": trained,
+    }
+    return tables, note, metrics, Measured(law, by_budget, minima, held_out)
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = RecipeParser(ScalingLawsArguments, __doc__)
     (args,) = parser.parse_args_and_config(argv)
     with course_run("scaling_laws", args) as run:
-        tables = published_tables(args)
-        print("\n\n".join(tables), flush=True)
-
-        # Runs
-        tokenizer, rows, held_out_rows, text = load_rows(args)
-        finished = RunsFile(run.folder / "runs.jsonl", args.resume)
-        trained = 0
-
-        def measure(width, tokens, save_to=None):
-            nonlocal trained
-            settings = {
-                "width": width,
-                "layers": args.layers,
-                "tokens": tokens,
-                "block_size": args.block_size,
-                "batch_size": args.batch_size,
-                "learning_rate": args.learning_rate * (16 / width) ** 0.5,
-                "seed": args.seed,
-            }
-            key = {**settings, "vocab_size": len(tokenizer), "text": text}
-            result = finished.find(key)
-            if result is None or (save_to is not None and not finished.is_saved(key, save_to)):
-                result = train_run(settings, rows, held_out_rows, tokenizer, save_to)
-                trained += 1
-                finished.add(key, result, save_to)
-                print("{parameters} parameters, {tokens} tokens: loss {loss:.3f}".format(**result), flush=True)
-            return result
-
-        def sizes(widths):
-            models = {width: small_llama(width, args.layers, args.block_size, tokenizer) for width in widths}
-            return {width: count_parameters(model)[0] for width, model in models.items()}
-
-        batch, most_tokens = args.block_size * args.batch_size, len(rows) * args.block_size
-        grid = plan_grid(sizes(args.widths), args.budgets, batch, most_tokens, args.fewest_steps)
-        check_enough_runs([(width, tokens) for _, width, tokens in grid])
-        candidates = sizes(range(8, 257, 8))
-        larger = plan_grid(candidates, [args.held_out_budget], batch, most_tokens, args.fewest_steps)
-        print(f"{len(grid)} runs of {min(g[2] for g in grid)} to {max(g[2] for g in grid)} tokens", flush=True)
-        results = [(budget, measure(width, tokens)) for budget, width, tokens in grid]
-
-        # Fits
-        by_budget, non_embedding = defaultdict(list), []
-        for budget, result in results:
-            by_budget[budget].append(Run(result["parameters"], result["tokens"], result["loss"]))
-            non_embedding.append(Run(result["non_embedding"], result["tokens"], result["loss"]))
-        runs = [each for members in by_budget.values() for each in members]
-        total_row, law, fits, intervals = fit_row("all", runs, args)
-        fit_rows = [total_row, fit_row("outside the embeddings", non_embedding, args)[0]]
-        tables.append(markdown_table(["parameters counted (95 %)", "E", "alpha", "beta", "a in N* ~ C^a"], fit_rows))
-
-        minima = [minimum for minimum in isoflop_minima(by_budget) if minimum.inside]
-        rows_of_minima = []
-        for minimum in minima:
-            fitted = law.optimal(minimum.compute)
-            cells = (minimum.parameters, fitted.parameters, minimum.loss, fitted.loss)
-            rows_of_minima.append([f"{minimum.compute:.3g}", *(f"{value:.4g}" for value in cells)])
-        headings = ["FLOPs", "N* (parabola)", "N* (fit)", "loss (parabola)", "loss (fit)"]
-        tables.append(markdown_table(headings, rows_of_minima))
-        exponent = None
-        if len(minima) > 1:
-            exponent = fit_power_law([m.compute for m in minima], [m.parameters for m in minima]).exponent
-
-        # A larger run, spent as the fit says as far as widths and one pass allow
-        best = law.optimal(args.held_out_budget)
-        _, width, tokens = min(larger, key=lambda item: abs(np.log(candidates[item[1]] / best.parameters)))
-        result = measure(width, tokens, run.folder / "model")
-        held_out = Run(result["parameters"], result["tokens"], result["loss"])
-        predicted = percentile_interval(law(*held_out[:2]), [fit(*held_out[:2]) for fit in fits])
-        tables.append(
-            markdown_table(
-                ["larger run: N", "D", "predicted loss (95 %)", "measured", "error"],
-                [
-                    [
-                        f"{held_out.parameters}",
-                        f"{held_out.tokens}",
-                        f"{predicted.value:.3f} [{predicted.low:.3f}, {predicted.high:.3f}]",
-                        f"{held_out.loss:.3f}",
-                        f"{predicted.value / held_out.loss - 1:+.1%}",
-                    ]
-                ],
-            )
-        )
-
-        atomic_write_json(run.folder / "law.json", asdict(law))
-        presets = {args.preset: PRESETS[args.preset], **PRESETS}
-        plot_scaling(
-            presets, args.published_budgets, law, by_budget, minima, held_out, run.folder / "scaling_laws.png"
-        )
-        note = (
-            f"{len(runs)} runs, one seed each, {trained} trained now. The intervals are over the runs (bootstrap), "
-            f"not over seeds. a from the parabolas: {'too few minima' if exponent is None else f'{exponent:.2f}'}."
-        )
-        metrics = {
-            "law": asdict(law),
-            "intervals": {name: interval._asdict() for name, interval in intervals.items()},
-            "isoflop_exponent": exponent,
-            "held_out": {**held_out._asdict(), "predicted": predicted._asdict()},
-            "runs": len(runs),
-            "trained": trained,
-        }
+        tables, note, metrics, measured, presets = [], "", {}, None, {}
+        if PUBLISHED in args.methods:
+            tables = published_tables(args)
+            presets = {args.preset: PRESETS[args.preset], **PRESETS}
+            print("\n\n".join(tables), flush=True)
+        if MEASURED in args.methods:
+            further, note, metrics, measured = measured_part(args, run.folder)
+            tables += further
+        plot_scaling(presets, args.published_budgets, measured, run.folder / "scaling_laws.png")
         return run.finish(tables, note, metrics)
 
 

@@ -1,11 +1,14 @@
 """The picture of the recipe: isoFLOP curves of a known law and of the runs, the path of the optimum, and the fit."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from hf_evidenceflow.recipes.course.scaling_laws import kaplan
 from hf_evidenceflow.recipes.course.scaling_laws.fitting import Run
 from hf_evidenceflow.recipes.course.scaling_laws.isoflop import IsoflopMinimum
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import (
@@ -15,81 +18,181 @@ from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import (
 from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
 
 
-def plot_scaling(
-    presets: Mapping[str, ParametricLoss],
-    budgets: Sequence[float],
-    law: ParametricLoss,
-    runs: Mapping[float, Sequence[Run]],
-    minima: Sequence[IsoflopMinimum],
-    held_out: Run,
-    path: str | os.PathLike,
-) -> Path:
+NATS = "loss (nats per token)"
+# Parameters and training tokens of large models in table 1 of Hoffmann et al., and where the name is written
+KNOWN_MODELS = {
+    "LaMDA": (137e9, 168e9, (-5, -4), "right"),
+    "GPT-3": (175e9, 300e9, (-5, 2), "right"),
+    "Gopher": (280e9, 300e9, (0, 5), "left"),
+    "MT-NLG": (530e9, 270e9, (5, 1), "left"),
+    "Chinchilla": (70e9, 1.4e12, (5, -7), "left"),
+}
+
+
+class Measured(NamedTuple):
     """
-    Draw the four panels.
+    What was measured here.
 
     Args:
-        presets (`Mapping[str, ParametricLoss]`):
-            Known laws by their name; the isoFLOP curves are the first one's.
-        budgets (`Sequence[float]`):
-            FLOPs of the known laws' curves.
         law ([`ParametricLoss`]):
             The fit.
         runs (`Mapping[float, Sequence[Run]]`):
-            The measured runs by their budget.
+            The runs by their budget.
         minima (`Sequence[IsoflopMinimum]`):
             Minima of the parabolas through them.
         held_out ([`Run`]):
             The larger run that the fit has not seen.
+    """
+
+    law: ParametricLoss
+    runs: Mapping[float, Sequence[Run]]
+    minima: Sequence[IsoflopMinimum]
+    held_out: Run
+
+
+def plot_scaling(
+    presets: Mapping[str, ParametricLoss],
+    budgets: Sequence[float],
+    measured: Measured | None,
+    path: str | os.PathLike,
+) -> Path:
+    """
+    Draw what the published laws say, Kaplan et al.'s next to Chinchilla's in each panel, and what was measured here.
+
+    Args:
+        presets (`Mapping[str, ParametricLoss]`):
+            Known laws by their name; the isoFLOP curves are the first one's. Empty: no such panels.
+        budgets (`Sequence[float]`):
+            FLOPs of the known laws' curves.
+        measured ([`Measured`], *optional*):
+            The runs made here; `None`: no such panels.
         path (`str` or `os.PathLike`):
             PNG to write.
 
     Returns:
         `Path`: The path written.
     """
-    figure = new_figure((10.5, 7.6))
-    panels = figure.subplots(2, 2)
-    _known_isoflops(panels[0, 0], *next(iter(presets.items())), budgets)
-    _optimal_sizes(panels[0, 1], presets, budgets)
-    _measured_isoflops(panels[1, 0], law, runs, minima)
-    _predictions(panels[1, 1], law, runs, held_out)
-    for panel in panels.flat:
+    drawn: list[Callable] = []
+    if presets:
+        drawn += [partial(draw, presets=presets, budgets=budgets) for draw in PUBLISHED_PANELS]
+    if measured is not None:
+        drawn += [partial(draw, measured=measured) for draw in (_measured_isoflops, _predictions)]
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = new_figure((4.5 * columns, 3.7 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, draw in zip(panels, drawn):
+        draw(panel)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(drawn) :]:
+        panel.set_visible(False)
     return save_figure(figure, path)
 
 
-def _known_isoflops(panel, name: str, law: ParametricLoss, budgets: Sequence[float]) -> None:
+def _compared(panel, places, kaplan_values, presets, of_law, title: str, x: str, y: str) -> None:
+    """A curve of Kaplan et al. and one of each of Chinchilla's laws, on logarithmic axes."""
+    panel.plot(places, kaplan_values, color=COLOURS[1], linestyle="--", label="Kaplan et al.")
+    for (name, law), color in zip(presets.items(), (COLOURS[0], COLOURS[2])):
+        panel.plot(
+            places,
+            of_law(law),
+            color=color,
+            linestyle="-" if color == COLOURS[0] else "-.",
+            label=f"{name.capitalize()} et al.",
+        )
+    panel.set_xscale("log")
+    panel.legend(frameon=False, fontsize=8)
+    _label(panel, title, x, y)
+
+
+def _loss_of_size(panel, presets, budgets) -> None:
+    sizes = np.geomspace(1e7, 1e12, 50)
+    title = "Loss over size, without end of data"
+    losses = kaplan.loss_of_size(sizes)
+    _compared(panel, sizes, losses, presets, lambda law: law(sizes, 1e30), title, "parameters N", NATS)
+
+
+def _loss_of_data(panel, presets, budgets) -> None:
+    tokens = np.geomspace(1e8, 1e13, 50)
+    title = "Loss over data, without end of size"
+    losses = kaplan.loss_of_data(tokens)
+    _compared(panel, tokens, losses, presets, lambda law: law(1e30, tokens), title, "tokens D", NATS)
+
+
+def _loss_of_compute(panel, presets, budgets) -> None:
+    compute = np.geomspace(min(budgets), max(budgets), 50)
+    title = "Loss over compute, spent best"
+    losses = kaplan.loss_of_compute(compute)
+
+    def best(law):
+        return [law.optimal(value).loss for value in compute]
+
+    _compared(panel, compute, losses, presets, best, title, "FLOPs", NATS)
+
+
+def _optimal_sizes(panel, presets, budgets) -> None:
+    compute = np.geomspace(min(budgets), max(budgets), 50)
+    title = "Best size for a budget"
+
+    def best(law):
+        return [law.optimal(value).parameters for value in compute]
+
+    _compared(panel, compute, kaplan.optimal(compute)[0], presets, best, title, "FLOPs", "parameters N*")
+    panel.set_yscale("log")
+
+
+def _optimal_tokens(panel, presets, budgets) -> None:
+    compute = np.geomspace(min(budgets), max(budgets), 50)
+    title = "Best number of tokens for a budget"
+
+    def best(law):
+        return [law.optimal(value).tokens for value in compute]
+
+    _compared(panel, compute, kaplan.optimal(compute)[1], presets, best, title, "FLOPs", "tokens D*")
+    panel.set_yscale("log")
+
+
+def _frontier(panel, presets, budgets) -> None:
+    compute = np.geomspace(min(budgets), max(budgets), 50)
+    sizes, tokens = kaplan.optimal(compute)
+    panel.plot(sizes, tokens, color=COLOURS[1], linestyle="--", label="Kaplan et al.")
+    for (name, law), color in zip(presets.items(), (COLOURS[0], COLOURS[2])):
+        best = [law.optimal(value) for value in compute]
+        panel.plot(
+            [each.parameters for each in best],
+            [each.tokens for each in best],
+            color=color,
+            linestyle="-" if color == COLOURS[0] else "-.",
+            label=f"{name.capitalize()} et al.",
+        )
+    for name, (size, seen, offset, side) in KNOWN_MODELS.items():
+        panel.plot(size, seen, "o", color="0.25", markersize=4)
+        panel.annotate(name, (size, seen), xytext=offset, textcoords="offset points", fontsize=7, ha=side)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    _label(panel, "Best use of a budget, and known models", "parameters N", "tokens D")
+
+
+def _known_isoflops(panel, presets, budgets) -> None:
+    name, law = next(iter(presets.items()))
     for index, compute in enumerate(budgets):
         best = law.optimal(compute)
         sizes = np.geomspace(best.parameters / 30, best.parameters * 30, 200)
         losses = law(sizes, compute / (FLOPS_PER_PARAMETER_AND_TOKEN * sizes))
         colour = COLOURS[index % len(COLOURS)]
-        panel.plot(sizes, losses, color=colour, label=f"{compute:.0e} FLOPs")
+        panel.plot(sizes, losses, color=colour, label=f"{compute:.3g} FLOPs")
         panel.plot(best.parameters, best.loss, "o", color=colour, markersize=5)
-    _label(panel, f"IsoFLOP curves, {name}'s constants", "parameters N", "loss (nats a token)")
+    _label(panel, f"IsoFLOP curves, {name.capitalize()} et al.", "parameters N", NATS)
     panel.set_xscale("log")
     panel.legend(frameon=False, fontsize=8)
 
 
-def _optimal_sizes(panel, presets: Mapping[str, ParametricLoss], budgets: Sequence[float]) -> None:
-    compute = np.geomspace(min(budgets), max(budgets), 50)
-    for index, (name, law) in enumerate(presets.items()):
-        best = [law.optimal(value) for value in compute]
-        colour = COLOURS[index % len(COLOURS)]
-        label = f"{name}: N* ~ C^{law.parameter_exponent:.2f}"
-        panel.plot(compute, [each.parameters for each in best], color=colour, label=label)
-        panel.plot(compute, [each.tokens for each in best], "--", color=colour)
-    _label(panel, "Best use of a budget (solid: N*, dashed: D*)", "FLOPs", "parameters, tokens")
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    panel.legend(frameon=False, fontsize=8)
-
-
-def _measured_isoflops(
-    panel, law: ParametricLoss, runs: Mapping[float, Sequence[Run]], minima: Sequence[IsoflopMinimum]
-) -> None:
-    by_budget = {minimum.compute: minimum for minimum in minima}
+def _measured_isoflops(panel, measured: Measured) -> None:
+    law, runs = measured.law, measured.runs
+    by_budget = {minimum.compute: minimum for minimum in measured.minima}
     for index, (compute, members) in enumerate(sorted(runs.items())):
         colour = COLOURS[index % len(COLOURS)]
         sizes = np.array([run.parameters for run in members])
@@ -101,12 +204,13 @@ def _measured_isoflops(
             panel.plot(line, np.polyval(minimum.coefficients, np.log(line)), ":", color=colour)
             if minimum.inside:
                 panel.plot(minimum.parameters, minimum.loss, "*", color=colour, markersize=11)
-    _label(panel, "Runs made here (solid: fit, dotted: parabola)", "parameters N", "held-out loss (nats a token)")
+    _label(panel, "Runs made here (solid: fit, dotted: parabola)", "parameters N", "held-out loss (nats per token)")
     panel.set_xscale("log")
     panel.legend(frameon=False, fontsize=8)
 
 
-def _predictions(panel, law: ParametricLoss, runs: Mapping[float, Sequence[Run]], held_out: Run) -> None:
+def _predictions(panel, measured: Measured) -> None:
+    law, runs, held_out = measured.law, measured.runs, measured.held_out
     for index, members in enumerate(runs[compute] for compute in sorted(runs)):
         predicted = [law(run.parameters, run.tokens) for run in members]
         colour = COLOURS[index % len(COLOURS)]
@@ -123,3 +227,9 @@ def _label(panel, title: str, x: str, y: str) -> None:
     panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
     panel.set_xlabel(x, fontsize=9)
     panel.set_ylabel(y, fontsize=9)
+
+
+PUBLISHED_PANELS = (
+    *(_loss_of_size, _loss_of_data, _loss_of_compute),
+    *(_optimal_sizes, _optimal_tokens, _frontier, _known_isoflops),
+)

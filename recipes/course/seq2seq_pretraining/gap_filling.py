@@ -137,7 +137,7 @@ def generate_targets(
     targets = []
     config = own_generation_config(model, max_new_tokens=max_new_tokens, do_sample=False)
     for start in range(0, len(inputs), batch_size):
-        ids, mask = _pad(inputs[start : start + batch_size], pad, left=False)
+        ids, mask = pad_rows(inputs[start : start + batch_size], pad, left=False)
         ids, mask = ids.to(model.device), mask.to(model.device)
         targets += model.generate(input_ids=ids, attention_mask=mask, generation_config=config).tolist()
     return [target[1:] for target in targets]
@@ -171,7 +171,7 @@ def fill_from_the_left(model, gaps: Sequence[Gap], pad: int, batch_size: int = 6
     )
     for start in range(0, len(gaps), batch_size):
         some = gaps[start : start + batch_size]
-        ids, mask = _pad([gap.left for gap in some], pad, left=True)
+        ids, mask = pad_rows([gap.left for gap in some], pad, left=True)
         ids, mask = ids.to(model.device), mask.to(model.device)
         generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         for gap, tokens in zip(some, generated[:, ids.shape[1] :].tolist()):
@@ -212,7 +212,8 @@ def share_of_exact_spans(
     return exact, spans
 
 
-def _pad(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one tensor, padded at the left or the right, and the mask of what is no padding."""
     longest, ids, mask = max(map(len, rows)), [], []
     for row in rows:
         filler, ones = [0] * (longest - len(row)), [1] * len(row)

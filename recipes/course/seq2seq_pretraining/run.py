@@ -30,18 +30,19 @@ Sources: Radford et al. 2018 and 2019 (GPT, GPT-2), Raffel et al. 2020 (T5, 1910
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
-from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGeneration, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.packing import TokenRows, pack_rows
 from hf_evidenceflow.data.text import split_documents
-from hf_evidenceflow.evaluation.statistics import paired_difference, proportion_interval
+from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_difference, proportion_interval
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.filling_plots import plot_filling
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_filling import (
     draw_gaps,
@@ -49,18 +50,24 @@ from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_filling import (
     fill_from_the_left,
     share_of_exact_spans,
 )
+from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_likelihood import nats_from_both_sides, nats_from_the_left
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.sentinel_tokenizer import (
     END_OF_TARGET,
     sentinel_ids,
     train_sentinel_tokenizer,
 )
+from hf_evidenceflow.recipes.course.seq2seq_pretraining.small_models import gpt2, t5
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.span_collator import SpanCorruptionCollator
-from hf_evidenceflow.recipes.course.seq2seq_pretraining.span_corruption import raw_length
+from hf_evidenceflow.recipes.course.seq2seq_pretraining.span_corruption import count_noise, raw_length
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
+from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run
 from hf_evidenceflow.recipes.course.shared.stages import run_stage, stage_settings
 from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
+
+
+GPT, T5 = "GPT-2", "T5"
 
 
 @dataclass
@@ -71,6 +78,9 @@ class Seq2SeqPretrainingArguments(CourseArguments):
     Args:
         steps (`int`, *optional*, defaults to `3000`):
             Optimizer steps of each model.
+        equal_learned_tokens (`bool`, *optional*, defaults to `False`):
+            Whether the T5 takes more steps, so that both learn to predict equally many tokens of the text: of a row a
+            GPT-2 predicts each token, a T5 the masked ones only.
         batch_size (`int`, *optional*, defaults to `32`):
             Rows a step.
         learning_rate (`float`, *optional*, defaults to `2e-3`):
@@ -100,10 +110,15 @@ class Seq2SeqPretrainingArguments(CourseArguments):
             of five tokens together, so that it has seen none of more than four.
         margin (`int`, *optional*, defaults to `8`):
             Fewest tokens on either side of a gap.
+        methods (`list[str]`, *optional*):
+            `gpt-2`, `t5` or parts of these; `None`: both.
     """
+
+    may_be_zero: ClassVar[frozenset[str]] = CourseArguments.may_be_zero | {"margin"}
 
     output_dir: str = "outputs/seq2seq_pretraining"
     steps: int = 3000
+    equal_learned_tokens: bool = False
     batch_size: int = 32
     learning_rate: float = 2e-3
     width: int = 64
@@ -118,13 +133,19 @@ class Seq2SeqPretrainingArguments(CourseArguments):
     gaps: int = 600
     longest_gap: int = 4
     margin: int = 8
+    methods: list[str] | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        self.methods = chosen_methods((GPT, T5), self.methods)
         if self.width < 16 or self.width % 16:
             raise ValueError(f"`width` must be a positive multiple of 16, the size of a head, got {self.width}.")
-        if self.longest_gap < 1:
-            raise ValueError(f"`longest_gap` must be at least 1, got {self.longest_gap}.")
+        row, _ = raw_length(self.input_length, self.noise_density, self.mean_span_length)
+        if row < self.longest_gap + 2 * self.margin:
+            raise ValueError(
+                f"Gaps of {self.longest_gap} tokens with {self.margin} on either side do not fit into rows of {row}. "
+                "Make `longest_gap` or `margin` smaller, or `input_length` larger."
+            )
 
 
 def make_rows(documents: Sequence[str], tokenizer, length: int) -> TokenRows:
@@ -138,40 +159,25 @@ def batched(rows: Sequence, size: int) -> list:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def gpt2(args: Seq2SeqPretrainingArguments, tokenizer, length: int):
-    """A GPT-2 with random weights."""
-    config = AutoConfig.for_model(
-        "gpt2",
-        vocab_size=len(tokenizer),
-        n_positions=length,
-        n_embd=args.width,
-        n_layer=args.layers,
-        n_head=args.width // 16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-    )
-    return AutoModelForCausalLM.from_config(config)
+def interval_cell(interval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def t5(args: Seq2SeqPretrainingArguments, tokenizer) -> T5ForConditionalGeneration:
-    """A T5 with random weights; its decoder starts from padding."""
-    config = AutoConfig.for_model(
-        "t5",
-        vocab_size=len(tokenizer),
-        d_model=args.width,
-        d_kv=16,
-        d_ff=4 * args.width,
-        num_layers=args.layers,
-        num_heads=args.width // 16,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TARGET),
-        decoder_start_token_id=tokenizer.pad_token_id,
-    )
-    return T5ForConditionalGeneration(config)
+def difference_cell(difference: dict) -> str:
+    return f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+
+
+def write_samples(path, tokenizer, gaps: Sequence, fillings: dict, margin: int, longest_gap: int) -> None:
+    """The gaps with what was put into them; some are printed."""
+    samples = []
+    for index, gap in enumerate(gaps):
+        sides = {"left": gap.left[-margin:], "hidden": gap.hidden, "right": gap.right[:margin]}
+        sides |= {name: filled[index].tokens for name, filled in fillings.items()}
+        samples.append({name: tokenizer.decode(tokens) for name, tokens in sides.items()})
+    atomic_write_json(path, samples)
+    for sample in samples[2 : 2 + longest_gap : 2]:
+        print("... {left} [{hidden}] {right} ...".format(**sample))
+        print("".join(f"  {name}: {sample[name]}\n" for name in fillings), end="")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -196,9 +202,9 @@ def main(argv: list[str] | None = None) -> dict:
         def collator(seed):
             return SpanCorruptionCollator(sentinels, end, pad, args.noise_density, args.mean_span_length, seed)
 
-        def trainer(name, model, data_collator=None):
-            settings = stage_settings(run.folder / name, args.seed, args.steps, args.learning_rate)
-            settings |= {"per_device_train_batch_size": args.batch_size, "logging_steps": max(1, args.steps // 100)}
+        def trainer(name, model, steps, data_collator=None):
+            settings = stage_settings(run.folder / name, args.seed, steps, args.learning_rate)
+            settings |= {"per_device_train_batch_size": args.batch_size, "logging_steps": max(1, steps // 100)}
             return Trainer(
                 model,
                 TrainingArguments(**settings),
@@ -208,101 +214,88 @@ def main(argv: list[str] | None = None) -> dict:
                 processing_class=tokenizer,
             )
 
-        # Pretraining
-        causal = trainer("gpt", gpt2(args, tokenizer, length))
-        stages = {"GPT-2, next token": run_stage(causal)}
-        spans = trainer("t5", t5(args, tokenizer), collator(args.seed))
-        stages["T5, span corruption"] = run_stage(spans)
-        parameters = [sum(weight.numel() for weight in each.model.parameters()) for each in (causal, spans)]
-
-        # Held-out text; the spans of the evaluation are drawn from a seed of their own
-        causal_loss = causal.evaluate()["eval_loss"]
-        spans.data_collator = collator(args.seed + 1)
-        span_loss = spans.evaluate()["eval_loss"]
-        gpt_model, t5_model = causal.model.eval(), spans.model.eval()
-        corrupt = collator(args.seed + 1)
-        batches = [
-            corrupt([held_out[i] for i in range(s, min(s + 64, len(held_out)))]) for s in range(0, len(held_out), 64)
-        ]
-        exact, total = share_of_exact_spans(t5_model, batches, sentinels, end, pad)
-        filled = proportion_interval(exact, total)
-        names = list(stages)
-        pretraining = markdown_table(
-            ["", "parameters", "held-out loss (nats a token)", "perplexity", "masked spans filled exactly (95 %)"],
-            [
-                [names[0], f"{parameters[0]}", f"{causal_loss:.3f}", f"{math.exp(causal_loss):.2f}", ""],
-                [
-                    *(names[1], f"{parameters[1]}", f"{span_loss:.3f}", ""),
-                    f"{filled.value:.2f} [{filled.low:.2f}, {filled.high:.2f}] of {total}",
-                ],
-            ],
-        )
-        print(f"\n{pretraining}\n", flush=True)
-
-        # The same gaps for both
+        learned = {GPT: length - 1, T5: count_noise(length, args.noise_density, args.mean_span_length)[0]}  # of a row
+        steps = dict.fromkeys((GPT, T5), args.steps)
+        if args.equal_learned_tokens:
+            steps[T5] = round(args.steps * learned[GPT] / learned[T5])
         lengths = range(1, args.longest_gap + 1)
         ids = [held_out[index]["input_ids"].tolist() for index in range(len(held_out))]
         gaps = draw_gaps(ids, lengths, args.gaps, args.margin, args.seed)
-        both = fill_from_both_sides(t5_model, gaps, sentinels, end, pad)
-        left = fill_from_the_left(gpt_model, gaps, pad)
-        ways = {
-            "GPT-2, left side": [filling.begins_right for filling in left],
-            "T5, both sides": [filling.begins_right for filling in both],
-            "T5, ends the gap too": [filling.exact for filling in both],
-        }
+
+        # Pretraining, held-out text, and the same gaps for both
+        logs, metrics, table, ways, nats, fillings = {}, {}, [], {}, {}, {}
+        if GPT in args.methods:
+            causal = trainer("gpt", gpt2(tokenizer, length, args.width, args.layers), steps[GPT])
+            logs["GPT-2, next token"] = run_stage(causal)["log"]
+            loss, size = causal.evaluate()["eval_loss"], causal.model.num_parameters()
+            metrics["causal"] = {"loss": loss, "perplexity": math.exp(loss), "parameters": size, "steps": steps[GPT]}
+            table.append(["GPT-2, next token", f"{size}", f"{steps[GPT]}", f"{loss:.3f}", f"{math.exp(loss):.2f}", ""])
+            model = causal.model.eval()
+            fillings[GPT] = fill_from_the_left(model, gaps, pad)
+            ways["GPT-2, left side"] = [filling.begins_right for filling in fillings[GPT]]
+            nats["GPT-2, left side"] = nats_from_the_left(model, gaps, pad)
+        if T5 in args.methods:
+            spans = trainer("t5", t5(tokenizer, args.width, args.layers), steps[T5], collator(args.seed))
+            logs["T5, span corruption"] = run_stage(spans)["log"]
+            spans.data_collator = collator(args.seed + 1)  # the spans of the evaluation have a seed of their own
+            loss, size = spans.evaluate()["eval_loss"], spans.model.num_parameters()
+            model, corrupt = spans.model.eval(), collator(args.seed + 1)
+            batches = [corrupt([held_out[i] for i in places]) for places in batched(range(len(held_out)), 64)]
+            filled = proportion_interval(*share_of_exact_spans(model, batches, sentinels, end, pad))
+            metrics["span_corruption"] = {"loss": loss, "exact_spans": filled._asdict(), "parameters": size}
+            metrics["span_corruption"]["steps"] = steps[T5]
+            table.append(
+                ["T5, span corruption", f"{size}", f"{steps[T5]}", f"{loss:.3f}", "", interval_cell(filled)],
+            )
+            fillings[T5] = fill_from_both_sides(model, gaps, sentinels, end, pad)
+            ways["T5, both sides"] = [filling.begins_right for filling in fillings[T5]]
+            ways["T5, ends the gap too"] = [filling.exact for filling in fillings[T5]]
+            nats["T5, both sides"] = nats_from_both_sides(model, gaps, sentinels, end, pad)
+        headings = ["", "parameters", "steps", "held-out loss (nats per token)", "perplexity"]
+        pretraining = markdown_table([*headings, "masked spans filled exactly (95 %)"], table)
+        print(f"\n{pretraining}\n", flush=True)
+
+        sizes = np.array([len(gap.hidden) for gap in gaps])
         shares = {
             name: {
-                size: proportion_interval(
-                    sum(hit for hit, gap in zip(hits, gaps) if len(gap.hidden) == size),
-                    sum(len(gap.hidden) == size for gap in gaps),
-                )
+                size: proportion_interval(int(np.array(hits)[sizes == size].sum()), int((sizes == size).sum()))
                 for size in lengths
             }
             for name, hits in ways.items()
         }
         overall = {name: proportion_interval(sum(hits), len(hits)) for name, hits in ways.items()}
+        costs = {name: mean_t_interval(values) for name, values in nats.items()}
         filling_table = markdown_table(
-            ["gaps filled right", *(f"{size} tokens" for size in lengths), "all (95 %)"],
+            ["gaps filled right", *(f"{size} tokens" for size in lengths), "all (95 %)", "nats per hidden token"],
             [
                 [
                     name,
                     *(f"{shares[name][size].value:.2f}" for size in lengths),
-                    f"{overall[name].value:.2f} [{overall[name].low:.2f}, {overall[name].high:.2f}]",
+                    interval_cell(overall[name]),
+                    interval_cell(costs[name]) if name in costs else "",
                 ]
                 for name in ways
             ],
         )
-        difference = paired_difference(*([float(hit) for hit in hits] for hits in list(ways.values())[:2]))
-
-        samples = [
-            {
-                "left": tokenizer.decode(gap.left[-args.margin :]),
-                "hidden": tokenizer.decode(gap.hidden),
-                "right": tokenizer.decode(gap.right[: args.margin]),
-                "t5": tokenizer.decode(filling.tokens),
-                "gpt": tokenizer.decode(guess.tokens),
-            }
-            for gap, filling, guess in zip(gaps, both, left)
-        ]
-        atomic_write_json(run.folder / "samples.json", samples)
-        for sample in samples[2 : 2 + args.longest_gap : 2]:
-            print(
-                "... {left} [{hidden}] {right} ...\n  T5: {t5}\n  GPT-2: {gpt}".format(**sample).replace(" \n", "\n")
+        write_samples(run.folder / "samples.json", tokenizer, gaps, fillings, args.margin, args.longest_gap)
+        plot_filling(logs, shares, run.folder / "seq2seq_pretraining.png")
+        note = f"{len(gaps)} gaps in {len(held_out)} held-out rows of {length} tokens, the same for both."
+        if len(fillings) == 2:
+            hits = [[float(hit) for hit in each] for each in list(ways.values())[:2]]
+            metrics["difference"] = paired_difference(*hits)._asdict()
+            metrics["difference_in_nats"] = paired_difference(*nats.values())._asdict()
+            note += (
+                f" T5 minus GPT-2 on them: {difference_cell(metrics['difference'])} filled right, "
+                f"{difference_cell(metrics['difference_in_nats'])} nats per hidden token."
             )
-        plot_filling(
-            {name: stage["log"] for name, stage in stages.items()}, shares, run.folder / "seq2seq_pretraining.png"
+        note += (
+            f" Rows per step: {args.batch_size}. Learned tokens of a row: {learned[GPT]} by the GPT-2, {learned[T5]} "
+            "by the T5. One seed: the intervals are over gaps, not over trainings."
         )
-        note = (
-            f"{len(gaps)} gaps in {len(held_out)} held-out rows of {length} tokens, the same for both; T5 minus GPT-2 "
-            f"on them {difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]. {args.steps} steps of "
-            f"{args.batch_size} rows each, one seed: the intervals are over gaps, not over trainings."
-        )
-        metrics = {
-            "causal": {"loss": causal_loss, "perplexity": math.exp(causal_loss), "parameters": parameters[0]},
-            "span_corruption": {"loss": span_loss, "exact_spans": filled._asdict(), "parameters": parameters[1]},
+        metrics |= {
             "gaps": {name: interval._asdict() for name, interval in overall.items()},
             "gaps_by_length": {name: {size: share.value for size, share in by.items()} for name, by in shares.items()},
-            "difference": difference._asdict(),
+            "nats_per_hidden_token": {name: interval._asdict() for name, interval in costs.items()},
         }
         return run.finish([pretraining, filling_table], note, metrics)
 

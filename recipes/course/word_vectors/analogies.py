@@ -27,11 +27,14 @@ class AnalogyScore(NamedTuple):
             Questions whose four words all have vectors.
         left_out (`int`):
             Other questions.
+        nearest (`int`):
+            Questions that the word nearest to c answers too, without a look at a and b.
     """
 
     right: int
     asked: int
     left_out: int
+    nearest: int
 
     def interval(self) -> Interval | None:
         """Accuracy with Wilson's 95 % interval; `None` if nothing was asked."""
@@ -52,8 +55,9 @@ def score_analogies(vectors, questions: Iterable[Sequence[str]]) -> dict[str, An
         `dict[str, AnalogyScore]`: by relation in the order of the questions, and `"all"` at the end.
     """
     counts: dict[str, list[int]] = {}
+    nearest: dict[str, list[str]] = {}
     for relation, *words in questions:
-        count = counts.setdefault(relation, [0, 0, 0])
+        count = counts.setdefault(relation, [0, 0, 0, 0])
         if any(word not in vectors for word in words):
             count[2] += 1
             continue
@@ -61,8 +65,11 @@ def score_analogies(vectors, questions: Iterable[Sequence[str]]) -> dict[str, An
         ((answer, _),) = vectors.most_similar(positive=[b, c], negative=[a], topn=1)
         count[0] += answer == d
         count[1] += 1
+        if c not in nearest:
+            nearest[c] = [word for word, _ in vectors.most_similar(c, topn=3)]
+        count[3] += next((word for word in nearest[c] if word not in (a, b)), None) == d
     scores = {relation: AnalogyScore(*count) for relation, count in counts.items()}
-    scores[ALL_RELATIONS] = AnalogyScore(*(sum(score[part] for score in scores.values()) for part in range(3)))
+    scores[ALL_RELATIONS] = AnalogyScore(*(sum(score[part] for score in scores.values()) for part in range(4)))
     return scores
 
 

@@ -6,6 +6,7 @@ of 3/4, and the hierarchical softmax on a Huffman tree.
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from hf_evidenceflow.recipes.course.shared.recipe import require_course_package
 
 
+# gensim passes over the rest of a longer text without a word
+MOST_WORDS = 10_000
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
@@ -59,7 +62,7 @@ def train_skip_gram(
 
     Args:
         sentences (`Sequence[Sequence[str]]`):
-            Words of each text; no window crosses its border.
+            Words of each text; no window crosses its border. Texts of more than 10,000 words are cut.
         vector_size (`int`):
             Numbers in a vector.
         window (`int`):
@@ -86,19 +89,10 @@ def train_skip_gram(
         `ImportError`: if gensim is not installed.
         `ValueError`: if fewer than two words are as frequent as `min_count`.
     """
-    counts: dict[str, int] = {}
-    for words in sentences:
-        for word in words:
-            counts[word] = counts.get(word, 0) + 1
-    kept = sum(count >= min_count for count in counts.values())
-    if kept < 2:
-        raise ValueError(
-            f"Only {kept} of {len(counts)} words stand in the text at least {min_count} times. Give more text, or a "
-            "smaller `min_count`."
-        )
+    word_counts(sentences, min_count)
     word2vec = require_course_package("gensim", "Skip-gram").models.Word2Vec
     return word2vec(
-        sentences,
+        [words[start : start + MOST_WORDS] for words in sentences for start in range(0, len(words), MOST_WORDS)],
         vector_size=vector_size,
         window=window,
         min_count=min_count,
@@ -112,6 +106,34 @@ def train_skip_gram(
         workers=1,
         hashfxn=stable_hash,
     )
+
+
+def word_counts(sentences: Sequence[Sequence[str]], min_count: int) -> dict[str, int]:
+    """
+    The vocabulary with its counts, in gensim's order.
+
+    Args:
+        sentences (`Sequence[Sequence[str]]`):
+            Words of each text.
+        min_count (`int`):
+            Rarer words are left out.
+
+    Returns:
+        `dict[str, int]`: from the most frequent word on.
+
+    Raises:
+        `ValueError`: if fewer than two words are as frequent as `min_count`.
+    """
+    counts = Counter(word for words in sentences for word in words)
+    kept = {word: count for word, count in counts.items() if count >= min_count}
+    if len(kept) < 2:
+        raise ValueError(
+            f"Only {len(kept)} of {len(counts)} words stand in the text at least {min_count} times. Give more text, "
+            "or a smaller `min_count`."
+        )
+    # Of words that are as frequent, gensim has the later one first
+    ranked = sorted(enumerate(kept.items()), key=lambda item: (item[1][1], item[0]), reverse=True)
+    return {word: count for _, (word, count) in ranked}
 
 
 def noise_distribution(model) -> np.ndarray:

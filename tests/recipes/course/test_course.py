@@ -1,5 +1,6 @@
 """The course's small world, its arguments and the run that all recipes share."""
 
+import importlib
 import json
 
 import pytest
@@ -43,6 +44,17 @@ def test_text_comes_from_the_file_that_is_named(tmp_path):
     assert course_documents(arguments) == ["one", "two"]
 
 
+def test_a_sample_of_a_text_is_drawn_from_all_of_it(tmp_path):
+    (tmp_path / "text.txt").write_text("<|endoftext|>".join(map(str, range(50))))
+    first, second = (
+        course_documents(
+            CourseArguments(text_file=str(tmp_path / "text.txt"), max_documents=20, shuffle_documents=True, seed=seed)
+        )
+        for seed in (3, 4)
+    )
+    assert len(first) == 20 and first != second and max(map(int, first)) > 20
+
+
 def test_a_missing_text_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.txt"):
         course_documents(CourseArguments(text_file=str(tmp_path / "absent.txt")))
@@ -56,6 +68,35 @@ def test_two_sources_of_text_are_refused():
 def test_no_documents_are_refused():
     with pytest.raises(ValueError, match="`max_documents` must be at least 1, got 0"):
         CourseArguments(max_documents=0)
+
+
+@pytest.mark.parametrize(
+    "recipe, arguments, wrong",
+    [
+        ("word_vectors", "WordVectorsArguments", {"epochs": 0}),
+        ("contextual_pretraining", "ContextualPretrainingArguments", {"bert_steps": 0}),
+        ("seq2seq_pretraining", "Seq2SeqPretrainingArguments", {"longest_gap": 0}),
+        ("peft_methods", "PeftMethodsArguments", {"lora_ranks": [8, 0]}),
+        ("prompt_search", "PromptSearchArguments", {"budget": -1}),
+        ("instruction_tuning", "InstructionTuningArguments", {"rollouts": 0}),
+        ("scaling_laws", "ScalingLawsArguments", {"budgets": []}),
+        ("compression", "CompressionArguments", {"temperature": 0.0}),
+        ("fast_inference", "FastInferenceArguments", {"draft_counts": [0]}),
+        ("fast_inference", "FastInferenceArguments", {"num_blocks": 3}),
+        ("fast_inference", "FastInferenceArguments", {"early_exit_depth": 8}),
+        ("compression", "CompressionArguments", {"qat_bits": 9}),
+        ("compression", "CompressionArguments", {"group_size": 48}),
+        ("scaling_laws", "ScalingLawsArguments", {"widths": [12]}),
+        ("contextual_pretraining", "ContextualPretrainingArguments", {"max_words": 1}),
+    ],
+)
+def test_a_wrong_number_or_method_is_an_error_before_anything_is_trained(recipe, arguments, wrong):
+    arguments = getattr(importlib.import_module(f"hf_evidenceflow.recipes.course.{recipe}.run"), arguments)
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` .*(must be|must divide|is empty|do not hold)"):
+        arguments(**wrong)
+    if recipe != "peft_methods":  # whose names depend on the base model; `main` checks them first
+        with pytest.raises(ValueError, match="`methods` has 'sideways', which is no part of any of"):
+            arguments(methods=["sideways"])
 
 
 def test_a_run_leaves_its_table_metrics_and_record(tmp_path, capsys):

@@ -34,6 +34,7 @@ from hf_evidenceflow.recipes.course.compression.qat import convert_qat, intx_con
 from hf_evidenceflow.recipes.course.compression.qlora import add_lora, frozen_weights, load_4bit
 from hf_evidenceflow.recipes.course.compression.storage import linear_bits, model_bytes, tensor_bytes
 from hf_evidenceflow.recipes.course.compression.weight_errors import four_bit_codebooks, weight_errors
+from hf_evidenceflow.recipes.course.compression.weight_plots import plot_weights, softened
 from hf_evidenceflow.recipes.course.shared import recipe as recipe_module
 
 
@@ -385,7 +386,8 @@ def load_recipe():
 
 def test_methods_are_chosen_by_parts_of_their_names_and_a_wrong_one_is_named():
     arguments = load_recipe().CompressionArguments
-    assert arguments(methods=["qat", "soft"]).methods == ["QAT", "soft targets"]
+    swept = arguments(methods=["qat", "soft"], further_temperatures=[8.0])
+    assert swept.methods == ["QAT", "soft targets", "soft targets, T = 8"]
     with pytest.raises(ValueError, match="'MiniLLM', which is no part of any of: rounding; outliers; QLoRA; QAT. "):
         arguments(methods=["MiniLLM"], distill_updates=0)
 
@@ -396,6 +398,29 @@ def test_tables_and_picture_are_of_what_was_run(tmp_path):
     (table,) = compression_tables(quantized, {}, {}, {}, {})
     assert "7.5000" in table and "+0.5000 [+0.5000, +0.5000]" in table
     assert plot_compression(quantized, {}, {}, tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_the_pictures_have_the_temperatures_and_the_weights(tmp_path):
+    interval = {"value": 2.0, "low": 1.5, "high": 2.5}
+    students = {
+        name: {"forward_kl": interval, "reverse_kl": interval, "temperature": temperature}
+        for name, temperature in (("start", None), ("soft targets", 2.0), ("soft targets, T = 8", 8.0))
+    }
+    outliers = {"as trained": {"errors": {"plain": 0.02, "split": 0.01}}}
+    quantized = {"float32": {"bits": 32.0, "perplexity": 7.5}}
+    assert plot_compression(quantized, outliers, students, tmp_path / "picture.png").exists()
+    model = llama()
+    softer = softened(model, torch.arange(10)[None])
+    assert plot_weights(model, weight_errors(model), softer, tmp_path / "weights.png").exists()
+
+
+def test_a_temperature_of_one_is_the_models_own_distribution_and_higher_ones_are_flatter():
+    model, ids = llama(), torch.arange(10)[None]
+    softer = softened(model, ids, (1.0, 4.0), ranks=3)
+    logs = model(ids).logits[0].log_softmax(-1)
+    assert softer[1.0]["entropy"] == pytest.approx(-(logs.exp() * logs).sum(-1).mean().item(), rel=1e-5)
+    assert softer[1.0]["probabilities"][0] == pytest.approx(logs.exp().amax(-1).mean().item(), rel=1e-5)
+    assert softer[4.0]["entropy"] > softer[1.0]["entropy"] and len(softer[4.0]["probabilities"]) == 3
 
 
 @pytest.mark.slow
@@ -415,7 +440,8 @@ def test_the_recipe_runs_through_all_stages(tmp_path):
     assert all(row["base_unchanged"] for row in metrics["adapters"].values())
     planted = metrics["outliers"]["planted outliers"]["errors"]
     assert planted["split"] < planted["plain"] / 2
-    assert set(metrics["students"]) == {"start", "SFT", "soft targets", "on-policy", "MiniLLM"}
+    swept = {f"soft targets, T = {value}" for value in ("0.5", "1", "4")}
+    assert set(metrics["students"]) == {"start", "SFT", "soft targets", "on-policy", "MiniLLM"} | swept
     for file in ("compression.md", "compression.png", "samples.json", "nf4/model.safetensors"):
         assert (tmp_path / file).exists(), file
     for folder in ("teacher", "qat", "minillm"):

@@ -14,6 +14,7 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.elmo_data import (
     ElmoCollator,
     build_vocabulary,
     cut_texts,
+    unigram_perplexity,
     word_characters,
 )
 from hf_evidenceflow.recipes.course.contextual_pretraining.modeling_elmo import (
@@ -21,6 +22,7 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.modeling_elmo import 
     reverse_words,
 )
 from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_evaluation import evaluate_elmo
+from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_plot import plot_pretraining
 from hf_evidenceflow.recipes.course.contextual_pretraining.scalar_mix import ScalarMix
 
 
@@ -230,6 +232,24 @@ def test_the_mix_is_the_mean_at_first_and_the_papers_formula_later():
 def test_layers_of_another_number_are_refused():
     with pytest.raises(ValueError, match="must have 3 layers in dimension -2, got 5"):
         ScalarMix(3)(torch.zeros(3, 5, 7))
+
+
+# Frequencies and curves
+
+
+def test_words_that_are_all_as_frequent_cost_as_many_choices():
+    texts = [["a", "b", "c"]]  # and the end
+    assert unigram_perplexity(texts, texts, ["<unk>", "<s>", "</s>", "a", "b", "c"]) == pytest.approx(10 / 2)
+    assert unigram_perplexity(texts, [["x"]], ["<unk>", "<s>", "</s>", "a"]) < 5  # two of three are unknown
+
+
+def test_the_picture_has_each_loss_apart(tmp_path):
+    keys = ("forward_loss", "backward_loss", "masked_token_loss", "next_sentence_loss")
+    log = [{"step": step, **{key: 1 / step + place for place, key in enumerate(keys)}} for step in range(1, 6)]
+    probes = {"country": {name: {"value": 0.5, "low": 0.4, "high": 0.7} for name in ("layer", "majority")}}
+    path = tmp_path / "picture.png"
+    assert plot_pretraining({"ELMo": log, "BERT": log}, probes, {"country": [0.2, 0.8]}, path).exists()
+    assert plot_pretraining({"BERT": log}, {}, {}, path).exists()
 
 
 # Recipe

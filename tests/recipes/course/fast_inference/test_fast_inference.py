@@ -8,8 +8,15 @@ import torch
 from repository import RECIPES
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import cache_bytes, cache_kinds, decode_with_cache
+from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import (
+    CacheResult,
+    cache_bytes,
+    cache_kinds,
+    decode_with_cache,
+)
+from hf_evidenceflow.recipes.course.fast_inference.inference_plots import plot_fast_inference
 from hf_evidenceflow.recipes.course.fast_inference.serving import compare_serving
+from hf_evidenceflow.recipes.course.fast_inference.speculation import SpeculationResult
 
 
 RECIPE = RECIPES / "course" / "fast_inference" / "run.py"
@@ -58,6 +65,18 @@ def test_all_ways_of_serving_give_the_same_tokens_and_blocks_take_the_least_room
     assert all(row["identical"] == 3 for row in results.values())
     assert results["block table"]["peak_slots"] < results["`generate`, one padded batch"]["peak_slots"]
     assert trace.found_tokens == 8  # one block of four tokens for the second prompt, and for the third
+
+
+def test_the_picture_has_drafts_by_place_caches_and_blocks(model, tmp_path):
+    _, trace = compare_serving(model, [[1, 2, 3, 4, 5, 6]], 3, 5, num_blocks=40, block_size=4, pad_token_id=0)
+    assert trace.tables[0][0] == trace.tables[1][0] and trace.tables[0][-1] != trace.tables[1][-1]
+    results = {
+        f"draft {count}": SpeculationResult(2, 0.6, 2.0, [0.8, 0.7, 0.6, 0.5][:count], 1.3, 1.2, 1.4)
+        for count in (2, 3, 4)
+    }
+    caches = {"dynamic": CacheResult(torch.tensor([1]), 0.1, [3.0, 4.0, 5.0, 6.0])}
+    counts = {count: f"draft {count}" for count in (2, 3, 4)}
+    assert plot_fast_inference(results, counts, caches, trace, tmp_path / "picture.png").exists()
 
 
 def test_a_target_without_a_draft_is_refused():

@@ -12,7 +12,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassifi
 
 from hf_evidenceflow.evaluation.completions import Completion
 from hf_evidenceflow.recipes.course.instruction_tuning import chains as chains_module
-from hf_evidenceflow.recipes.course.instruction_tuning.alignment_report import alignment_table
+from hf_evidenceflow.recipes.course.instruction_tuning.alignment_report import (
+    alignment_table,
+    chain_table,
+    plot_alignment,
+)
 from hf_evidenceflow.recipes.course.instruction_tuning.chains import SampledChains, preference_pairs, sample_chains
 from hf_evidenceflow.recipes.course.instruction_tuning.policy_kl import completion_kl, sampled_kl
 from hf_evidenceflow.recipes.course.instruction_tuning.reward_model import reward_model_function
@@ -205,6 +209,15 @@ def test_the_table_has_a_row_for_each_model():
     assert table.splitlines()[3] == "| PPO | 1.26 | 0.50 [0.40, 0.60] | 2.00 | 31 |"
 
 
+def test_the_picture_has_reward_distance_and_chains(tmp_path):
+    accuracy = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rows = {name: {"reward": 0.1, "accuracy": accuracy, "kl": kl} for name, kl in (("SFT", 0.0), ("PPO", 2.0))}
+    log = [{"step": step, "reward": step / 2, "kl": step / 3} for step in range(5)]
+    chains = {"steps": accuracy, "the answer, alone": accuracy}
+    assert plot_alignment(rows, {"PPO": log}, chains, tmp_path / "picture.png").exists()
+    assert chain_table(chains).splitlines()[2] == "| steps | 0.50 [0.40, 0.60] |"
+
+
 @pytest.mark.slow
 def test_the_recipe_runs_through_all_stages(tmp_path):
     spec = importlib.util.spec_from_file_location("instruction_tuning", RECIPE)
@@ -217,7 +230,8 @@ def test_the_recipe_runs_through_all_stages(tmp_path):
             *("--reward_steps", "3", "--dpo_steps", "2", "--rollouts", "1"),
         ]
     )
-    assert set(metrics) == {"base_right_share", "reward_model_accuracy", "SFT", "PPO", "DPO", "GRPO", "seconds"}
+    models = {"SFT", "PPO", "DPO", "GRPO"}
+    assert set(metrics) == {"base_right_share", "reward_model_accuracy", "chains", "seconds"} | models
     assert metrics["SFT"]["kl"] == 0 and min(metrics[name]["kl"] for name in ("PPO", "DPO", "GRPO")) > 0
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() == metrics.keys()
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"

@@ -28,6 +28,7 @@ from hf_evidenceflow.recipes.course.scaling_laws.measured_runs import (
     small_llama,
 )
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import BESIROGLU, HOFFMANN, ParametricLoss
+from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import Measured, plot_scaling
 
 
 RECIPE = RECIPES / "course" / "scaling_laws" / "run.py"
@@ -313,6 +314,26 @@ def test_a_run_takes_the_first_rows_once_and_ends_with_a_learning_rate_of_zero(t
     assert 0 < result["loss"] < math.log(258)
     with pytest.raises(ValueError, match="one pass over 40 rows"):
         measured_runs.train_run(settings | {"tokens": 1000}, Rows(), Rows(), text_tokenizer)
+
+
+# Picture
+
+
+def test_kaplans_best_use_of_a_pf_day_is_that_of_his_table():
+    assert kaplan.optimal(8.64e19) == pytest.approx((1.3e9, 2e10))
+    assert kaplan.loss_of_compute(3.1e8 * 8.64e19) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_the_picture_has_kaplan_and_chinchilla_in_each_panel_and_the_runs(tmp_path):
+    presets, budgets = {"hoffmann": HOFFMANN, "besiroglu": BESIROGLU}, [1e19, 1e21, 1e23]
+
+    def run(size, budget):
+        return Run(size, budget / (6 * size), float(HOFFMANN(size, budget / (6 * size))))
+
+    runs = {budget: [run(size, budget) for size in (2e8, 1e9, 5e9)] for budget in budgets}
+    measured = Measured(HOFFMANN, runs, isoflop_minima(runs), Run(1e9, 1e11, 2.3))
+    assert plot_scaling(presets, budgets, measured, tmp_path / "both.png").exists()
 
 
 # Recipe

@@ -11,6 +11,12 @@ import torch
 from repository import RECIPES
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from hf_evidenceflow.recipes.course.seq2seq_pretraining.attention_masks import (
+    causal_model_states,
+    influence,
+    plot_masks,
+    prefix_mask,
+)
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_filling import (
     Gap,
     draw_gaps,
@@ -18,6 +24,7 @@ from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_filling import (
     fill_from_the_left,
     share_of_exact_spans,
 )
+from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_likelihood import nats_from_both_sides, nats_from_the_left
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.sentinel_tokenizer import (
     sentinel_ids,
     train_sentinel_tokenizer,
@@ -287,6 +294,27 @@ def test_a_filling_from_the_left_is_the_greedy_continuation_whatever_the_batch()
     assert [filling.begins_right for filling in fillings] == [True] * 4 + [False]
 
 
+GAPS = [Gap([11, 12, 13], [14, 15], [16]), Gap([11], [12], [13, 14, 15, 16])]
+
+
+def test_the_left_sides_nats_are_those_of_the_hidden_tokens():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=91, n_embd=8, n_layer=1, n_head=2, n_positions=9)).eval()
+    logits = model(torch.tensor([[11, 12, 13, 14]])).logits.log_softmax(-1)[0]
+    expected = [-(logits[2, 14] + logits[3, 15]).item() / 2, -logits[0, 12].item()]
+    assert nats_from_the_left(model, GAPS, PAD) == pytest.approx(expected, rel=1e-4)
+
+
+def test_both_sides_nats_are_the_loss_of_the_hidden_tokens_behind_the_sentinel():
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=91, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=PAD)
+    ).eval()
+    inputs = torch.tensor([[11, SENTINELS[0], 13, 14, 15, 16, EOS]])
+    loss = model(input_ids=inputs, labels=torch.tensor([[-100, 12]]), decoder_input_ids=torch.tensor([[PAD, 90]])).loss
+    assert nats_from_both_sides(model, GAPS, SENTINELS, EOS, PAD)[1] == pytest.approx(loss.item(), rel=1e-4)
+
+
 def test_exact_spans_are_counted_one_by_one():
     collator = SpanCorruptionCollator(SENTINELS, EOS, PAD, noise_density=0.5, mean_span_length=1.0)
     batch = collator(rows_of(8))
@@ -294,6 +322,22 @@ def test_exact_spans_are_counted_one_by_one():
     assert share_of_exact_spans(t5_that_writes(target), [batch], SENTINELS, EOS, PAD) == (4, 4)
     target[1] = 77  # the first span
     assert share_of_exact_spans(t5_that_writes(target), [batch], SENTINELS, EOS, PAD) == (3, 4)
+
+
+# Masks
+
+
+def test_a_model_reads_what_its_mask_lets_it_and_nothing_else(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=23, n_embd=8, n_layer=2, n_head=2, n_positions=9)).eval()
+    embedded = model.get_input_embeddings()(torch.arange(5)[None])
+    measured = {
+        name: influence(causal_model_states(model, mask), embedded)
+        for name, mask in (("causal", None), ("prefix of 3", prefix_mask(5, 3)), ("none", prefix_mask(5, 5)))
+    }
+    assert torch.equal(measured["causal"] > 0, torch.ones(5, 5).tril().bool())
+    assert torch.equal(measured["prefix of 3"] > 0, prefix_mask(5, 3)) and measured["none"].min() > 0
+    assert plot_masks(measured, tmp_path / "masks.png").exists()
 
 
 # Recipe

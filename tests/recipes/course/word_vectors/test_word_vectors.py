@@ -15,6 +15,7 @@ from repository import RECIPES
 
 from hf_evidenceflow.recipes.course.word_vectors.analogies import read_questions, score_analogies
 from hf_evidenceflow.recipes.course.word_vectors.cooccurrence import count_cooccurrences
+from hf_evidenceflow.recipes.course.word_vectors.dictionary_questions import dictionary_pairs, frequent_questions
 from hf_evidenceflow.recipes.course.word_vectors.glove import (
     GloveParameters,
     glove_loss,
@@ -37,6 +38,7 @@ from hf_evidenceflow.recipes.course.word_vectors.skip_gram import (  # noqa: E40
     stable_hash,
     text_words,
     train_skip_gram,
+    word_counts,
 )
 
 
@@ -108,6 +110,18 @@ def test_the_vectors_do_not_depend_on_pythons_hash():
 
 def test_gensim_gets_a_hash_that_is_the_same_everywhere(sentences):
     assert train(sentences).hashfxn("paris") == stable_hash("paris") == 2519518178
+
+
+def test_no_word_of_a_long_text_is_passed_over(monkeypatch):
+    given = []
+    monkeypatch.setattr(gensim.models, "Word2Vec", lambda sentences, **kwargs: given.extend(sentences))
+    words = [f"w{index % 7}" for index in range(25_003)]  # gensim reads 10,000 words of a text
+    train([words, ["w1", "w2"]])
+    assert max(map(len, given)) <= 10_000 and [word for text in given for word in text] == [*words, "w1", "w2"]
+
+
+def test_the_vocabulary_is_in_gensims_order(sentences):
+    assert list(word_counts(sentences, 1)) == train(sentences).wv.index_to_key
 
 
 def test_too_few_words_are_an_error_with_their_number():
@@ -297,7 +311,8 @@ def test_questions_are_counted_by_relation_as_right_wrong_or_left_out(keyed):
             ("nonsense", "france", "paris", "italy", "noise"),
         ],
     )
-    assert scores == {"capital": (1, 1, 1), "nonsense": (0, 1, 0), "all": (1, 2, 1)}
+    # Nearest to italy, without france and paris, is rome
+    assert scores == {"capital": (1, 1, 1, 1), "nonsense": (0, 1, 0, 0), "all": (1, 2, 1, 1)}
     assert scores["all"].interval().value == 0.5
 
 
@@ -321,6 +336,38 @@ def test_questions_are_read_in_word2vecs_format(tmp_path):
     path.write_text(": capital\nAthens Greece Oslo\n")
     with pytest.raises(ValueError, match="Line 2 .*'Athens Greece Oslo'"):
         read_questions(path)
+
+
+ENTRIES = (
+    "Easy, a. [Compar. {Easier}; superl. {Easiest}.] 1. At ease.",
+    "Walk (w[add]k), v. i. [imp. & p. p. {Walked}; p. pr. & vb. n. {Walking}.] To go.",
+    "Child (ch[imac]ld), n.; pl. {Children} (-ren). A son or a daughter.",
+    "Quick, a. [Compar. {Quicker}; superl. {Quickest}.] Alive.",
+    "Quickly, adv. In a quick manner.",
+    "Familly, adv. No adjective is its beginning.",
+    "Abaculus, n.; pl. {Abaculi}. A small tile.",
+    "Abaculus, n.; pl. {Abaculuses}. Another form.",
+    "not an entry [Compar. {Worse}.]",
+)
+
+
+def test_a_dictionarys_heads_name_the_forms_of_words():
+    assert dictionary_pairs(ENTRIES) == {
+        "comparative": [("easy", "easier"), ("quick", "quicker")],
+        "superlative": [("easy", "easiest"), ("quick", "quickest")],
+        "past": [("walk", "walked")],
+        "participle": [("walk", "walking")],
+        "plural": [("child", "children")],
+        "adverb": [("quick", "quickly")],
+    }
+
+
+def test_the_questions_are_of_the_pairs_that_the_text_has_most_often():
+    pairs = {"past": [("go", "went"), ("see", "saw"), ("sit", "sat"), ("ebb", "ebbed")]}
+    counts = {"go": 9, "went": 1, "see": 5, "saw": 5, "sit": 3, "sat": 4}
+    expected = [("past", "see", "saw", "sit", "sat"), ("past", "sit", "sat", "see", "saw")]
+    assert frequent_questions(pairs, counts, pairs_per_relation=2) == expected
+    assert len(frequent_questions(pairs, counts)) == 3 * 2  # "ebb" is not in the text
 
 
 def test_the_plane_of_the_picture_is_that_of_the_covariance():
@@ -369,5 +416,5 @@ def test_a_text_without_the_questions_words_shows_neighbours(recipe, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"word{index % 29} word{index % 31} word{index % 7}\n" for index in range(900)))
     metrics = recipe.main(["--output_dir", str(tmp_path / "out"), "--text_file", str(text), "--glove_epochs", "2"])
-    assert metrics["accuracy"]["GloVe"]["all"] == {"right": 0, "asked": 0, "left_out": 498}
+    assert metrics["accuracy"]["GloVe"]["all"] == {"right": 0, "asked": 0, "left_out": 498, "nearest": 0}
     assert "nearest words to" in (tmp_path / "out" / "word_vectors.md").read_text()

@@ -1,0 +1,149 @@
+"""The picture of the recipe: drafts by their number and place, kinds of cache, and the blocks of a paged cache."""
+
+import os
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import CacheResult
+from hf_evidenceflow.recipes.course.fast_inference.paged_generation import PagedTrace
+from hf_evidenceflow.recipes.course.fast_inference.speculation import SpeculationResult
+from hf_evidenceflow.recipes.course.fast_inference.speculative_sampling import expected_tokens_per_pass
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+
+
+ROWS_SHOWN = 8
+
+
+def plot_fast_inference(
+    speculation: Mapping[str, SpeculationResult],
+    draft_counts: Mapping[int, str],
+    caches: Mapping[str, CacheResult],
+    trace: PagedTrace | None,
+    path: str | os.PathLike,
+) -> Path | None:
+    """
+    Draw what there is: tokens per pass over the number of drafts, drafts kept by their place, time per token over
+    length, blocks over the passes, block tables, and how often each physical block is held.
+
+    Args:
+        speculation (`Mapping[str, SpeculationResult]`):
+            Results by name.
+        draft_counts (`Mapping[int, str]`):
+            The names of the ways with a draft model, by their number of drafts.
+        caches (`Mapping[str, CacheResult]`):
+            Results by kind of cache.
+        trace ([`PagedTrace`], *optional*):
+            Trace of paged generation.
+        path (`str` or `os.PathLike`):
+            PNG to write.
+
+    Returns:
+        `Path`, *optional*: The path written; `None` if there is nothing to draw.
+    """
+    draws: list[Callable] = []
+    if draft_counts:
+        draws += [partial(_plot_drafts, speculation=speculation, draft_counts=draft_counts)]
+        draws += [partial(_plot_places, speculation=speculation)]
+    if caches:
+        draws.append(partial(_plot_caches, caches=caches))
+    if trace is not None:
+        draws += [partial(draw, trace=trace) for draw in (_plot_blocks, _plot_tables, _plot_physical)]
+    if not draws:
+        return None
+    columns = min(3, len(draws))
+    rows = -(-len(draws) // columns)
+    figure = new_figure((4.4 * columns, 3.8 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for draw, panel in zip(draws, panels):
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        draw(panel)
+        panel.tick_params(labelsize=8)
+    for panel in panels[len(draws) :]:
+        panel.set_visible(False)
+    return save_figure(figure, path)
+
+
+def _plot_drafts(panel, speculation, draft_counts):
+    counts = sorted(draft_counts)
+    measured = [speculation[draft_counts[count]] for count in counts]
+    tokens = [result.tokens_per_pass for result in measured]
+    panel.plot(counts, tokens, color=COLOURS[0], marker="o", label="tokens per pass")
+    # The first draft of each pass is always tried: its share of successes is the probability in the formula
+    rate = statistics.mean(result.by_position[0] for result in measured)
+    expected = [expected_tokens_per_pass(rate, count) for count in counts]
+    label = f"expected if each is kept with {rate:.2f}"
+    panel.plot(counts, expected, color="0.5", linestyle=":", marker=".", label=label)
+    ratios = [result.ratio for result in measured]
+    panel.plot(counts, ratios, color=COLOURS[1], marker="s", linestyle="--", label="tokens/s to plain decoding")
+    panel.axhline(1.0, color="0.5", linewidth=0.8)
+    panel.set(ylim=(0, None), xticks=counts)
+    _label(panel, "Draft model, greedy", "drafts per pass", "tokens per pass, speed-up")
+
+
+def _plot_places(panel, speculation):
+    """The share kept among those that were tried, as all before them had been kept."""
+    shown = {name: result.by_position for name, result in speculation.items() if len(result.by_position) > 1}
+    for index, (name, rates) in enumerate(shown.items()):
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+        panel.plot(range(1, len(rates) + 1), rates, marker="o", markersize=4, label=name, **style)
+    panel.set(ylim=(0, 1.05), xticks=range(1, max(map(len, shown.values()), default=1) + 1))
+    _label(panel, "Drafts kept by their place", "place of the draft", "share kept of those tried")
+
+
+def _plot_caches(panel, caches):
+    for index, (name, result) in enumerate(caches.items()):
+        smooth = _running_median(result.milliseconds, 9)
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+        panel.plot(range(1, len(smooth) + 1), smooth, label=name, **style)
+    panel.set(ylim=(0, None))
+    _label(panel, "Kinds of cache", "tokens generated", "ms per token")
+
+
+def _plot_blocks(panel, trace):
+    passes = range(1, len(trace.used) + 1)
+    unshared = [used + saved for used, saved in zip(trace.used, trace.saved)]
+    panel.plot(passes, trace.contiguous, color=COLOURS[1], linestyle="--", label="row by row, longest row")
+    panel.plot(passes, unshared, color=COLOURS[2], linestyle="-.", label="blocks, nothing shared")
+    panel.plot(passes, trace.used, color=COLOURS[0], label="blocks, shared")
+    panel.set(ylim=(0, None))
+    _label(panel, "Memory of a paged cache", "tokens generated per sample", "blocks in use")
+
+
+def _plot_tables(panel, trace):
+    """Logical blocks of some rows from left to right; the number is the physical block, shared ones are colored."""
+    rows = trace.tables[:ROWS_SHOWN]
+    holders = Counter(block for table in trace.tables for block in table)
+    for place, table in enumerate(rows):
+        for index, block in enumerate(table):
+            color = COLOURS[5] if holders[block] > 1 else "0.93"
+            panel.barh(place, 1, left=index, height=0.92, color=color, edgecolor="white")
+            panel.text(index + 0.5, place, str(block), ha="center", va="center", fontsize=6)
+    panel.grid(visible=False)
+    panel.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5), xlim=(0, max(map(len, rows))))
+    _label(panel, "Block tables (blue: shared)", "logical block", "sample")
+
+
+def _plot_physical(panel, trace):
+    holders = Counter(block for table in trace.tables for block in table)
+    blocks = range(max(holders) + 1)
+    colors = [COLOURS[5] if holders[block] > 1 else COLOURS[0] for block in blocks]
+    panel.bar(blocks, [holders[block] for block in blocks], 0.9, color=colors)
+    _label(panel, "Physical blocks at the peak", "physical block", "samples that hold it")
+
+
+def _label(panel, title: str, x: str, y: str) -> None:
+    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    panel.set_xlabel(x, fontsize=9)
+    panel.set_ylabel(y, fontsize=9)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, fontsize=8)
+
+
+def _running_median(values: Sequence[float], width: int) -> list[float]:
+    half = width // 2
+    return [statistics.median(values[max(0, place - half) : place + half + 1]) for place in range(len(values))]
