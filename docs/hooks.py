@@ -74,7 +74,7 @@ def notebook_page(path: Path) -> str:
         else:
             parts += [f"```python\n{cell.source}\n```", *(_output(output) for output in cell.outputs)]
     parts.append(f"*The notebook is `docs/notebooks/{path.name}`.*")
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part).replace(".ipynb)", ".md)")
 
 
 def _output(output) -> str:

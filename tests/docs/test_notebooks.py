@@ -1,11 +1,17 @@
 """The notebooks run, and are committed with the outputs of a whole run."""
 
+import ast
+import importlib
+
 import nbformat
 import pytest
 from repository import ROOT
 
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if path.stem.startswith("course_")]
+EXECUTED = [path for path in CHAPTERS if path.stem in ("course_word_vectors", "course_scaling_laws")]
+CHINESE = [path for path in NOTEBOOKS if path.stem.endswith("_zh")]
 
 
 def name_of(path):
@@ -21,8 +27,34 @@ def test_a_notebook_holds_the_outputs_of_one_whole_run(path):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
+@pytest.mark.parametrize("path", CHINESE, ids=name_of)
+def test_a_chapter_has_the_same_cells_and_outputs_in_chinese(path):
+    chinese, english = (
+        nbformat.read(each, as_version=4).cells
+        for each in (path, path.with_name(path.name.replace("_zh.ipynb", ".ipynb")))
+    )
+    assert [cell.cell_type for cell in chinese] == [cell.cell_type for cell in english]
+    for cell, twin in zip(chinese, english):
+        if cell.cell_type == "code":
+            assert (cell.source, cell.outputs) == (twin.source, twin.outputs)
+        else:
+            assert cell.source != twin.source
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path not in CHINESE], ids=name_of)
+def test_what_a_chapter_imports_from_the_package_exists(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, ast.ImportFrom)]
+    for node in nodes:
+        module = importlib.import_module(node.module)
+        for name in node.names:
+            if not hasattr(module, name.name):
+                importlib.import_module(f"{node.module}.{name.name}")
+
+
+# The recipes that the other chapters run have slow tests of their own
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path not in CHAPTERS or path in EXECUTED], ids=name_of)
 def test_a_notebook_runs(path, tmp_path):
     from nbclient import NotebookClient
 
