@@ -58,7 +58,7 @@ SPAN = register_objective("zero_in_span", target=None)(SpanPenalty())
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices of the layers, AdamW for embeddings and norms; the groups are those of the two."""
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
 
     def __init__(self, groups, lr, betas, eps, layer_parameters):
         matrices, others = [], []
@@ -73,11 +73,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
             torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW([group for group in others if group["params"]], lr=lr, betas=betas, eps=eps),
         ]
-        super().__init__(groups, {"lr": lr})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure=None):
+        # The schedule writes into groups that accelerate has replaced by copies
+        for group, own in zip(self.param_groups, [group for part in self.parts for group in part.param_groups]):
+            own["lr"] = group["lr"]
         for part in self.parts:
             part.step()
 
