@@ -9,19 +9,23 @@ The published size on CPU in fp32, 4 x 256 tokens, the same weights everywhere: 
 loop over separate experts, with its noise on the router in evaluation too. Before anything is timed, its logits have
 to equal ours. The block of experts has two further candidates, ours but for the routed experts: a loop over stacked
 parameters (`experts_implementation="eager"`), and transformers' grouped product; and in training the shared experts
-alone. Training passes are forward, backward (to the states too) and clearing gradients. Decoding is greedy, a token at
-a time behind 256 others, ours with a cache that is filled before; the reference has none and computes the sequence
-anew. All candidates of a table run in turn, round after round; a ratio is the median over the rounds of the first
-candidate's time / a candidate's time within a round. Nothing else should run on the machine.
+alone, and the bound: the dense products alone, for tokens that lie at their experts already, as many at each. Training
+passes are forward, backward (to the states too) and clearing gradients. Decoding is greedy, a token at a time behind
+256 others, ours with a cache that is filled before; the reference has none and computes the sequence anew. All
+candidates of a table run in turn, round after round; a ratio is the median over the rounds of the first candidate's
+time / a candidate's time within a round. Nothing else should run on the machine.
 """
 
 import copy
+import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timing import compare, prepare, print_table, setting
 from tinyseek_options import make_parser, published_config
 from tinyseek_reference import check_equal, make_pair
+from torch import nn
 from transformers import DynamicCache
 from transformers.integrations.moe import grouped_mm_experts_forward
 
@@ -32,6 +36,7 @@ from hf_evidenceflow.models.thinking.cache_argument import CACHE
 REFERENCE, OURS = "published loop over experts", "ours"
 EAGER, STOCK = "loop over stacked experts", "transformers' grouped experts"
 SHARED = "ours, shared experts alone"  # products that both sides need
+DENSE = "bound: dense products alone"
 
 
 def moe_candidates(reference, model):
@@ -57,6 +62,29 @@ def check_moe(modules, states):
         differs = (module(states)[0] - expected).abs().amax(-1) > 1e-4
         if differs.double().mean() > 0.01:
             raise RuntimeError(f"The experts of {name!r} give {int(differs.sum())} tokens other outputs.")
+
+
+class DenseProducts(nn.Module):
+    """The products that any version needs, without choosing, sorting, gathering and adding up."""
+
+    def __init__(self, ours, states):
+        super().__init__()
+        parts = copy.deepcopy((ours.gate, ours.experts, ours.shared_experts))
+        self.gate, self.experts, self.shared_experts = parts
+        rows = math.ceil(states[..., 0].numel() * self.gate.top_k / self.experts.num_experts)
+        self.states = nn.Parameter(states.clone())
+        self.placed = nn.Parameter(torch.randn(self.experts.num_experts, rows, states.shape[-1]))  # [E, c, H]
+        self.gradients = torch.randn_like(states), torch.randn_like(self.placed)
+
+    def train_once(self):
+        self.zero_grad(set_to_none=True)
+        experts = self.experts
+        with torch.no_grad():
+            for weight in (self.gate.weight, self.gate.noise_weight):
+                F.linear(self.states, weight)
+        inner = torch.baddbmm(experts.up_proj_bias[:, None], self.placed, experts.up_proj.mT)
+        routed = torch.baddbmm(experts.down_proj_bias[:, None], experts.act_fn(inner), experts.down_proj.mT)
+        torch.autograd.backward((self.shared_experts(self.states), routed), self.gradients)
 
 
 def train_moe(name, module, states):
@@ -85,6 +113,7 @@ def measure_moe(modules, states, rounds):
     for module in trained.values():
         module.train()
     candidates = {name: partial(train_moe, name, module, states) for name, module in trained.items()}
+    candidates[DENSE] = DenseProducts(modules[OURS], states).train_once
     tables[f"forward and backward, {rows} x {length} tokens"] = compare(candidates, rounds)
     for module in modules.values():
         module.eval().zero_grad(set_to_none=True)

@@ -1,25 +1,24 @@
 """Routing and experts with gradients that only touch the chosen experts: the fast versions for CPU.
 
-Pairs of token and expert are sorted by expert, so that each expert's tokens lie together for a grouped product. A gate
-scales an expert's inner state, which is narrow, and not its output. Sums over a token's experts or over an expert's
-tokens are embedding bags, which read the rows where they lie. A router's logits have a gradient at the chosen experts
-only, so its gradient is a bag as well, and no product with all experts.
+Pairs of token and expert are sorted by expert and padded a little, so that batched products take some experts at a
+time: on all threads, for which the product of one expert is too small. A gate scales an expert's inner state, which is
+narrow, and not its output. A router's logits have a gradient at the chosen experts only, so its gradient is a sum of
+rows that are read where they lie (an embedding bag), and no product with all experts.
 
 The plain versions are `TinySeekExperts.forward` and `top_k_gates` of a linear layer.
 
-Shapes: N tokens, H hidden size, E experts, k experts of a token, S = N k pairs, I width of an expert.
+Shapes: N tokens, H hidden size, E experts, k experts of a token, S = N k pairs, P rows with padding, I width of
+an expert.
 """
 
 import torch
 import torch.nn.functional as F
-from transformers.utils import is_torch_greater_or_equal
 
 from .expert_routing import top_k_gates
 
 
-# Weights that are mapped from a file may lie at any address. Remove with torch 2.10
-_TAKES_ANY_ADDRESS = is_torch_greater_or_equal("2.11")
-CHUNK = 1024  # pairs whose rows of width H are held at a time
+CHUNK = 1024  # rows of width H that are held at a time
+WASTE, SLACK = 1.6, 64  # padded rows for each one in use, and for all
 
 
 class SparseRouting(torch.autograd.Function):
@@ -72,143 +71,125 @@ class SparseExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tokens, indices, gates, up, up_bias, down, down_bias, activation):
-        pairs = _Pairs(indices, len(up))
-        inner = tokens.new_empty(len(pairs.order), up.shape[1])  # [S, I]
+        pairs = PaddedPairs(indices, len(up))
+        gate = pairs.pad(gates)[:, None]  # [P, 1], 0 in padding
+        inner = tokens.new_empty(len(gate), up.shape[1])  # [P, I]
         output = _weighted_rows(down_bias, indices, gates)
-        sorted_gates = gates.flatten()[pairs.order, None]
-        for part, experts, ends in pairs.chunks():
-            rows = tokens.index_select(0, pairs.token[part])
-            inner[part] = grouped_product(rows, up[experts].mT, ends)
-            inner[part] += up_bias.index_select(0, pairs.expert[part])
-            gated = activation(inner[part]) * sorted_gates[part]
-            output.index_add_(0, pairs.token[part], grouped_product(gated, down[experts].mT, ends))
-        ctx.save_for_backward(tokens, indices, gates, up, down, down_bias, inner)
+        for rows, experts in pairs.chunks:
+            own, part, its_gate = pairs.rows_of(tokens, inner, gate, rows, experts)
+            torch.baddbmm(up_bias[experts, None], own, up[experts].mT, out=part)
+            gated = activation(part) * its_gate
+            output.index_add_(0, pairs.token[rows], torch.bmm(gated, down[experts].mT).flatten(0, 1))
+        ctx.save_for_backward(tokens, indices, up, down, down_bias, inner, gate)
         ctx.activation, ctx.pairs = activation, pairs
         return output
 
     @staticmethod
     def backward(ctx, output_gradient):
-        tokens, indices, gates, up, down, down_bias, inner = ctx.saved_tensors
+        tokens, indices, up, down, down_bias, inner, gate = ctx.saved_tensors
         pairs = ctx.pairs
         with torch.enable_grad():
             inner = inner.detach().requires_grad_()
             active = ctx.activation(inner)
-        gate, values = gates.flatten()[pairs.order, None], active.detach()
-        gated, gated_gradient = values * gate, torch.empty_like(values)  # [S, I]
-        up_gradient, down_gradient = torch.empty_like(up), torch.empty_like(down)
-        tokens_gradient = torch.zeros_like(tokens)
-        for part, experts, ends in pairs.chunks():
-            rows = output_gradient.index_select(0, pairs.token[part])
-            gated_gradient[part] = grouped_product(rows, down[experts], ends)
-            grouped_outer_product(rows, gated[part], ends, out=down_gradient[experts])
+        values = active.detach()
+        gated, gated_gradient = values * gate, torch.empty_like(values)  # [P, I]
+        gate_gradient = torch.empty_like(gate)
+        gradients = [torch.empty_like(weight) for weight in (up, up[..., 0], down, down_bias)]
+        up_gradient, up_bias_gradient, down_gradient, down_bias_gradient = gradients
+        for rows, experts in pairs.chunks:
+            own, part, its_gate = pairs.rows_of(output_gradient, gated_gradient, gate, rows, experts)
+            torch.bmm(own, down[experts], out=part)
+            torch.bmm(own.mT, gated[rows].view_as(part), out=down_gradient[experts])
+            torch.bmm(its_gate.mT, own, out=down_bias_gradient[experts, None])
+            torch.bmm(own, down_bias[experts, :, None], out=gate_gradient[rows].view_as(its_gate))
         (inner_gradient,) = torch.autograd.grad(active, inner, gated_gradient * gate)
-        for part, experts, ends in pairs.chunks():
-            rows = tokens.index_select(0, pairs.token[part])
-            grouped_outer_product(inner_gradient[part], rows, ends, out=up_gradient[experts])
-            rows = grouped_product(inner_gradient[part], up[experts], ends)
-            tokens_gradient.index_add_(0, pairs.token[part], rows)
-        gates_gradient = (output_gradient @ down_bias.T).gather(1, indices)  # [N, k]
-        gates_gradient.view(-1)[pairs.order] += (gated_gradient * values).sum(-1)
-        return (
-            tokens_gradient,
-            None,
-            gates_gradient,
-            up_gradient,
-            pairs.sum_rows(inner_gradient),
-            down_gradient,
-            pairs.sum_by_expert(output_gradient, gates),
-            None,
-        )
+        tokens_gradient = torch.zeros_like(tokens)
+        for rows, experts in pairs.chunks:
+            own, part, _ = pairs.rows_of(tokens, inner_gradient, gate, rows, experts)
+            torch.bmm(part.mT, own, out=up_gradient[experts])
+            torch.sum(part, 1, out=up_bias_gradient[experts])
+            tokens_gradient.index_add_(0, pairs.token[rows], torch.bmm(part, up[experts]).flatten(0, 1))
+        gate_gradient += (gated_gradient * values).sum(-1, keepdim=True)
+        gates_gradient = gate_gradient[pairs.place].view_as(indices)
+        return tokens_gradient, None, gates_gradient, *gradients, None
 
 
 class _Pairs:
     """Pairs of token and expert, sorted by expert."""
 
     def __init__(self, indices, num_experts):
-        k = indices.shape[1]
         self.expert, self.order = indices.flatten().sort(stable=True)  # [S]: experts, and places in token order
-        self.token = self.order // k
-        counts = torch.bincount(self.expert, minlength=num_experts)
-        ends = counts.cumsum(0)
-        self._ends = ends
-        self._starts = ends - counts
-
-    def chunks(self):
-        """
-        Some experts at a time, so that the rows of their tokens stay in the processor's cache.
-
-        Yields:
-            `tuple`: slice of the pairs, slice of the experts, and the end of each of them in the slice, int32.
-        """
-        ends = self._ends.tolist()
-        first = start = 0
-        for expert, end in enumerate(ends):
-            if end - start >= CHUNK or expert == len(ends) - 1:
-                local = (self._ends[first : expert + 1] - start).to(torch.int32)
-                yield slice(start, end), slice(first, expert + 1), local
-                first, start = expert + 1, end
+        self.token = self.order // indices.shape[1]
+        self.counts = torch.bincount(self.expert, minlength=num_experts)
+        self.starts = self.counts.cumsum(0) - self.counts
 
     def sum_by_expert(self, rows, weights):
         """Rows `(N, H)` of the tokens to each expert's sum over its tokens `(E, H)`, weighted by `(N, k)`."""
         return F.embedding_bag(
-            self.token, rows, self._starts, mode="sum", per_sample_weights=weights.flatten()[self.order]
+            self.token, rows, self.starts, mode="sum", per_sample_weights=weights.flatten()[self.order]
         )
 
-    def sum_rows(self, rows):
-        """Sorted rows `(S, I)` to each expert's sum `(E, I)`."""
-        return F.embedding_bag(torch.arange(len(rows), device=rows.device), rows, self._starts, mode="sum")
+
+class PaddedPairs:
+    """
+    Pairs sorted by expert and, for batched products, cut into chunks of neighboring experts that are padded to as many
+    rows as the chunk's fullest expert has.
+
+    Attributes:
+        chunks (`list[tuple[slice, slice]]`):
+            Rows and experts of each chunk; all have about the same size, so that its rows stay in the cache.
+        token (`torch.Tensor` of shape `(P,)`):
+            Token of each of the P rows; in padding any.
+        place (`torch.Tensor` of shape `(S,)`):
+            Row of each pair, in token order.
+    """
+
+    def __init__(self, indices, num_experts):
+        pairs = _Pairs(indices, num_experts)
+        self.chunks, widths = [], []
+        start = 0
+        for experts, width in padded_chunks(pairs.counts.tolist()):
+            count = experts.stop - experts.start
+            self.chunks.append((slice(start, start + count * width), experts))
+            widths += [width] * count
+            start += count * width
+        widths = torch.tensor(widths, device=indices.device)
+        shift = widths.cumsum(0) - widths - pairs.starts  # [E]
+        rows = torch.arange(len(pairs.order), device=indices.device) + shift[pairs.expert]  # [S]
+        self.place = torch.empty_like(rows).scatter_(0, pairs.order, rows)
+        # Neighbors in padding differ, since adding to one row of many is slow
+        self.token = torch.arange(start, device=indices.device) % len(indices)
+        self.token[rows] = pairs.token
+
+    def pad(self, values):
+        """A value of each pair `(N, k)` to one of each row `(P,)`, 0 in padding."""
+        return values.new_zeros(len(self.token)).scatter_(0, self.place, values.flatten())
+
+    def rows_of(self, tokens, inner, gate, rows, experts):
+        """Of a chunk of e experts, c rows each: tokens `(e, c, H)`, inner states `(e, c, I)`, gates `(e, c, 1)`."""
+        count = experts.stop - experts.start
+        parts = tokens.index_select(0, self.token[rows]), inner[rows], gate[rows]
+        return [part.view(count, len(part) // count, part.shape[1]) for part in parts]
+
+
+def padded_chunks(counts):
+    """
+    Cuts the experts with these numbers of rows into chunks.
+
+    Yields:
+        `tuple[slice, int]`: experts of a chunk, and the rows that each is padded to. No chunk of several experts has
+        more than `CHUNK` rows, or more than `WASTE` times those that are used, and `SLACK`.
+    """
+    first = used = width = 0
+    for expert, count in enumerate(counts):
+        padded = (expert + 1 - first) * max(width, count)
+        if expert > first and padded > min(CHUNK, WASTE * (used + count) + SLACK):
+            yield slice(first, expert), width
+            first, used, width = expert, 0, 0
+        used, width = used + count, max(width, count)
+    yield slice(first, len(counts)), width
 
 
 def _weighted_rows(table, indices, weights):
     """Weighted sum of k rows of a table `(E, H)` for each token `(N, H)`."""
     return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
-
-
-def grouped_product(rows, weight, ends):
-    """
-    Rows times the matrix of their group.
-
-    Args:
-        rows (`torch.Tensor` of shape `(S, X)`):
-            Rows, sorted by group.
-        weight (`torch.Tensor` of shape `(E, X, Y)`):
-            Matrices.
-        ends (`torch.Tensor` of shape `(E,)`):
-            End of each group, int32.
-
-    Returns:
-        `torch.Tensor` of shape `(S, Y)`.
-    """
-    if _has_kernel(rows, weight.shape[-1]):
-        return F.grouped_mm(rows, weight, offs=ends)
-    sizes = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
-    output = rows.new_empty(len(rows), weight.shape[-1])
-    for part, matrix, target in zip(rows.split(sizes), weight.unbind(), output.split(sizes)):
-        torch.mm(part, matrix, out=target)
-    return output
-
-
-def grouped_outer_product(left, right, ends, out):
-    """
-    Sum over each group of the outer products of two rows.
-
-    Args:
-        left (`torch.Tensor` of shape `(S, X)`), right (`torch.Tensor` of shape `(S, Y)`):
-            Rows, sorted by group.
-        ends (`torch.Tensor` of shape `(E,)`):
-            End of each group, int32.
-        out (`torch.Tensor` of shape `(E, X, Y)`):
-            Where the result is written; 0 for a group without rows.
-    """
-    if _has_kernel(left, right.shape[1]):
-        out.copy_(F.grouped_mm(left.T, right, offs=ends))
-        return
-    sizes = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
-    for rows, columns, target in zip(left.split(sizes), right.split(sizes), out.unbind()):
-        torch.mm(rows.T, columns, out=target)
-
-
-def _has_kernel(rows, width):
-    """Whether torch's grouped product takes these: not fp64, and each row a multiple of 16 bytes."""
-    sizes = (rows.shape[1] * rows.element_size(), width * rows.element_size())
-    return _TAKES_ANY_ADDRESS and rows.dtype != torch.float64 and not any(size % 16 for size in sizes)

@@ -10,8 +10,7 @@ from hf_evidenceflow.models.tinyseek.latent_attention import absorbed_attention,
 from hf_evidenceflow.models.tinyseek.sparse_experts import (
     SparseExperts,
     SparseRouting,
-    grouped_outer_product,
-    grouped_product,
+    padded_chunks,
 )
 
 
@@ -64,12 +63,6 @@ def test_sparse_experts_in_chunks_are_the_plain_sum_with_its_gradients(chunk, mo
     monkeypatch.setattr(sparse_experts, "CHUNK", chunk)
     inputs = expert_inputs()
     check(run(SparseExperts.apply, *inputs), run(plain_experts, *inputs))
-
-
-def test_sparse_experts_with_torchs_grouped_product_are_the_plain_sum():
-    inputs = expert_inputs(size=12, width=8, dtype=torch.float32)
-    assert sparse_experts._has_kernel(inputs[1][0], 8)
-    check(run(SparseExperts.apply, *inputs), run(plain_experts, *inputs), 2e-5)  # fp32
 
 
 def test_more_pairs_than_a_chunk_are_the_plain_sum():
@@ -128,27 +121,16 @@ def test_sparse_routing_draws_its_noise_anew():
     assert (logits[0] - logits[1]).abs().min() > 0
 
 
-SIZES = [0, 4, 1, 0, 3, 5]
-
-
-@pytest.mark.parametrize("dtype, columns", [(torch.float64, 3), (torch.float32, 3), (torch.float32, 12)])
-def test_grouped_product_multiplies_each_row_by_its_groups_matrix(dtype, columns):
-    rows, weight = draw(sum(SIZES), 8, dtype=dtype), draw(len(SIZES), 8, columns, seed=1, dtype=dtype)
-    ends = torch.tensor(SIZES).cumsum(0).to(torch.int32)
-    expected = torch.cat([part @ matrix for part, matrix in zip(rows.split(SIZES), weight)])
-    torch.testing.assert_close(grouped_product(rows, weight, ends), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype, columns", [(torch.float64, 3), (torch.float32, 3), (torch.float32, 12)])
-def test_grouped_outer_product_sums_the_outer_products_of_each_group(dtype, columns):
-    left, right = draw(sum(SIZES), 8, dtype=dtype), draw(sum(SIZES), columns, seed=1, dtype=dtype)
-    ends = torch.tensor(SIZES).cumsum(0).to(torch.int32)
-    out = torch.full((len(SIZES), 8, columns), torch.nan, dtype=dtype)  # all of it must be written
-    grouped_outer_product(left, right, ends, out=out)
-    expected = torch.stack(
-        [torch.einsum("sx,sy->xy", one, other) for one, other in zip(left.split(SIZES), right.split(SIZES))]
-    )
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("counts", [[0, 0], [3, 0, 4, 2], [1, 900, 1, 1], [21] * 100, [0, 1] * 60])
+def test_padded_chunks_hold_each_expert_once_with_little_padding(counts):
+    chunks = list(padded_chunks(counts))
+    assert [index for experts, _ in chunks for index in range(len(counts))[experts]] == list(range(len(counts)))
+    for experts, width in chunks:
+        own = counts[experts]
+        assert width == max(own)
+        padded = width * len(own)
+        assert len(own) == 1 or padded <= sparse_experts.CHUNK, own
+        assert padded <= sparse_experts.WASTE * sum(own) + sparse_experts.SLACK, own
 
 
 # Rows, new and cached positions, heads, latent, unrotated, rotary and value sizes
