@@ -145,16 +145,21 @@ def layers_table(rows, size) -> str:
 
 
 def runs_before(folder: str) -> list[dict]:
-    """Arm, loss and the measures behind the first layer of each final run of `../loss_p`."""
+    """Arm, loss, measures behind the first layer, and lowest effective rank, of each final run of `../loss_p`."""
     folder = HERE.parent / "loss_p" / folder
     losses = {}
     for row in read_json_lines(folder / "results.jsonl"):
         if row["final"]:
             group = f"{row['cell']['model']}, {row['cell']['warmup']}"
             losses[group, row["cell"]["arm"], row["seed"]] = row["metrics"]["eval_loss"]
-    first = [row for row in read_json_lines(folder / "layers.jsonl") if row["layer"] == 0]
-    keys = [(row["group"], row["arm"], row["seed"]) for row in first]
-    return [row | {"loss": losses[key]} for row, key in zip(first, keys) if key in losses]
+    layers = {}
+    for row in read_json_lines(folder / "layers.jsonl"):
+        layers.setdefault((row["group"], row["arm"], row["seed"]), []).append(row)
+    return [
+        rows[0] | {"loss": losses[key], "narrowest": min(row["effective_rank"] for row in rows)}
+        for key, rows in layers.items()
+        if key in losses
+    ]
 
 
 def before_table() -> str:
@@ -166,8 +171,12 @@ def before_table() -> str:
             own = [run for run in runs if (run["group"], run["arm"]) == (group, arm)]
             means = [sum(run[name] for run in own) / len(own) for name in ("relative_step", "effective_rank", "loss")]
             lines.append([group, arm, str(len(own)), f"{means[0]:.1f}", f"{means[1]:.1f}", f"{means[2]:.3f}"])
-        found = spearmanr([run["effective_rank"] for run in runs], [run["loss"] for run in runs])
-        lines.append([f"all {place}", "rank against loss: Spearman", str(len(runs)), "", f"{found.statistic:.2f}", ""])
+        found = [
+            spearmanr([run[name] for run in runs], [run["loss"] for run in runs]).statistic
+            for name in ("effective_rank", "narrowest")
+        ]
+        spearman = f"{found[0]:.2f} (of the narrowest layer: {found[1]:.2f})"
+        lines.append([f"all {place}", "rank against loss: Spearman", str(len(runs)), "", spearman, ""])
     header = ["model, warm-up", "arm", "seeds", "layer 1 adds / embedding", "effective rank behind it", "loss"]
     return markdown_table(header, lines, align="llrrrr")
 
@@ -187,29 +196,29 @@ def post_norm_interaction() -> str:
 
 
 def plot_ranks(rows, path) -> None:
-    """Effective rank behind the first layer against the loss: the arms of `../loss_p`, and those of this study."""
-    figure = new_figure((13.0, 4.6))
+    """Effective rank of the narrowest layer against the loss: the arms of `../loss_p`, and those of this study."""
+    figure = new_figure((13.0, 5.4))
     panels = figure.subplots(1, 3)
     for panel, (place, folder) in zip(panels, LOSS_P.items()):
         runs = runs_before(folder)
         for index, arm in enumerate(dict.fromkeys(run["arm"] for run in runs)):
             own = [run for run in runs if run["arm"] == arm]
             style = look(index) | {"linestyle": ""}
-            panel.plot([run["effective_rank"] for run in own], [run["loss"] for run in own], label=arm, **style)
-        panel.set_title(f"{place}, d 128: objectives of loss_p", fontsize=11, loc="left", fontweight="bold")
+            panel.plot([run["narrowest"] for run in own], [run["loss"] for run in own], label=arm, **style)
+        panel.set_title(f"{place}, width 128: objectives of loss_p", fontsize=11, loc="left", fontweight="bold")
     points = {}
     for row in rows:
-        ranks = [e for e in row["measures"] if e["step"] == STEPS[-1] and e["layer"] == 1 and "effective_rank" in e]
-        if key_of(row)[0] == "d64" and not row["seed"] and ranks:
-            points[", ".join(key_of(row)[1:])] = ranks[0]["effective_rank"], row["metrics"]["eval_loss"]
-    for index, (label, point) in enumerate(points.items()):
-        panels[-1].plot(*point, label=label, **look(index) | {"linestyle": ""})
-    panels[-1].set_title("d 64: arms of this study", fontsize=11, loc="left", fontweight="bold")
+        ranks = [each.get("effective_rank") for each in row["measures"] if each["step"] == STEPS[-1] and each["layer"]]
+        if key_of(row)[0] == "d64" and None not in ranks:
+            points.setdefault(", ".join(key_of(row)[1:]), []).append((min(ranks), row["metrics"]["eval_loss"]))
+    for index, (label, own) in enumerate(points.items()):
+        panels[-1].plot(*zip(*own), label=label, **look(index) | {"linestyle": ""})
+    panels[-1].set_title("width 64: this study", fontsize=11, loc="left", fontweight="bold")
     for panel in panels:
-        panel.set_xlabel("effective rank behind layer 1", fontsize=9)
+        panel.set_xlabel("effective rank of the states behind the narrowest layer", fontsize=9)
         panel.set_ylabel("held-out loss", fontsize=9)
         panel.grid(alpha=0.25, linewidth=0.6)
-        panel.legend(fontsize=7, frameon=False)
+        panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     save_figure(figure, path)
 
 
