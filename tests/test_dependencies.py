@@ -71,8 +71,9 @@ def imported(paths, everywhere=False):
 def library(folder="hf_evidenceflow"):
     """Modules but for those that other people's tools import."""
     plugins = ROOT / "hf_evidenceflow" / "integrations" / "vllm"
+    harnesses = ("lm_eval.py", "lighteval.py", "gsm8k_lighteval.py")
     modules = (ROOT / folder).rglob("*.py")
-    return [path for path in modules if path.name != "lm_eval.py" and plugins not in path.parents]
+    return [path for path in modules if path.name not in harnesses and plugins not in path.parents]
 
 
 def test_setup_cfg_states_the_same_window():

@@ -145,3 +145,26 @@ def plain_base(checkpoint, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("plain"))
     export_base_model(load_thinking_model(checkpoint), folder, AutoTokenizer.from_pretrained(checkpoint))
     return folder
+
+
+@pytest.mark.slow
+def test_the_task_file_of_this_package_runs_on_local_data(checkpoint, tmp_path, monkeypatch):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import hf_evidenceflow.integrations.lm_eval  # noqa: F401  registers the model
+    from hf_evidenceflow.integrations import tasks as own
+
+    rows = [{"question": f"How much is {n} + 2?", "answer": f"#### {n + 2}"} for n in range(3)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("GSM8K_DATA", str(tmp_path))
+    results = simple_evaluate(
+        model="thinking-hf",
+        model_args={"pretrained": checkpoint, "dtype": "float32", "max_length": 900},
+        tasks=["gsm8k_local"],
+        task_manager=TaskManager(include_path=own.__path__[0], include_defaults=False),
+        gen_kwargs={"max_gen_toks": 4},
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    assert {"strict,none", "flexible,none"} <= results["results"]["gsm8k_local"].keys()
