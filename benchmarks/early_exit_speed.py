@@ -10,7 +10,8 @@ A Llama (hidden 256, 16 layers, vocabulary 1,024) learns generated word problems
 model writes their solutions greedily, one at a time, on CPU in fp32. All candidates run in turn, round after round; a
 ratio is the median over the rounds of candidate tokens per second / full-depth tokens per second within a round.
 Nothing else should run on the machine. Self-speculation has to give the very tokens of full depth, or the script
-fails. `--supervise false` trains the control: the same model without the term at the exit layer.
+fails. `--supervise false` trains the control: the same model without the term at the exit layer. `--train_steps 0`
+trains nothing and makes the layers behind the exit add nothing instead, so that all drafts are right: the bound.
 """
 
 import argparse
@@ -98,8 +99,21 @@ def collate(rows):
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+@torch.no_grad()
+def let_through(model, depth):
+    """The layers behind the exit do all their work and add nothing to the states; no text ends."""
+    for layer in model.model.layers[depth:]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    model.model.norm.weight.mul_(100)  # sure of each token, so that no draft ends early
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
 def train(model, rows, args):
     """A plain loop; the supervision comes from the `with` block."""
+    if not args.train_steps:
+        return let_through(model, args.depth)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, args.train_steps // 20 + 1, args.train_steps)
     weight = 1.0 if args.supervise == "true" else 0.0
