@@ -108,6 +108,8 @@ def plot_word_vectors(
         panel.set_xlabel(f"first component, {shares[0]:.0%} of the variance", fontsize=8)
         panel.set_ylabel(f"second component, {shares[1]:.0%}", fontsize=8)
         panel.margins(x=0.16, y=0.08)
+    for panel in panels[len(vectors) :]:
+        panel.set_visible(False)
     _draw_bars(bars, scores)
     for panel in (*panels, bars):
         panel.tick_params(labelsize=8)
