@@ -10,7 +10,7 @@ that results appear on the page once they are there.
 A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
 optionally `invented` (true where the published picture was drawn from made-up numbers), `table` (columns and rows),
 `tables_of` (Markdown files whose tables are shown), `pictures` (files), `command`, `rows` (what it rests on), and
-`left` (what was not done, and what it would take).
+`left` (what was not done, and what it would take). A claim that was measured and has no command has that of its file.
 """
 
 import json
@@ -39,6 +39,9 @@ def _section(path: Path) -> dict[str, Any]:
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     files = data.pop("files", {})
     data["claims"] = [_claim(claim, files, path.name) for claim in data["claims"]]
+    for claim in data["claims"]:
+        if claim["verdict"] != MISSING:
+            claim.setdefault("command", data["command"])
     return data
 
 
@@ -166,7 +169,8 @@ def _markdown(claim: dict[str, Any]) -> str:
     if "left" in claim:
         parts.append(f"*Not done:* {claim['left']}")
     if "command" in claim:
-        parts.append(f"```bash\n{claim['command'].strip()}\n```")
+        code = f"```bash\n{claim['command'].strip()}\n```"
+        parts.append(f"<details markdown>\n<summary>Command</summary>\n\n{code}\n</details>")
     if rows := [file for file in claim.get("rows", ()) if (ROOT / file).exists()]:
         parts.append("Rests on " + ", ".join(f"[{file}]({site_path(file)})" for file in rows) + ".")
     return "\n\n".join(parts)

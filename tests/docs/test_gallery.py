@@ -42,7 +42,13 @@ def section(tmp_path, monkeypatch):
 
     def section(**claim):
         claim = {"title": "T", "published": "P", "verdict": "confirmed"} | claim
-        data = {"title": "S", "intro": "I", "files": {"x": "x.json", "t": "t.md", "no": "no.json"}, "claims": [claim]}
+        data = {
+            "title": "S",
+            "intro": "I",
+            "command": "c",
+            "files": {"x": "x.json", "t": "t.md", "no": "no.json"},
+            "claims": [claim],
+        }
         (tmp_path / "claims.yaml").write_text(json.dumps(data))
         (found,) = gallery.sections(tmp_path)
         return found
@@ -81,6 +87,10 @@ def test_every_claim_that_is_measured_links_to_rows_that_are_there():
     for claim in CLAIMS:
         if claim["verdict"] != "not measured":
             assert claim.get("rows") and all((ROOT / file).exists() for file in claim["rows"]), claim["title"]
+
+
+def test_every_claim_that_is_measured_has_its_command():
+    assert all("command" in claim for claim in CLAIMS if claim["verdict"] != "not measured")
 
 
 def test_what_is_not_measured_says_what_it_would_take():

@@ -76,6 +76,14 @@ def test_thoughts_of_a_thinking_model_are_shown_with_their_targets(probe, thinke
     assert read_run_record(tmp_path / "out")["texts"] == ["2 cats"]
 
 
+def test_a_plain_model_shows_its_soft_thoughts_alone(probe, plain_checkpoint, tmp_path):
+    argv = ["--model_name_or_path", plain_checkpoint, "--thinking_mode", "soft", "--max_new_tokens", "4"]
+    probe.main(
+        [*argv, "--prompt", "2 cats", "--answer", "2", "--thoughts_only", "--output_dir", str(tmp_path / "out")]
+    )
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {"thoughts.html", "thoughts.json", "run.json"}
+
+
 @pytest.mark.parametrize(
     "extra, error, message",
     [
@@ -85,6 +93,8 @@ def test_thoughts_of_a_thinking_model_are_shown_with_their_targets(probe, thinke
         (["--prompt", "a", "--prompt_file", "b.jsonl"], ValueError, "not both"),
         (["--prompt_file", "nowhere.jsonl"], FileNotFoundError, r"nowhere\.jsonl"),
         (["--prompt", "a b"], ValueError, "does not think"),
+        (["--answer", "a"], ValueError, "one for each `prompt`"),
+        (["--thoughts_only"], ValueError, "completions of prompts"),
         (["--model_name_or_path", "./nowhere"], FileNotFoundError, "no folder .*nowhere"),
         (["--layer_modules", "blocks"], ValueError, "'blocks'"),
     ],
