@@ -9,8 +9,9 @@ that results appear on the page once they are there.
 
 A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
 optionally `invented` (true where the published picture was drawn from made-up numbers), `table` (columns and rows),
-`tables_of` (Markdown files whose tables are shown), `pictures` (files), `command`, `rows` (what it rests on), and
-`left` (what was not done, and what it would take). A claim that was measured and has no command has that of its file.
+`tables_of` (Markdown files whose tables are shown), `pictures` (files, or patterns of their names), `command`, `rows`
+(what it rests on), and `left` (what was not done, and what it would take). A claim that was measured and has no
+command has that of its file.
 """
 
 import json
@@ -165,7 +166,9 @@ def _markdown(claim: dict[str, Any]) -> str:
         parts.append(_table(**claim["table"]))
     for file in claim.get("tables_of", ()):
         parts += markdown_tables((ROOT / file).read_text(encoding="utf-8")) if (ROOT / file).exists() else []
-    parts += [_picture(file) for file in claim.get("pictures", ()) if (ROOT / file).exists()]
+    patterns = () if verdict == MISSING else claim.get("pictures", ())
+    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    parts += [_picture(path.relative_to(ROOT).as_posix()) for path in found]
     if "left" in claim:
         parts.append(f"*Not done:* {claim['left']}")
     if "command" in claim:
