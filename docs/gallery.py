@@ -47,12 +47,15 @@ def _section(path: Path) -> dict[str, Any]:
 
 
 def _claim(claim: dict, files: dict, where: str) -> dict[str, Any]:
+    values = len(_VALUE.findall(claim.get("ours", "")))
     claim = _filled(claim, files)
     rests = " ".join(str(claim.get(name, "")) for name in ("ours", "verdict"))
     if MISSING in rests or "ours" not in claim:
         claim["verdict"] = MISSING
     if MISSING in rests:
         claim.setdefault("left", "The files do not hold all of these numbers.")
+    if values and claim["ours"].count(MISSING) == values:
+        del claim["ours"]
     if claim["verdict"] not in VERDICTS:
         raise ValueError(
             f"{where}, {claim['title']!r}: `verdict` must be one of {', '.join(VERDICTS)}, got {claim['verdict']!r}."

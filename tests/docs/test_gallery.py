@@ -24,6 +24,7 @@ DRAWN = {
     "docs/assets/gallery": "tests/docs/test_gallery.py",
     "docs/assets/course": "tests/recipes/course",
     "results/ablation": "tests/docs/test_gallery.py",
+    "results/ablation/learning_rate": "tests/docs/test_gallery.py",
     "results/crosslayer/parameters": "tests/recipes/experiments/test_extra_parameter_report.py",
     "results/crosslayer": "tests/recipes/experiments/test_plots.py",
     "results/crosslayer/long": "tests/recipes/experiments/test_plots.py",
@@ -65,8 +66,13 @@ def test_values_of_json_and_tables_are_filled_in(section):
 
 @pytest.mark.parametrize("value", ["{no#a}", "{x#cells/arm=c/mean}", "{x#cells/arm=b/none:.1f}", "{t#row/one}"])
 def test_what_is_missing_makes_a_claim_not_measured(section, value):
-    (claim,) = section(ours=f"It is {value}.")["claims"]
-    assert claim["ours"] == "It is not measured." and claim["verdict"] == "not measured" and claim["left"]
+    (claim,) = section(ours=f"It is {value} and {{x#verdict}}.")["claims"]
+    assert claim["ours"] == "It is not measured and refuted." and claim["left"]
+    assert claim["verdict"] == "not measured"
+
+
+def test_where_all_is_missing_nothing_is_said(section):
+    assert "ours" not in section(ours="It is {no#a}.")["claims"][0]
 
 
 def test_a_claim_without_a_number_of_ours_is_not_measured(section):
@@ -103,8 +109,9 @@ def test_each_picture_is_of_a_kind_that_tests_draw():
         assert (ROOT / DRAWN[str(Path(picture).parent)]).exists(), picture
 
 
-def test_the_comparisons_of_the_ablations_are_whole(tmp_path):
-    ablation_report.draw(ablation_report.load_runs(ROOT / "results" / "ablation"), tmp_path / "comparisons.png", 25)
+@pytest.mark.parametrize("study", ["ablation", "ablation/learning_rate"])
+def test_the_comparisons_of_the_ablations_are_whole(study, tmp_path):
+    ablation_report.draw(ablation_report.load_runs(ROOT / "results" / study), tmp_path / "comparisons.png", 25)
     assert (tmp_path / "comparisons.png").exists()
 
 
