@@ -2,7 +2,7 @@
 The published figures of TinySeek, drawn from runs made here: means over the seeds, bands of their range.
 
 ```bash
-python docs/gallery_figures.py                                # draw docs/assets/gallery from results/tinyseek/curves
+python docs/gallery_figures.py                                # draw docs/assets/gallery from results/tinyseek
 python docs/gallery_figures.py --runs outputs/tinyseek_curves # read the logs of runs first, of full-0, none-2, ...
 ```
 """
@@ -22,7 +22,8 @@ from hf_evidenceflow.report.run_metrics import LOSS_KEY, run_metrics, with_deriv
 
 
 ROOT = Path(__file__).parents[1]
-CURVES, PICTURES = ROOT / "results" / "tinyseek" / "curves", ROOT / "docs" / "assets" / "gallery"
+STUDY, PICTURES = ROOT / "results" / "tinyseek" / "study", ROOT / "docs" / "assets" / "gallery"
+CURVES = STUDY.parent / "curves"
 ARMS = {
     "full": "full (Loss_p)",
     "no_warmup": "full, no warm-up",
@@ -43,6 +44,20 @@ _ALONE = list(FIGURES)[:5]
 _LOG_SCALE = ("derived/perplexity", "eval_perplexity", "evidence_flow/loss")
 _KEPT = ("step", "loss", "learning_rate", "evidence_flow/model_loss", "evidence_flow/loss", "router_balance")
 _KEPT += ("router_dead_experts", "eval_loss", "eval_perplexity")
+
+# Where the study's runs end
+_STUDY_ARMS = {"full": "mse", "no_warmup": "mse_no_warmup", "none": "none", "head_only": "head_only"}
+ENDS = {
+    "perplexity": "held-out perplexity",
+    "loss_p": "Loss_p, sum over loops",
+    "balance": "balance, 0 is even",
+    "dead_experts": "experts without a token, share",
+}
+_METRICS = {
+    "perplexity": "eval_perplexity",
+    "balance": "eval_router_balance",
+    "dead_experts": "eval_router_dead_experts",
+}
 
 Logs = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]  # arm -> a log for each seed
 
@@ -86,6 +101,39 @@ def summary(logs: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, float | 
             }
         )
     return {key: None if found[0][key] is None else float(np.mean([each[key] for each in found])) for key in found[0]}
+
+
+def study_ends(study: Path = STUDY) -> dict[str, dict[str, list[float]]]:
+    """Of each arm the values of [`ENDS`] at the end of the study's runs, by seed."""
+    cells = json.loads((study / "summary.json").read_text(encoding="utf-8"))["cells"]
+    metrics = {cell["arm"]: cell["metrics"] for cell in cells if cell["group"] == "looped_post"}
+    rows = [json.loads(line) for line in (study / "layers.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {}
+    for arm, name in _STUDY_ARMS.items():
+        found[arm] = {key: list(metrics[name][metric]["values"].values()) for key, metric in _METRICS.items()}
+        loss_p: dict[int, float] = {}
+        for row in rows:
+            if row["group"] == "looped_post" and row["arm"] == name:
+                loss_p[row["seed"]] = loss_p.get(row["seed"], 0.0) + row["mse_to_target"]
+        found[arm]["loss_p"] = list(loss_p.values())
+    return found
+
+
+def draw_ends(ends: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
+    """Draw them, a point for each seed."""
+    figure = new_figure((10.4, 2.9))
+    panels = figure.subplots(1, len(ENDS), sharey=True)
+    for panel, (key, unit) in zip(panels, ENDS.items()):
+        for place, arm in enumerate(ends):
+            values = ends[arm][key]
+            panel.plot(values, [place] * len(values), "o", color=COLOURS[list(ARMS).index(arm)], alpha=0.6)
+            panel.plot(np.mean(values), place, "|", color="0.2", markersize=16)
+        panel.set_xlabel(unit, fontsize=9)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(ends)), [ARMS[arm] for arm in ends])
+    panels[0].invert_yaxis()
+    return save_figure(figure, path)
 
 
 def _end(rows, key: str, steps: int = 50) -> float | None:
@@ -135,4 +183,9 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, help="folders of the runs, to be read first")
     if (given := parser.parse_args()).runs is not None:
         collect(given.runs)
-    draw(read_logs())
+    ends = study_ends()
+    means = {arm: {key: float(np.mean(values)) for key, values in of.items()} for arm, of in ends.items()}
+    atomic_write_json(STUDY / "ends.json", means)
+    draw_ends(ends, PICTURES / "ends.png")
+    if (CURVES / "logs.jsonl").exists():
+        draw(read_logs())

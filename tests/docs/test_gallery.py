@@ -115,6 +115,14 @@ def test_the_comparisons_of_the_ablations_are_whole(study, tmp_path):
     assert (tmp_path / "comparisons.png").exists()
 
 
+def test_the_ends_of_the_study_are_whole_and_those_of_its_table(tmp_path):
+    ends = figures.study_ends()
+    assert figures.draw_ends(ends, tmp_path / "ends.png").exists()
+    assert [len(values) for arm in ends.values() for values in arm.values()] == [3] * 16
+    assert sum(ends["full"]["perplexity"]) / 3 == pytest.approx(122.8, abs=0.05)
+    assert ends["head_only"]["loss_p"] == pytest.approx([6.0] * 3, abs=0.01)  # the untrained value
+
+
 def test_the_figures_of_tinyseek_are_whole(tmp_path):
     """Each is read as it is saved."""
 
