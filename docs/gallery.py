@@ -3,17 +3,18 @@ The gallery: what was published next to what was measured here, claim by claim, 
 
 `results/gallery/*.yaml` has the claims, a file for each publication. Numbers of ours are not typed: a text holds
 `{name#place:format}`, where `files` of the YAML file says which file `name` is. In JSON a place is a path of keys; of
-a list, `key=value;key=value` takes the item that has these, itself or in its `cell`. In Markdown it is the first cell
-of a table's row and the head of a column. Where the file or the place is missing, the claim says "not measured", so
-that results appear on the page once they are there.
+a list, `key=value;key=value` takes the item that has these, itself or in its `cell`. In Markdown, and in what a
+notebook prints, it is the first cell of a table's row and the head of a column. Where the file or the place is
+missing, the claim says "not measured", so that results appear on the page once they are there.
 
 A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
 optionally `invented` (true where the published picture was drawn from made-up numbers), `table` (columns and rows),
-`tables_of` (Markdown files whose tables are shown), `pictures` (files, or patterns of their names), `command`, `rows`
-(what it rests on), and `left` (what was not done, and what it would take). A claim that was measured and has no
-command has that of its file.
+`tables_of` (Markdown files whose tables are shown), `pictures` (files or patterns of names; of a notebook its own),
+`command`, `rows` (what it rests on), and `left` (what was not done, and what it would take). A claim that was measured
+and has no command has that of its file.
 """
 
+import base64
 import json
 import re
 from collections import Counter
@@ -92,7 +93,31 @@ def _read(path: Path):
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".md":
         return markdown_rows(path.read_text(encoding="utf-8"))
+    if path.suffix == ".ipynb":
+        return markdown_rows("\n".join("".join(output.get("text", "")) for output in _outputs(path)))
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _outputs(notebook: Path) -> list[dict[str, Any]]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", ())]
+
+
+def notebook_pictures(found: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The pictures of notebooks that claims show, by their place on the site."""
+    pictures = {}
+    for path in (path for section in found for claim in section["claims"] for path in _shown(claim)):
+        if path.suffix == ".ipynb":
+            images = (output.get("data", {}).get("image/png") for output in _outputs(path))
+            for number, image in enumerate(image for image in images if image):
+                pictures[f"notebooks/{path.stem}_{number}.png"] = base64.b64decode(image)
+    return pictures
+
+
+def _shown(claim: dict[str, Any]) -> list[Path]:
+    """The files that a claim takes pictures from."""
+    patterns = () if claim["verdict"] == MISSING else claim.get("pictures", ())
+    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
 def markdown_rows(text: str) -> dict[str, dict[str, str]]:
@@ -169,9 +194,10 @@ def _markdown(claim: dict[str, Any]) -> str:
         parts.append(_table(**claim["table"]))
     for file in claim.get("tables_of", ()):
         parts += markdown_tables((ROOT / file).read_text(encoding="utf-8")) if (ROOT / file).exists() else []
-    patterns = () if verdict == MISSING else claim.get("pictures", ())
-    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
-    parts += [_picture(path.relative_to(ROOT).as_posix()) for path in found]
+    parts += [
+        _picture(site_path(path.relative_to(ROOT).as_posix())) for path in _shown(claim) if path.suffix == ".png"
+    ]
+    parts += map(_picture, notebook_pictures([{"claims": [claim]}]))
     if "left" in claim:
         parts.append(f"*Not done:* {claim['left']}")
     if "command" in claim:
@@ -188,10 +214,10 @@ def _table(columns: list[str], rows: list[list]) -> str:
 
 
 def _picture(file: str) -> str:
-    image = f"![{Path(file).stem.replace('_', ' ')}]({site_path(file)}){{ loading=lazy }}"
+    image = f"![{Path(file).stem.replace('_', ' ')}]({file}){{ loading=lazy }}"
     return f'<div class="wide" markdown>\n{image}\n</div>'
 
 
 def site_path(file: str) -> str:
     """Where a file of the checkout lies on the site."""
-    return file.removeprefix("docs/")
+    return file.removeprefix("docs/").replace(".ipynb", ".md")

@@ -26,7 +26,10 @@ def on_files(files, config):
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     gallery = _neighbor("gallery")
-    files.append(File.generated(config, "gallery.md", content=gallery.gallery_page(gallery.sections())))
+    found = gallery.sections()
+    files.append(File.generated(config, "gallery.md", content=gallery.gallery_page(found)))
+    for uri, picture in gallery.notebook_pictures(found).items():
+        files.append(File.generated(config, uri, content=picture))
     return files
 
 

@@ -23,6 +23,7 @@ CLAIMS = [claim for section in gallery.sections() for claim in section["claims"]
 DRAWN = {
     "docs/assets/gallery": "tests/docs/test_gallery.py",
     "docs/assets/course": "tests/recipes/course",
+    "docs/notebooks": "tests/recipes/course",
     "results/ablation": "tests/docs/test_gallery.py",
     "results/ablation/learning_rate": "tests/docs/test_gallery.py",
     "results/crosslayer/parameters": "tests/recipes/experiments/test_extra_parameter_report.py",
@@ -47,7 +48,7 @@ def section(tmp_path, monkeypatch):
             "title": "S",
             "intro": "I",
             "command": "c",
-            "files": {"x": "x.json", "t": "t.md", "no": "no.json"},
+            "files": {"x": "x.json", "t": "t.md", "no": "no.json", "n": "n.ipynb"},
             "claims": [claim],
         }
         (tmp_path / "claims.yaml").write_text(json.dumps(data))
@@ -69,6 +70,16 @@ def test_what_is_missing_makes_a_claim_not_measured(section, value):
     (claim,) = section(ours=f"It is {value} and {{x#verdict}}.")["claims"]
     assert claim["ours"] == "It is not measured and refuted." and claim["left"]
     assert claim["verdict"] == "not measured"
+
+
+def test_tables_and_pictures_of_notebooks_are_taken(section, tmp_path):
+    table = {"text": ["|  | one |\n", "| --- | ---: |\n", "| row | 7 |\n"]}
+    picture = {"data": {"image/png": "cGlj"}}
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": [{"outputs": [table, picture]}, {}]}))
+    found = section(ours="{n#row/one}", pictures=["n.ipynb"])
+    assert found["claims"][0]["ours"] == "7"
+    assert gallery.notebook_pictures([found]) == {"notebooks/n_0.png": b"pic"}
+    assert "![n 0](notebooks/n_0.png)" in gallery.gallery_page([found])
 
 
 def test_where_all_is_missing_nothing_is_said(section):
