@@ -8,7 +8,7 @@ notebook prints, it is the first cell of a table's row and the head of a column.
 missing, the claim says "not measured", so that results appear on the page once they are there.
 
 A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
-optionally `invented` (true where the published picture was drawn from made-up numbers), `table` (columns and rows),
+optionally `invented` (what the published picture was drawn from in place of measurements), `table` (columns and rows),
 `tables_of` (Markdown files whose tables are shown), `pictures` (files or patterns of names; of a notebook its own),
 `command`, `rows` (what it rests on), and `left` (what was not done, and what it would take). A claim that was measured
 and has no command has that of its file.
@@ -182,7 +182,9 @@ def _anchor(title: str) -> str:
 
 def _markdown(claim: dict[str, Any]) -> str:
     verdict = claim["verdict"]
-    published = claim["published"] + (" *The published picture shows made-up numbers.*" * bool(claim.get("invented")))
+    published = claim["published"]
+    if "invented" in claim:
+        published += f" *The published picture is drawn from {claim['invented']}.*"
     parts = [
         f"### {claim['title']}",
         f'<span class="verdict {verdict.replace(" ", "-")}">{verdict}</span>',

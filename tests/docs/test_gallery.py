@@ -96,8 +96,8 @@ def test_an_unknown_verdict_is_named(section):
 
 
 def test_the_page_counts_verdicts_and_shows_what_was_made_up(section):
-    page = gallery.gallery_page([section(ours="1", verdict="undecided", invented=True)])
-    assert "| [S](#s) | 0 | 0 | 1 | 0 |" in page and "P *The published picture shows made-up numbers.*" in page
+    page = gallery.gallery_page([section(ours="1", verdict="undecided", invented="dice")])
+    assert "| [S](#s) | 0 | 0 | 1 | 0 |" in page and "P *The published picture is drawn from dice.*" in page
 
 
 def test_every_claim_that_is_measured_links_to_rows_that_are_there():
