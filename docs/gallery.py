@@ -206,7 +206,7 @@ def _markdown(claim: dict[str, Any]) -> str:
         code = f"```bash\n{claim['command'].strip()}\n```"
         parts.append(f"<details markdown>\n<summary>Command</summary>\n\n{code}\n</details>")
     if rows := [file for file in claim.get("rows", ()) if (ROOT / file).exists()]:
-        parts.append("Rests on " + ", ".join(f"[{file}]({site_path(file)})" for file in rows) + ".")
+        parts.append("Rests on " + ", ".join(map(_link, rows)) + ".")
     return "\n\n".join(parts)
 
 
@@ -218,6 +218,10 @@ def _table(columns: list[str], rows: list[list]) -> str:
 def _picture(file: str) -> str:
     image = f"![{Path(file).stem.replace('_', ' ')}]({file}){{ loading=lazy }}"
     return f'<div class="wide" markdown>\n{image}\n</div>'
+
+
+def _link(file: str) -> str:
+    return f"[{file}]({site_path(file)})" if file.startswith(("docs/", "results/")) else f"`{file}`"
 
 
 def site_path(file: str) -> str:
