@@ -86,7 +86,7 @@ class ProbeArguments:
         answer_lead (`str`, *optional*):
             Text before an answer. If not given, the model's answer marker and a space.
         thinking_mode (`str`, *optional*):
-            Mode of the model, such as `"soft"`, which needs no training. If not given, the checkpoint's.
+            Mode of a thinking model. If not given, the checkpoint's.
         thoughts_only (`bool`, *optional*, defaults to `False`):
             Whether to look at thoughts only, not at layers.
         max_new_tokens (`int`, *optional*, defaults to `64`):

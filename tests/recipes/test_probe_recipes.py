@@ -76,8 +76,8 @@ def test_thoughts_of_a_thinking_model_are_shown_with_their_targets(probe, thinke
     assert read_run_record(tmp_path / "out")["texts"] == ["2 cats"]
 
 
-def test_a_plain_model_shows_its_soft_thoughts_alone(probe, plain_checkpoint, tmp_path):
-    argv = ["--model_name_or_path", plain_checkpoint, "--thinking_mode", "soft", "--max_new_tokens", "4"]
+def test_thoughts_alone_are_one_page(probe, thinker_folder, tmp_path):
+    argv = ["--model_name_or_path", thinker_folder, "--thinking_mode", "soft", "--max_new_tokens", "4"]
     probe.main(
         [*argv, "--prompt", "2 cats", "--answer", "2", "--thoughts_only", "--output_dir", str(tmp_path / "out")]
     )
