@@ -85,8 +85,6 @@ class ProbeArguments:
             Right answer of a prompt, whose probability over time is measured; one for each `prompt`.
         answer_lead (`str`, *optional*):
             Text before an answer. If not given, the model's answer marker and a space.
-        thinking_mode (`str`, *optional*):
-            Mode of a thinking model. If not given, the checkpoint's.
         thoughts_only (`bool`, *optional*, defaults to `False`):
             Whether to look at thoughts only, not at layers.
         max_new_tokens (`int`, *optional*, defaults to `64`):
@@ -123,7 +121,6 @@ class ProbeArguments:
     prompt_file: str | None = None
     answer: list[str] | None = field(default=None, metadata={"action": "extend"})
     answer_lead: str | None = None
-    thinking_mode: str | None = None
     thoughts_only: bool = False
     max_new_tokens: int = 64
     max_length: int = 256
@@ -163,7 +160,6 @@ def main(argv: list[str] | None = None) -> dict:
         model, tokenizer = load_model(
             args.model_name_or_path,
             device=args.device,
-            thinking_mode=args.thinking_mode,
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,
             dtype=args.dtype,

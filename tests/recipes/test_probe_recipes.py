@@ -76,14 +76,6 @@ def test_thoughts_of_a_thinking_model_are_shown_with_their_targets(probe, thinke
     assert read_run_record(tmp_path / "out")["texts"] == ["2 cats"]
 
 
-def test_thoughts_alone_are_one_page(probe, thinker_folder, tmp_path):
-    argv = ["--model_name_or_path", thinker_folder, "--thinking_mode", "soft", "--max_new_tokens", "4"]
-    probe.main(
-        [*argv, "--prompt", "2 cats", "--answer", "2", "--thoughts_only", "--output_dir", str(tmp_path / "out")]
-    )
-    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {"thoughts.html", "thoughts.json", "run.json"}
-
-
 @pytest.mark.parametrize(
     "extra, error, message",
     [
