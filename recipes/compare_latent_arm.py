@@ -25,7 +25,7 @@ import torch
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_evidenceflow import LatentSFTConfig, LatentSFTTrainer
+from hf_evidenceflow import LatentSFTConfig, LatentSFTTrainer, load_looped_model
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
@@ -35,6 +35,7 @@ from hf_evidenceflow.recipes.experiments.latent_evaluation import evaluate_think
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 from hf_evidenceflow.tasks import THOUGHT_TASKS, set_runs
+from hf_evidenceflow.trainers.latent_setup import placeholder_id
 
 
 SPLITS = ("validation", "test")
@@ -116,6 +117,8 @@ class LatentArmArguments(TaskArguments):
             Sizes of the Qwen2.
         trainer_settings (`dict`, *optional*):
             Fields of [`LatentSFTConfig`] in the place of the arm's, such as `distill_weight`; in a YAML file only.
+        num_loops (`int`, *optional*):
+            Loops of an arm that loops, in the place of its own.
     """
 
     arm: str = "latent_soft"
@@ -126,6 +129,7 @@ class LatentArmArguments(TaskArguments):
     hidden_size: int = 64
     num_layers: int = 2
     trainer_settings: dict = field(default_factory=dict)
+    num_loops: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,6 +137,8 @@ class LatentArmArguments(TaskArguments):
             raise ValueError(f"`arm` must be one of {', '.join(LATENT_ARMS)}, got {self.arm!r}.")
         if LATENT_ARMS[self.arm].chain == "mixed" and self.task not in LEGAL_RUNS:
             raise ValueError(f"`arm={self.arm}` needs a task with legal runs: {', '.join(LEGAL_RUNS)}.")
+        if self.num_loops is not None and not LATENT_ARMS[self.arm].loops:
+            raise ValueError(f"`num_loops={self.num_loops}` needs an arm that loops, got `arm={self.arm}`.")
         for name in ("train_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -155,7 +161,7 @@ def cpu_settings(args: TaskArguments) -> dict:
     }
 
 
-def save_untrained(args: LatentArmArguments, tokenizer, folder: str) -> None:
+def save_untrained(args: LatentArmArguments, arm: LatentArm, settings, tokenizer, folder: str) -> None:
     """The same random weights for all arms of a seed."""
     set_seed(args.seed)
     sizes = {
@@ -169,6 +175,11 @@ def save_untrained(args: LatentArmArguments, tokenizer, folder: str) -> None:
         "bos_token_id": None,
     }
     model_from_scratch("qwen2", sizes, tokenizer).save_pretrained(folder)
+    if arm.loops:
+        loops = {**arm.loops, "loop_token_id": placeholder_id(settings, tokenizer)}
+        if args.num_loops is not None:
+            loops["num_loops"] = args.num_loops
+        load_looped_model(folder, **loops).save_pretrained(folder)
 
 
 def train_arm(args: LatentArmArguments, arm: LatentArm, problems: list[dict], tokenizer):
@@ -189,7 +200,7 @@ def train_arm(args: LatentArmArguments, arm: LatentArm, problems: list[dict], to
     )
     clock = TrainingClock()
     with TemporaryDirectory() as start:
-        save_untrained(args, tokenizer, start)
+        save_untrained(args, arm, settings, tokenizer, start)
         trainer = LatentSFTTrainer(
             start,
             args=settings,

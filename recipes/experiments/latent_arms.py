@@ -27,6 +27,8 @@ class LatentArm:
         curriculum (`str`, *optional*, defaults to `"none"`):
             Stages of the objective `"answer"`: `"none"`, no step is a thought; `"all"`, each is one from the start;
             `"growing"`, from none to all, two more a stage.
+        loops (`Mapping`, *optional*):
+            Fields of [`LoopedLlamaConfig`] of a model that loops at its thoughts alone.
     """
 
     chain: str = "none"
@@ -34,6 +36,7 @@ class LatentArm:
     counted: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     curriculum: str = "none"
+    loops: Mapping[str, Any] = field(default_factory=dict)
 
     def trainer_settings(self, thoughts: int, steps: int) -> dict[str, Any]:
         """Fields of [`LatentSFTConfig`] for problems of so many thoughts and a training of so many steps."""
@@ -57,13 +60,18 @@ def _answer(mode: str, **fields) -> LatentArm:
 # Half of the steps feed the states, or tokens, of the targets in one parallel pass, then the model feeds itself
 _TAUGHT = {"teacher_forcing_steps": 0.5}
 
+# LOTUS: the input of a loop is the token embedding and the last hidden state, as many loops as there are moves
+_LOTUS = {"num_loops": 8, "loop_norm": True, "loop_injection": True}
+_PAUSE = {"thinking_mode": "pause", "objective": "soft_targets"}
+
 LATENT_ARMS = {
     "latent_soft": _soft("soft", **_TAUGHT),
     "discrete": _answer("none", chain="right"),
     "mixed": _answer("none", chain="mixed"),
-    "pause_soft": LatentArm(
-        targets=True, counted=True, settings={"thinking_mode": "pause", "objective": "soft_targets"}
-    ),
+    "pause_soft": LatentArm(targets=True, counted=True, settings=_PAUSE),
+    "pause_steps": LatentArm(chain="right", counted=True, settings=_PAUSE),
+    "lotus": LatentArm(chain="right", counted=True, settings=_PAUSE, loops=_LOTUS),
+    "lotus_soft": LatentArm(targets=True, counted=True, settings=_PAUSE, loops=_LOTUS),
     "none": _answer("none"),
     "pause": _answer("pause", counted=True, curriculum="all"),
     "latent_embedding": _soft("embedding", thinking_settings=_WIDE_GATES, **_TAUGHT),

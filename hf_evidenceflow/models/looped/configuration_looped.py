@@ -48,6 +48,10 @@ class LoopedLlamaConfig(LlamaConfig):
         loop_injection (`bool`, *optional*, defaults to `False`):
             What the block read first is added to the state before each further loop. With `loop_norm` and one block of
             all layers, these are the token embeddings and the last hidden state, as in LOTUS (arXiv 2606.31779).
+        loop_token_id (`int`, *optional*):
+            With `loop_injection`, only tokens of this id take the state of the loop before along; others begin each
+            loop with what the block read first, so that around one run of such tokens (LOTUS's latent positions) they
+            have the states of a single pass.
         exit_gate (`bool`, *optional*, defaults to `False`):
             After each loop a gate gives the probability to stop there (Ouro, arXiv 2510.25741). For one block that
             ends the model.
@@ -90,6 +94,7 @@ class LoopedLlamaConfig(LlamaConfig):
     loop_damping: bool = False
     loop_norm: bool = False
     loop_injection: bool = False
+    loop_token_id: int | None = None
     exit_gate: bool = False
     early_exit_threshold: float | int = 1.0
     early_exit_mode: str = "freeze"
@@ -178,6 +183,11 @@ class LoopedLlamaConfig(LlamaConfig):
             )
         if self.loop_damping and self.loop_injection:
             raise ValueError("`loop_damping` refines one pass, to which `loop_injection` would add. Leave one out.")
+        if self.loop_token_id is not None and (not self.loop_injection or self.exit_gate):
+            raise ValueError(
+                f"`loop_token_id={self.loop_token_id}` chooses what `loop_injection` adds the state to: set that, and "
+                "leave `exit_gate` out."
+            )
         if self.early_exit_mode not in EXIT_MODES:
             raise ValueError(
                 f"`early_exit_mode` must be one of {', '.join(map(repr, EXIT_MODES))}, got {self.early_exit_mode!r}."

@@ -117,7 +117,11 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
         }
         exits = None if output_loops else self._exits(attention_mask, inputs_embeds.shape[1])
         loop_states: list[torch.Tensor] | None = [] if output_loops else None
-        states = self._run(inputs_embeds, past_key_values, exits, loop_states, inputs)
+        looping = None
+        if self.config.loop_token_id is not None:  # by its embedding, since thinking models give `inputs_embeds`, too
+            token = torch.tensor(self.config.loop_token_id, device=inputs_embeds.device)
+            looping = (inputs_embeds == self.embed_tokens(token)).all(-1, keepdim=True)
+        states = self._run(inputs_embeds, past_key_values, exits, loop_states, looping, inputs)
         states = self.norm(states)
         if loop_states is None:
             return LoopedModelOutput(last_hidden_state=states, **{CACHE: past_key_values})
@@ -129,7 +133,7 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
             **{CACHE: past_key_values},
         )
 
-    def _run(self, states, cache, exits, loop_states, inputs):
+    def _run(self, states, cache, exits, loop_states, looping, inputs):
         """States before the final norm; those of loops that others follow are added behind it to `loop_states`."""
         before = entry = states
         last = self._num_loops - 1
@@ -140,7 +144,7 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
             if call.begins and not call.loop:
                 entry = states
             elif call.begins and self.config.loop_injection:
-                states = self._inject(states, entry, exits)
+                states = self._inject(states, entry, exits, looping)
             if call.begins:
                 before = states
             more = {}
@@ -157,7 +161,9 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
                 states = self._between_loops(states, exits, loop_states)
         return states if exits is None else exits.last_states(states)
 
-    def _inject(self, states, entry, exits):
+    def _inject(self, states, entry, exits, looping):
+        if looping is not None:
+            return torch.where(looping, states + entry, entry)
         if exits is None or exits.frozen is None:
             return states + entry
         return states if exits.all_left else torch.where(exits.frozen, states, states + entry)
