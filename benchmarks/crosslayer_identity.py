@@ -94,7 +94,7 @@ def split_terms(tensors):
     """Entries of earlier terms and of the own one apart, where a parameter has them; those of the own one are last."""
     parts = {}
     for name, tensor in tensors.items():
-        if tensor.dim() and not name.endswith("depth_query"):
+        if tensor.dim() and not name.endswith("depth_query") and ".hyper_" not in name:
             parts[f"{name} (own)"] = tensor[-1:]
             if len(tensor) > 1:
                 parts[f"{name} (earlier)"] = tensor[:-1]

@@ -57,6 +57,6 @@ def register_models() -> None:
         AutoConfig.register(config.model_type, config)
         AutoModel.register(config, model)
         AutoModelForCausalLM.register(config, causal_lm)
-    register_families(own=[LoopedLlamaForCausalLM])
+    register_families(own=[CrossLayerLlamaForCausalLM, LoopedLlamaForCausalLM])
     register_thinking_adapters()
     register_adapter_targets()

@@ -8,7 +8,7 @@ from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM, e
 
 def moved_model(variant, implementation="sdpa", **fields):
     torch.manual_seed(7)
-    config = CrossLayerLlamaConfig(**TINY, variant=variant, initializer_range=0.2, **fields)
+    config = CrossLayerLlamaConfig(**{**TINY, "initializer_range": 0.2, **fields}, variant=variant)
     config._attn_implementation = implementation
     model = CrossLayerLlamaForCausalLM(config).eval()
     with torch.no_grad():

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 import yaml
 from repository import RECIPES
+from safetensors.torch import load_file
 
 from hf_evidenceflow.recipes import compare_latent, compare_latent_arm
 from hf_evidenceflow.recipes.compare_latent_arm import LatentArmArguments
@@ -90,6 +92,24 @@ def test_trainer_settings_take_the_place_of_the_arms(monkeypatch):
     train, _ = args.problems(2)
     with pytest.raises(Asked, match=r"0\.25, 'distill'"):
         compare_latent_arm.train_arm(args, compare_latent_arm.LATENT_ARMS["codi"], train, args.tokenizer())
+
+
+def test_loops_are_for_arms_that_loop():
+    with pytest.raises(ValueError, match="needs an arm that loops"):
+        LatentArmArguments(arm="pause_steps", num_loops=4)
+
+
+def test_an_arm_that_loops_begins_from_the_weights_of_the_others(tmp_path):
+    args = LatentArmArguments(arm="lotus", hidden_size=8)
+    for name in ("lotus", "none"):
+        arm = compare_latent_arm.LATENT_ARMS[name]
+        settings = compare_latent_arm.LatentSFTConfig("unused", report_to="none")
+        compare_latent_arm.save_untrained(args, arm, settings, args.tokenizer(), str(tmp_path / name))
+    config = json.loads((tmp_path / "lotus" / "config.json").read_text())
+    assert (config["num_loops"], config["loop_token_id"]) == (8, args.tokenizer().unk_token_id)
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("lotus", "none"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 @pytest.mark.slow

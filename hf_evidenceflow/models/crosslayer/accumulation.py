@@ -26,14 +26,16 @@ def combine_terms(
 
     Args:
         combination (`str`):
-            `"sum"`, `"mean"`, `"softmax"`, `"linear"` or `"depth_attention"`.
-        weights (`torch.Tensor` of shape `(n,)`, or `(D,)` for `"depth_attention"`, *optional*):
+            `"sum"`, `"mean"`, `"softmax"`, `"linear"`, `"depth_attention"` or `"normed_attention"`.
+        weights (`torch.Tensor` of shape `(n,)`, or `(D,)` for attention, *optional*):
             Logits of the softmax, linear weights or query. `None` stands for equal weights (`"softmax"` of one term).
         eps (`float`):
-            Epsilon of the norm in depth attention.
+            Epsilon of the norm in attention over the terms.
     """
     if combination == "depth_attention":
         return _depth_attention(terms, weights, eps)
+    if combination == "normed_attention":
+        return _normed_attention(terms, weights, eps)
     if combination in ("softmax", "linear") and weights is not None:
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         shares = (weights.softmax(0) if combination == "softmax" else weights).to(terms[0]).unbind()
@@ -63,6 +65,14 @@ def _depth_attention(terms, query, eps):
     return total
 
 
+def _normed_attention(terms, query, eps):
+    """The terms' norms are values, too, in at least fp32."""
+    dtype = torch.promote_types(terms[0].dtype, torch.float32)
+    normed = torch.stack([F.rms_norm(term.to(dtype), term.shape[-1:], eps=eps) for term in terms])  # [n, ..., D]
+    shares = (normed @ query.to(dtype) * query.shape[0] ** -0.5).softmax(0)
+    return (shares.unsqueeze(-1) * normed).sum(0).to(terms[0].dtype)
+
+
 def initial_weights(combination: str, count: int, identity: bool) -> torch.Tensor:
     """
     Initial weights `(n,)` for `"softmax"` or `"linear"`. With `identity` the own term alone passes: for `"softmax"` up
@@ -81,6 +91,3 @@ def initial_weights(combination: str, count: int, identity: bool) -> torch.Tenso
 def apply_gate(own: torch.Tensor, combined: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     """`own + gate (combined - own)` with a scalar gate; `combined` where there is none."""
     return combined if gate is None else own + gate.to(own) * (combined - own)
-
-
-__all__ = ["IDENTITY_SHARE", "apply_gate", "combine_running", "combine_terms", "initial_weights"]

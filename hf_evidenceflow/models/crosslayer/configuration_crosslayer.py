@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 from .number_checks import check_numbers
 
 
+CROSSLAYER_LLAMA = "crosslayer_llama"
 PART_DEFAULTS = {
     "cross_layer_stream": "none",
     "cross_layer_terms": "stored",
@@ -19,10 +20,12 @@ PART_DEFAULTS = {
     "score_depth_exponent": 0,
 }
 
-_CHOICES = {
-    "cross_layer_stream": ("none", "mlp", "attention", "scores", "values", "states", "updates"),
+_PART_CHOICES = {
+    "cross_layer_stream": ("none", "mlp", "attention", "scores", "values", "states", "updates", "streams", "blocks"),
     "cross_layer_terms": ("stored", "recomputed"),
-    "cross_layer_combination": ("sum", "mean", "softmax", "linear", "depth_attention"),
+    "cross_layer_combination": (
+        *("sum", "mean", "softmax", "linear", "depth_attention", "normed_attention", "dynamic", "sinkhorn"),
+    ),
     "cross_layer_sources": ("all", "first"),
     "score_scaling": ("fixed", "exponents", "source", "source_exponents"),
 }
@@ -58,6 +61,10 @@ VARIANTS = {
     "value_residual": _preset("values", "linear", cross_layer_sources="first"),
     "denseformer": _preset("states", "linear"),
     "depth_attention": _preset("updates", "depth_attention"),
+    "hyper_connections": _preset("streams", "dynamic"),
+    "mhc": _preset("streams", "sinkhorn"),
+    "block_attention": _preset("blocks", "depth_attention"),
+    "block_attention_normed": _preset("blocks", "normed_attention"),
 }
 
 
@@ -70,19 +77,24 @@ class CrossLayerLlamaConfig(LlamaConfig):
 
     Args:
         variant (`str`, *optional*):
-            Name of a preset (`base`, `v2m1`, ..., `v4m7`, `value_residual`, `denseformer`, `depth_attention`), or
-            `"custom"`: the parts below decide. If not given, `"custom"` where a part is given, else `"base"`.
+            Name of a preset (`base`, `v2m1`, ..., `v4m7`, `value_residual`, `denseformer`, `depth_attention`,
+            `hyper_connections`, `mhc`, `block_attention`, `block_attention_normed`), or `"custom"`: the parts below
+            decide. If not given, `"custom"` where a part is given, else `"base"`.
         cross_layer_stream (`str`, *optional*, defaults to `"none"`):
             What a layer takes from earlier ones as well: `"mlp"` or `"attention"`, the output of that sublayer;
             `"scores"`, attention scores before the mask; `"values"`, attention's values; `"states"`, what layers
-            return (and the embedding); `"updates"`, what layers add to the states (and the embedding).
+            return (and the embedding); `"updates"`, what layers add to the states (and the embedding); `"streams"`,
+            several residual streams; `"blocks"`, sums of what blocks of layers add (and the embedding), which each
+            sublayer reads.
         cross_layer_terms (`str`, *optional*, defaults to `"stored"`):
             `"stored"`: as the earlier layers computed them; `"recomputed"` (for `"mlp"` and `"attention"`): earlier
             layers run again on the input of this layer, with their own attention probabilities.
         cross_layer_combination (`str`, *optional*, defaults to `"sum"`):
             How the n terms t_i, own one last, are combined: `"sum"`; `"mean"`; `"softmax"` of learned weights;
             `"linear"`, free learned weights; `"depth_attention"`, for each token n softmax_i(q . RMSNorm(t_i)) with a
-            learned q (not for `"values"`).
+            learned q; `"normed_attention"`, softmax_i(q . RMSNorm(t_i) / sqrt(H)) with RMSNorm(t_i) as values (neither
+            for `"values"`). For `"streams"`: free learned weights, `"linear"`; with a part that depends on the token,
+            `"dynamic"`; such weights under constraints, `"sinkhorn"`.
         cross_layer_sources (`str`, *optional*, defaults to `"all"`):
             `"all"` earlier terms, or the `"first"` only (stored ones).
         score_scaling (`str`, *optional*, defaults to `"fixed"`):
@@ -99,6 +111,10 @@ class CrossLayerLlamaConfig(LlamaConfig):
             Whether a fresh model computes what Llama does, up to about 1e-3, so that a pretrained Llama can be tuned.
             Turns `cross_layer_gate` on where the parameters of the variant cannot do it; see the table in
             `modeling_crosslayer.py`.
+        num_residual_streams (`int`, *optional*, defaults to `4`):
+            Number of `"streams"`, at least 2.
+        layers_per_block (`int`, *optional*, defaults to `4`):
+            Layers of one of the `"blocks"`.
         **kwargs:
             Fields of [`~transformers.LlamaConfig`].
 
@@ -118,7 +134,7 @@ class CrossLayerLlamaConfig(LlamaConfig):
     ```
     """
 
-    model_type = "crosslayer_llama"
+    model_type = CROSSLAYER_LLAMA
 
     variant: str | None = None
     cross_layer_stream: str | None = None
@@ -130,6 +146,8 @@ class CrossLayerLlamaConfig(LlamaConfig):
     score_depth_exponent: float | int | None = None
     cross_layer_gate: bool = False
     identity_init: bool = False
+    num_residual_streams: int = 4
+    layers_per_block: int = 4
 
     def __post_init__(self, **kwargs):
         own = _own_fields()
@@ -145,7 +163,7 @@ class CrossLayerLlamaConfig(LlamaConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         # TRL reads it of each model outside transformers; remove when it does not
-        self.auto_map = kwargs.pop("auto_map", {})
+        self.auto_map = kwargs.pop("auto_map", vars(self).get("auto_map", {}))  # a thinking config has taken it
         super().__post_init__(**kwargs)
         self.check_cross_layer()
         if self.identity_init and not self.has_identity_weights:
@@ -159,9 +177,9 @@ class CrossLayerLlamaConfig(LlamaConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        if config_dict.get("model_type", cls.model_type) not in ("llama", cls.model_type):
+        if config_dict.get("model_type", cls.model_type) not in ("llama", CROSSLAYER_LLAMA, cls.model_type):
             raise ValueError(
-                f"CrossLayerLlamaConfig reads checkpoints of type `llama` or `{cls.model_type}`, got one of type "
+                f"{cls.__name__} reads checkpoints of type `llama` or `{CROSSLAYER_LLAMA}`, got one of type "
                 f"`{config_dict['model_type']}`."
             )
         # Parts follow from the variant, so ours are set before the construction and not assigned after it
@@ -177,7 +195,7 @@ class CrossLayerLlamaConfig(LlamaConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == "llama":
+        if config_dict.get("model_type") in ("llama", CROSSLAYER_LLAMA):
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
 
@@ -186,7 +204,9 @@ class CrossLayerLlamaConfig(LlamaConfig):
         """Whether the variant's own parameters have a value at which it is Llama (nearly, if a softmax holds it)."""
         if self.cross_layer_stream == "scores":
             return self.score_scaling in ("source", "source_exponents")
-        if self.cross_layer_stream == "updates":
+        if self.cross_layer_stream == "streams":
+            return True
+        if self.cross_layer_stream in ("updates", "blocks"):
             return self.cross_layer_combination in ("sum", "linear", "depth_attention")
         return self.cross_layer_combination in ("softmax", "linear")
 
@@ -197,11 +217,16 @@ class CrossLayerLlamaConfig(LlamaConfig):
 
     @property
     def memory_rule(self) -> str:
-        """How the model keeps what layers hand to later ones: `"append"`, `"first"` or `"replace"` (a running sum)."""
+        """How the model keeps what layers hand to later ones: `"append"`, `"first"` or `"replace"` (they hand all)."""
         if self.cross_layer_sources == "first":
             return "first"
+        return "replace" if self.keeps_sums or self.cross_layer_stream in ("streams", "blocks") else "append"
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether layers hand the sum of the terms so far to later ones."""
         running = self.cross_layer_combination in ("sum", "mean") and self.cross_layer_terms == "stored"
-        return "replace" if running and self.cross_layer_stream != "scores" else "append"
+        return running and self.cross_layer_sources == "all" and self.cross_layer_stream not in ("scores", "blocks")
 
     def _preset_parts(self):
         if self.variant == "custom":
@@ -220,7 +245,7 @@ class CrossLayerLlamaConfig(LlamaConfig):
         fields can be assigned.
         """
         check_numbers(self)
-        for name, choices in _CHOICES.items():
+        for name, choices in _PART_CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}."
@@ -236,7 +261,8 @@ class CrossLayerLlamaConfig(LlamaConfig):
         takes = {
             "cross_layer_terms": stream in ("mlp", "attention"),
             "cross_layer_combination": stream not in ("none", "scores"),
-            "cross_layer_sources": stream not in ("none", "scores") and self.cross_layer_terms == "stored",
+            "cross_layer_sources": stream not in ("none", "scores", "streams", "blocks")
+            and self.cross_layer_terms == "stored",
             "score_scaling": stream == "scores",
             "score_head_exponent": stream == "scores",
             "score_depth_exponent": stream == "scores",
@@ -247,15 +273,29 @@ class CrossLayerLlamaConfig(LlamaConfig):
                     f"`{name}`={getattr(self, name)!r} has no effect with `cross_layer_stream`={stream!r} and "
                     f"`cross_layer_terms`={self.cross_layer_terms!r}: leave it at {PART_DEFAULTS[name]!r}."
                 )
-        if stream == "values" and self.cross_layer_combination == "depth_attention":
-            raise ValueError("`cross_layer_combination`='depth_attention' does not go with 'values': take 'linear'.")
-        if self.cross_layer_gate and stream == "none":
-            raise ValueError("`cross_layer_gate` needs a `cross_layer_stream`, got 'none'.")
+        self._check_combination()
+        if self.cross_layer_gate and stream in ("none", "streams"):
+            raise ValueError(f"`cross_layer_gate` needs a `cross_layer_stream` of terms, got {stream!r}.")
+
+    def _check_combination(self):
+        stream, combination = self.cross_layer_stream, self.cross_layer_combination
+        if stream == "values" and combination in ("depth_attention", "normed_attention"):
+            raise ValueError(f"`cross_layer_combination`={combination!r} does not go with 'values': take 'linear'.")
+        if (combination in ("dynamic", "sinkhorn") and stream != "streams") or (
+            stream == "streams" and combination not in ("linear", "dynamic", "sinkhorn")
+        ):
+            raise ValueError(
+                f"`cross_layer_combination`={combination!r} does not go with `cross_layer_stream`={stream!r}: "
+                "'streams' take 'linear', 'dynamic' or 'sinkhorn', and only they take the last two."
+            )
+        for name, owner, least in (("num_residual_streams", "streams", 2), ("layers_per_block", "blocks", 1)):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+            if stream != owner and value != default:
+                raise ValueError(f"`{name}`={value} has no effect with `cross_layer_stream`={stream!r}: leave it out.")
 
 
 def _own_fields() -> list[str]:
     inherited = {field.name for field in fields(LlamaConfig)}
     return [field.name for field in fields(CrossLayerLlamaConfig) if field.name not in inherited]
-
-
-__all__ = ["VARIANTS", "CrossLayerLlamaConfig"]

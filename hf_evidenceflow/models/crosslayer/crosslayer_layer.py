@@ -8,13 +8,15 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from .cache_argument import accepts_cache
+from .cache_argument import CACHE, accepts_cache
 from .configuration_crosslayer import CrossLayerLlamaConfig
+from .connections import CONNECTED, add_connections
 from .crosslayer_attention import CrossLayerLlamaAttention
 from .term_combination import TermCombination
 
 
 _IN_ATTENTION = ("scores", "values")
+_IN_LAYER = ("mlp", "attention", "states", "updates")
 
 
 class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
@@ -29,12 +31,14 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
         self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        if self.stream not in ("none", *_IN_ATTENTION):
-            self.make_combination(config, layer_idx)
+        if self.stream in _IN_LAYER:  # the embedding is a state, too
+            self.make_combination(config, layer_idx + (self.stream in ("states", "updates")))
+        elif self.stream in CONNECTED:
+            add_connections(self, config, layer_idx)
 
     def init_extra_parameters(self, config: CrossLayerLlamaConfig) -> None:
         """Initial values of the variant's own parameters."""
-        if self.stream not in ("none", *_IN_ATTENTION):
+        if self.stream in _IN_LAYER:
             self.init_combination(config)
 
     @accepts_cache
@@ -54,9 +58,12 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
 
         `memory` is what earlier layers handed over, as the model keeps it (`config.memory_rule`): terms `(B, T, H)` or
         their running sum; with recomputed terms queries `(B, A, T, D)` and keys `(B, K, S, D)` in turn; for `"values"`
-        and `"scores"` see [`CrossLayerLlamaAttention`]. Returns the output `(B, T, H)`, then what is handed to later
-        layers.
+        and `"scores"` see [`CrossLayerLlamaAttention`]; `"streams"` `(B, T, n, H)`; `"blocks"` `(B, T, H)`. Returns
+        the output `(B, T, H)`, then what is handed to later layers.
         """
+        if self.stream in CONNECTED:
+            kwargs |= {"position_embeddings": position_embeddings, "attention_mask": attention_mask}
+            return self._run_connected(memory, {**kwargs, CACHE: past_key_values})
         residual = hidden_states
         earlier = memory
         attention_arguments = {"memory": memory} if self.stream in _IN_ATTENTION else {}
@@ -91,6 +98,16 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
         if term is not None and not self.recomputes:
             handed = (term,)
         return hidden_states, *handed
+
+    def _run_connected(self, memory, attention_arguments):
+        states, weights = self.attention_connection.read(memory)
+        attended, _ = self.self_attn(self.input_layernorm(states), **attention_arguments)
+        memory = self.attention_connection.write(memory, weights, attended)
+        states, weights = self.mlp_connection.read(memory)
+        memory = self.mlp_connection.write(memory, weights, self.mlp(self.post_attention_layernorm(states)))
+        if self.last_connection is not None:
+            return self.last_connection.read(memory)[0], *memory
+        return self.mlp_connection.plain(memory), *memory
 
     def _run_again(self, residual, layers, memory, values, attention_mask, kwargs):
         terms = []

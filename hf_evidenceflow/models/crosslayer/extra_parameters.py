@@ -13,6 +13,12 @@ EXTRA_PARAMETER_NAMES = (
     "score_a",
     "score_b",
     "cross_layer_gate",
+    "hyper_input",
+    "hyper_mix",
+    "hyper_output",
+    "hyper_weight",
+    "hyper_base",
+    "hyper_scale",
 )
 
 
@@ -33,6 +39,3 @@ def extra_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[2] in EXTRA_PARAMETER_NAMES
     }
-
-
-__all__ = ["EXTRA_PARAMETER_NAMES", "extra_parameters"]

@@ -4,7 +4,8 @@ Variants v2 (stored outputs of earlier layers), v3 (earlier layers run again on 
 attention probabilities) and v4 (attention scores summed over layers); value residual (ResFormer, arXiv 2410.17897,
 learned weights of the first layer's and the own values, 1/2 at init); DenseFormer (arXiv 2402.02622, depth-weighted
 average after each layer); depth attention (attention residuals with one layer per block; deviation in `accumulation`).
-Hyper-connections (arXiv 2409.19606) are left out: they change the number of streams, not what a layer takes.
+Hyper-connections and attention over blocks take the place of the residual additions: see `hyper_connections` and
+`block_attention`.
 
 v3 computes A_i V_i as attention with the queries and keys of layer i, so no probabilities are stored. Its decoding
 needs V_i of the current layer's input at all past positions: they widen the layer's own cached values to `(l + 1) D`.
@@ -21,8 +22,10 @@ with its own parameters):
 | v2m3, v3m3_2, v3m4_2 | finite logit of the own term: the earlier ones share 0.001 of the softmax |
 | v4m5, v4m6, v4m7 | log a_i of earlier layers up: their scales sum to 0.001 of the own one |
 | value_residual, denseformer, other `linear` combinations | weights 0, .., 0, 1: exact |
-| depth_attention | zero query: exact up to rounding, with or without `identity_init` |
+| depth_attention, block_attention | zero query: exact up to rounding, with or without `identity_init` |
+| hyper_connections, mhc | one stream read, equal shares written: up to rounding (mhc: 1e-6), with or without it |
 | v2m1, v2m2, v3m1, v3m2, v3m3_1, v3m4_1, v4m1, v4m2, v4m3, v4m4 | `cross_layer_gate` at 0: exact up to rounding |
+| block_attention_normed | the same |
 
 The gate is a deviation. It mixes the combined term with the own one (for scores: the scales, so one softmax remains).
 While it is 0, the exponents of v4m4 have no gradient; it gets one at the first step.
@@ -45,13 +48,22 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .block_attention import BlockConnection
 from .cache_argument import CACHE, accepts_cache
 from .configuration_crosslayer import CrossLayerLlamaConfig
+from .connections import first_memory
 from .crosslayer_attention import CrossLayerLlamaAttention
 from .crosslayer_layer import CrossLayerLlamaDecoderLayer
 from .extra_parameters import EXTRA_PARAMETER_NAMES
+from .hyper_connections import StreamConnection, StreamReadout
 from .number_checks import FiniteWeightsMixin
 from .score_accumulation import score_path
+
+
+_WITH_EXTRA_PARAMETERS = (
+    *(CrossLayerLlamaAttention, CrossLayerLlamaDecoderLayer),
+    *(BlockConnection, StreamConnection, StreamReadout),
+)
 
 
 class CrossLayerLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
@@ -81,7 +93,7 @@ class CrossLayerLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (CrossLayerLlamaAttention, CrossLayerLlamaDecoderLayer)):
+        if isinstance(module, _WITH_EXTRA_PARAMETERS):
             module.init_extra_parameters(self.config)
 
 
@@ -146,7 +158,7 @@ class CrossLayerLlamaModel(CrossLayerLlamaPreTrainedModel):
             )
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        memory = (inputs_embeds,) if config.cross_layer_stream in ("states", "updates") else ()
+        memory = first_memory(config, inputs_embeds)
         for layer_idx, layer in enumerate(layers):
             if config.cross_layer_terms == "recomputed":
                 kwargs["earlier_layers"] = layers[:layer_idx]
@@ -205,11 +217,3 @@ class CrossLayerLlamaForCausalLM(CrossLayerLlamaPreTrainedModel, LlamaForCausalL
         # The values of v3 are wider than the keys: the cache learns its shapes at the first update
         recomputed = self.config.cross_layer_terms == "recomputed"
         return None if recomputed else super()._get_static_cache_init_shape()
-
-
-__all__ = [
-    "CrossLayerLlamaConfig",
-    "CrossLayerLlamaForCausalLM",
-    "CrossLayerLlamaModel",
-    "CrossLayerLlamaPreTrainedModel",
-]

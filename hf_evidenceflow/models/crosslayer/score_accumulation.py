@@ -205,18 +205,3 @@ def attend(
     grouped = kept.unflatten(1, (value.shape[1], -1)).flatten(2, 3)  # [B, K, A/K T, S]
     output = torch.matmul(grouped, value).view(*scores.shape[:3], value.shape[-1])
     return output.transpose(1, 2), probabilities
-
-
-__all__ = [
-    "ScaledSoftmax",
-    "attend",
-    "concatenate_heads",
-    "gate_scale",
-    "initial_log_scale",
-    "raw_scores",
-    "score_mask",
-    "score_path",
-    "score_scale",
-    "sum_of_products",
-    "widens_values",
-]

@@ -14,6 +14,7 @@ _WEIGHTS = {
     "values": "value_residual_weights",
     "states": "state_residual_weights",
     "updates": "state_residual_weights",
+    "blocks": "state_residual_weights",
 }
 
 
@@ -25,17 +26,15 @@ def float32_parameter(*shape):
 class TermCombination:
     """Mixin of the module that combines its own term with those of earlier layers: holds weights and gate."""
 
-    def make_combination(self, config: CrossLayerLlamaConfig, layer_idx: int) -> None:
-        """Adds the parameters of layer `layer_idx`; their values come from [`init_combination`]."""
+    def make_combination(self, config: CrossLayerLlamaConfig, earlier: int) -> None:
+        """Adds the parameters for so many earlier terms; their values come from [`init_combination`]."""
         stream, self.combination = config.cross_layer_stream, config.cross_layer_combination
-        self.is_running = config.memory_rule == "replace"
-        # The embedding is a state, too
-        earlier = layer_idx + (stream in ("states", "updates"))
+        self.is_running = config.keeps_sums
         self.num_terms = 1 + (min(earlier, 1) if config.cross_layer_sources == "first" else earlier)
         self.weights_name, size = None, self.num_terms
         if earlier and self.combination in ("softmax", "linear"):
             self.weights_name = _WEIGHTS[stream]
-        elif earlier and self.combination == "depth_attention":
+        elif earlier and self.combination in ("depth_attention", "normed_attention"):
             self.weights_name, size = "depth_query", config.hidden_size
         if self.weights_name:
             self.register_parameter(self.weights_name, float32_parameter(size))
@@ -51,7 +50,7 @@ class TermCombination:
             stream = config.cross_layer_stream
             identity = stream == "states" or (config.identity_init and not config.cross_layer_gate)
             weights = initial_weights(self.combination, self.num_terms, identity)
-            if stream == "updates":  # their sum is Llama's state
+            if stream in ("updates", "blocks"):  # their sum is Llama's state
                 weights = torch.ones(self.num_terms)
             init.copy_(getattr(self, self.weights_name), weights)
 

@@ -6,6 +6,19 @@ import inspect
 import transformers
 
 from ...version import __version__
+from ..crosslayer import (
+    accumulation,
+    block_attention,
+    configuration_crosslayer,
+    connections,
+    crosslayer_attention,
+    crosslayer_layer,
+    extra_parameters,
+    hyper_connections,
+    modeling_crosslayer,
+    score_accumulation,
+    term_combination,
+)
 from ..looped import checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped
 from . import (
     answer_marker,
@@ -59,7 +72,14 @@ _MODULES = (
     generation_thinking,
 )
 # Decoders of this package, whose code is written along; its copies of the first two above are left out
-_OWN = {"looped_llama": (checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped)}
+_OWN = {
+    "looped_llama": (checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped),
+    "crosslayer_llama": (
+        *(accumulation, configuration_crosslayer, extra_parameters, score_accumulation, term_combination),
+        *(crosslayer_attention, hyper_connections, block_attention, connections, crosslayer_layer),
+        modeling_crosslayer,
+    ),
+}
 
 _HEAD = '''"""{causal_lm}: {plain} with hybrid latent reasoning.
 

@@ -12,6 +12,7 @@ from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
 IDS = torch.randint(3, TINY["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(5))
 # One of each kind of cross-layer state, where a test need not run all
 KINDS = ["v2m1", "v2m3", "v3m1", "v3m4_2", "v4m4", "v4m5", "value_residual", "denseformer"]
+KINDS += ["hyper_connections", "mhc", "block_attention"]
 
 
 def in_chunks(model, cache, sizes):
@@ -65,7 +66,7 @@ def test_greedy_decoding_with_each_cache_equals_recomputation(variant):
     assert torch.equal(generated(model, prefill_chunk_size=4, cache_implementation="static"), expected)
 
 
-@pytest.mark.parametrize("variant", ["v2m3", "v3m3_2", "v4m4", "v4m6"])
+@pytest.mark.parametrize("variant", ["v2m3", "v3m3_2", "v4m4", "v4m6", "mhc", "block_attention"])
 def test_beam_search_with_a_cache_equals_recomputation(variant):
     model = moved_model(variant)
     assert torch.equal(generated(model, num_beams=3), generated(model, num_beams=3, use_cache=False))

@@ -66,6 +66,12 @@ class TestEarlierStates(CausalLMChecks):
         return make_model("denseformer")
 
 
+class TestConstrainedStreams(CausalLMChecks):
+    @staticmethod
+    def make_model():
+        return move(make_model("mhc"))
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """Folder with a plain tiny Llama of 5 layers."""
@@ -110,6 +116,9 @@ def test_one_seed_gives_every_variant_the_weights_of_llama(variant):
         ("v4m7", "v4m1"),
         ("denseformer", "base"),
         ("depth_attention", "base"),
+        ("hyper_connections", "base"),
+        ("mhc", "base"),
+        ("block_attention", "base"),
     ],
 )
 def test_at_init_the_learned_variant_equals_the_fixed_one(variant, equal):
@@ -168,8 +177,10 @@ def test_identity_init_is_close_to_llama_and_keeps_gradients(llama, variant):
     assert (logits - expected).norm() / expected.norm() < 2.5e-3
     found = gradients(model)
     for name in extra_parameters(model):
-        # A softmax over one score has no gradient; behind a gate at 0 exponents wait a step for one
-        if not (variant == "v4m4" and "score_" in name):
+        # A softmax over one score has no gradient; exponents behind a gate at 0, queries behind one that is closed and
+        # scales of weights that are 0 wait a step for one
+        waits = {"v4m4": "score_", "block_attention_normed": "depth_query"}.get(variant, "hyper_scale")
+        if waits not in name:
             assert found[name].abs().max() > 1e-6, name
 
 
@@ -178,10 +189,11 @@ def test_identity_init_takes_the_gate_only_where_there_is_no_other_way():
     gated = {config.variant for config in configs if config.cross_layer_gate}
     assert gated == {
         "v2m1", "v2m2", "v3m1", "v3m2", "v3m3_1", "v3m4_1", "v4m1", "v4m2", "v4m3", "v4m4",
+        "block_attention_normed",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "base"])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("base", "hyper_connections", "mhc")])
 def test_an_open_gate_gives_the_variant(variant):
     model, gated = make_model(variant), make_model(variant, cross_layer_gate=True)
     with torch.no_grad():
@@ -217,6 +229,8 @@ CUSTOM = [
     {"cross_layer_stream": "values", "cross_layer_combination": "mean", "cross_layer_gate": True},
     {"cross_layer_stream": "states", "cross_layer_combination": "softmax", "identity_init": True},
     {"cross_layer_stream": "scores", "score_scaling": "source", "score_depth_exponent": 0.5},
+    {"cross_layer_stream": "streams", "cross_layer_combination": "linear", "num_residual_streams": 2},
+    {"cross_layer_stream": "blocks", "cross_layer_combination": "linear", "layers_per_block": 2},
 ]
 
 
@@ -249,7 +263,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("variant", ["v2m3", "v3m1", "v4m4", "v4m5", "depth_attention"])
+@pytest.mark.parametrize(
+    "variant", ["v2m3", "v3m1", "v4m4", "v4m5", "depth_attention", "hyper_connections", "mhc", "block_attention"]
+)
 def test_bf16_is_near_fp32_and_leaves_the_extra_parameters_in_fp32(llama, variant, tmp_path):
     model = CrossLayerLlamaForCausalLM.from_pretrained(llama, variant=variant, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
@@ -261,7 +277,7 @@ def test_bf16_is_near_fp32_and_leaves_the_extra_parameters_in_fp32(llama, varian
     assert loss.item() == pytest.approx(expected.item(), rel=0.01)  # bf16 has 3 digits
 
 
-@pytest.mark.parametrize("variant", ["v2m2", "v3m1", "v4m5"])
+@pytest.mark.parametrize("variant", ["v2m2", "v3m1", "v4m5", "hyper_connections", "block_attention"])
 def test_lora_computes_what_its_merged_model_does(variant):
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
     model = get_peft_model(make_model(variant), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
@@ -286,7 +302,9 @@ def test_compiles_to_one_graph(variant):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", ["base", "v2m1", "v3m1", "v4m5", "depth_attention"])
+@pytest.mark.parametrize(
+    "variant", ["base", "v2m1", "v3m1", "v4m5", "depth_attention", "hyper_connections", "mhc", "block_attention"]
+)
 def test_layer_tools_find_the_layers_and_their_states(variant):
     model = move(make_model(variant))
     parts = decoder_parts(model)
@@ -305,7 +323,7 @@ def test_eager_attention_returns_the_probabilities_of_summed_scores():
     torch.testing.assert_close(attentions[2].sum(-1), torch.ones(2, 4, 7))
 
 
-@pytest.mark.parametrize("variant", ["v2m3", "v3m4_2", "v4m4", "v4m6", "denseformer", "depth_attention"])
+@pytest.mark.parametrize("variant", ["v2m3", "v3m4_2", "v4m4", "v4m6", "denseformer", "depth_attention", "mhc"])
 def test_trainers_decay_names_without_ours_are_those_of_llama(variant, tmp_path):
     trainer = Trainer(make_model(variant), TrainingArguments(tmp_path, report_to=[]))
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
@@ -350,6 +368,11 @@ def test_a_wrong_variant_lists_the_right_ones(llama):
         ({"cross_layer_combination": "mean"}, "has no effect with `cross_layer_stream`='none'"),
         ({"cross_layer_stream": "states", "cross_layer_terms": "recomputed"}, "has no effect"),
         ({"cross_layer_stream": "values", "cross_layer_combination": "depth_attention"}, "does not go with 'values'"),
+        ({"cross_layer_stream": "mlp", "cross_layer_combination": "sinkhorn"}, "does not go with"),
+        ({"cross_layer_stream": "streams"}, "'streams' take 'linear'"),
+        ({"variant": "mhc", "cross_layer_gate": True}, "needs a `cross_layer_stream` of terms"),
+        ({"variant": "mhc", "num_residual_streams": 1}, "must be at least 2"),
+        ({"variant": "v2m1", "layers_per_block": 2}, "`layers_per_block`=2 has no effect"),
         ({"cross_layer_gate": True}, "needs a `cross_layer_stream`"),
         ({"cross_layer_steam": "mlp"}, "did you mean `cross_layer_stream`"),
         ({"score_scalings": "source"}, "did you mean `score_scaling`"),
@@ -381,7 +404,7 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_hub_round_trip_without_the_package(tmp_path):
-    names = ["v3m4_2", "v4m6", "depth_attention"]
+    names = ["v3m4_2", "v4m6", "mhc", "block_attention"]
     expected = {}
     for name in names:
         model = move(make_model(name))

@@ -53,6 +53,8 @@ def test_a_block_behind_the_last_layer_is_refused():
         ({"early_exit_mode": "skip"}, "'freeze', 'select', got 'skip'"),
         ({"exit_gate": True, "early_exit_threshold": -0.1}, "at least 0"),
         ({"loop_damping": True, "loop_injection": True}, "Leave one out"),
+        ({"loop_token_id": 5}, "chooses what `loop_injection` adds"),
+        ({"loop_token_id": 5, "loop_injection": True, "exit_gate": True}, "leave `exit_gate` out"),
         ({"num_loop": 2}, "did you mean `num_loops`"),
     ],
 )

@@ -108,6 +108,27 @@ def test_prelude_blocks_and_coda_run_in_the_order_of_the_formulas(fields):
     torch.testing.assert_close(model(IDS).logits, by_hand(model, IDS), atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_around_latent_positions_that_loop_the_text_is_read_once():
+    """LOTUS by hand: one pass over the prompt, R over the latent positions behind its cache, one over what follows."""
+    model = make_model(num_loops=4, loop_norm=True, loop_injection=True, loop_token_id=2)
+    ids = IDS[:1].clone()
+    ids[:, 2:5] = 2
+    logits = model(ids).logits
+    assert not torch.allclose(logits, make_model(num_loops=4, loop_norm=True, loop_injection=True)(ids).logits)
+    model.config.loop_token_id = None
+    model.set_num_loops(1)
+    body, cache = model.model, DynamicCache(config=model.config)
+    found = [body(ids[:, :2], past_key_values=cache).last_hidden_state]
+    embeddings = states = body.embed_tokens(ids[:, 2:5])
+    for _ in range(4):
+        cache.crop(2)
+        latent = body(inputs_embeds=states, past_key_values=cache).last_hidden_state
+        states = embeddings + latent
+    found += [latent, body(ids[:, 5:], past_key_values=cache).last_hidden_state]
+    torch.testing.assert_close(model.lm_head(torch.cat(found, 1)), logits, atol=1e-4, rtol=1e-4)
+
+
 CACHES = {
     "dynamic": lambda config: DynamicCache(config=config),
     "lazy": lambda config: DynamicCache(),
@@ -125,6 +146,17 @@ def test_a_cache_of_every_kind_gives_the_logits_of_the_whole_pass(cache, num_loo
     torch.testing.assert_close(torch.cat(parts, 1), model(IDS, use_cache=False).logits, atol=1e-4, rtol=1e-4)
     assert len(filled.layers) == model.config.num_hidden_layers == num_loops + 2
     assert all(layer.get_seq_length() == 7 for layer in filled.layers)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@torch.no_grad()
+def test_latent_positions_loop_behind_a_cache_of_every_kind(cache):
+    model = make_model(num_loops=3, loop_norm=True, loop_injection=True, loop_token_id=2)
+    ids = IDS.clone()
+    ids[0, 2:4], ids[1, 3:5] = 2, 2
+    filled = CACHES[cache](model.config)
+    parts = [model(each, past_key_values=filled, use_cache=True).logits for each in ids.split([3, 1, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("injection", [False, True])

@@ -25,6 +25,12 @@ def test_the_pause_control_has_the_targets_of_the_latent_arms():
     assert rows("latent_soft")[0]["thought_targets"] == PROBLEMS[0]["thought_targets"]
 
 
+def test_lotus_is_its_control_with_loops():
+    lotus, control = LATENT_ARMS["lotus"], LATENT_ARMS["pause_steps"]
+    assert rows("lotus") == rows("pause_steps") and rows("lotus")[0]["steps"] == PROBLEMS[0]["steps"]
+    assert lotus.trainer_settings(5, 10) == control.trainer_settings(5, 10) and lotus.loops and not control.loops
+
+
 @pytest.mark.parametrize("arm", ["none", "pause", "discrete", "mixed", "coconut", "codi"])
 def test_other_arms_see_no_targets(arm):
     assert all("thought_targets" not in row for row in rows(arm))
@@ -43,6 +49,6 @@ def test_the_stages_of_an_arm(arm, stages):
     assert LATENT_ARMS[arm].trainer_settings(thoughts=5, steps=10)["latent_curriculum"] == stages
 
 
-@pytest.mark.parametrize("arm", ["pause", "pause_soft", "coconut", "codi"])
+@pytest.mark.parametrize("arm", ["pause", "pause_soft", "lotus", "coconut", "codi"])
 def test_modes_that_count_get_the_number_of_thoughts(arm):
     assert LATENT_ARMS[arm].trainer_settings(thoughts=5, steps=10)["thinking_count"] == 5
