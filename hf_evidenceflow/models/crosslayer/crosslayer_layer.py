@@ -8,7 +8,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from .cache_argument import CACHE, accepts_cache
+from .cache_argument import accepts_cache
 from .configuration_crosslayer import CrossLayerLlamaConfig
 from .connections import CONNECTED, add_connections
 from .crosslayer_attention import CrossLayerLlamaAttention
@@ -63,7 +63,7 @@ class CrossLayerLlamaDecoderLayer(TermCombination, GradientCheckpointingLayer):
         """
         if self.stream in CONNECTED:
             kwargs |= {"position_embeddings": position_embeddings, "attention_mask": attention_mask}
-            return self._run_connected(memory, {**kwargs, CACHE: past_key_values})
+            return self._run_connected(memory, {**kwargs, "past_key_values": past_key_values})
         residual = hidden_states
         earlier = memory
         attention_arguments = {"memory": memory} if self.stream in _IN_ATTENTION else {}

@@ -52,6 +52,12 @@ class LoopedLlamaConfig(LlamaConfig):
             With `loop_injection`, only tokens of this id take the state of the loop before along; others begin each
             loop with what the block read first, so that around one run of such tokens (LOTUS's latent positions) they
             have the states of a single pass.
+        loop_adapter (`bool`, *optional*, defaults to `False`):
+            Each loop begins with a learned map of two states, what the block read first and what the loop before
+            says, from which the first loop has zeros (Huginn, arXiv 2502.05171). A fresh one passes the first on as
+            it is, so that a pretrained model says the same with any number of loops.
+        loop_start_noise (`float`, *optional*, defaults to `0.0`):
+            With `loop_adapter`, in training: standard deviation of normal noise in the place of the zeros.
         exit_gate (`bool`, *optional*, defaults to `False`):
             After each loop a gate gives the probability to stop there (Ouro, arXiv 2510.25741). For one block that
             ends the model.
@@ -95,6 +101,8 @@ class LoopedLlamaConfig(LlamaConfig):
     loop_norm: bool = False
     loop_injection: bool = False
     loop_token_id: int | None = None
+    loop_adapter: bool = False
+    loop_start_noise: float | int = 0.0
     exit_gate: bool = False
     early_exit_threshold: float | int = 1.0
     early_exit_mode: str = "freeze"
@@ -187,6 +195,15 @@ class LoopedLlamaConfig(LlamaConfig):
             raise ValueError(
                 f"`loop_token_id={self.loop_token_id}` chooses what `loop_injection` adds the state to: set that, and "
                 "leave `exit_gate` out."
+            )
+        if self.loop_adapter and (self.loop_damping or self.loop_injection or self.exit_gate):
+            raise ValueError(
+                "`loop_adapter` brings what a block reads into each loop itself: leave out `loop_damping`, "
+                "`loop_injection` and `exit_gate`."
+            )
+        if self.loop_start_noise < 0 or (self.loop_start_noise and not self.loop_adapter):
+            raise ValueError(
+                f"`loop_start_noise` must be at least 0, and needs `loop_adapter=True`, got {self.loop_start_noise}."
             )
         if self.early_exit_mode not in EXIT_MODES:
             raise ValueError(

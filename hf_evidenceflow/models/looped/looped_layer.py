@@ -28,6 +28,16 @@ class LoopSlots:
         return self.cache.update(key_states, value_states, layer_idx + self.offset, *args, **kwargs)
 
 
+class LoopAdapter(nn.Linear):
+    """What a loop reads, from what the block read first and the state of the loop before, all `(B, T, H)`."""
+
+    def __init__(self, size: int):
+        super().__init__(2 * size, size, bias=False)
+
+    def forward(self, entry: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.cat([entry, states], dim=-1))
+
+
 class LoopedLlamaAttention(Qwen3Attention):
     """Attention of Llama, Qwen2 or Qwen3, by the config."""
 

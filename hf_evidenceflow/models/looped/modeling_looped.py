@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_argument import CACHE, accepts_cache
 from .configuration_looped import LoopedLlamaConfig
 from .exit_gate import LoopExits, exit_distribution, expected_exit_loss
-from .looped_layer import LoopedLlamaAttention, LoopedLlamaDecoderLayer, LoopSlots
+from .looped_layer import LoopAdapter, LoopedLlamaAttention, LoopedLlamaDecoderLayer, LoopSlots
 from .number_checks import FiniteWeightsMixin
 
 
@@ -50,6 +50,12 @@ class LoopedLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
     _no_split_modules = ["LoopedLlamaDecoderLayer"]
     _can_record_outputs = {"hidden_states": LoopedLlamaDecoderLayer, "attentions": LoopedLlamaAttention}
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, LoopAdapter):
+            init.eye_(module.weight)
+
 
 class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
     """The decoder without head."""
@@ -66,6 +72,8 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         if config.exit_gate:
             self.early_exit_gate = nn.Linear(config.hidden_size, 1)
+        if config.loop_adapter:
+            self.loop_adapter = LoopAdapter(config.hidden_size)
         self.gradient_checkpointing = False
         self.set_num_loops(config.num_loops)
         self.post_init()
@@ -143,6 +151,10 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
         for slot, call in enumerate(calls):
             if call.begins and not call.loop:
                 entry = states
+                if self.config.loop_adapter:
+                    states = self.loop_adapter(entry, self._start(entry))
+            elif call.begins and self.config.loop_adapter:
+                states = self.loop_adapter(entry, states)
             elif call.begins and self.config.loop_injection:
                 states = self._inject(states, entry, exits, looping)
             if call.begins:
@@ -160,6 +172,10 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
             if call.ends and call.loop < last and slot < len(calls) - 1:
                 states = self._between_loops(states, exits, loop_states)
         return states if exits is None else exits.last_states(states)
+
+    def _start(self, entry):
+        zeros = torch.zeros_like(entry)
+        return zeros.normal_(std=self.config.loop_start_noise) if self.training else zeros
 
     def _inject(self, states, entry, exits, looping):
         if looping is not None:

@@ -55,6 +55,8 @@ def test_a_block_behind_the_last_layer_is_refused():
         ({"loop_damping": True, "loop_injection": True}, "Leave one out"),
         ({"loop_token_id": 5}, "chooses what `loop_injection` adds"),
         ({"loop_token_id": 5, "loop_injection": True, "exit_gate": True}, "leave `exit_gate` out"),
+        ({"loop_adapter": True, "loop_injection": True}, "leave out `loop_damping`"),
+        ({"loop_start_noise": 0.5}, "needs `loop_adapter=True`"),
         ({"num_loop": 2}, "did you mean `num_loops`"),
     ],
 )

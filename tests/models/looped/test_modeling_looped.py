@@ -21,6 +21,7 @@ SHAPES = {
     "layers by themselves": {"loop_blocks": [[0, 1], [1, 2]], "loop_damping": True},
     "ouro": {"loop_norm": True, "sandwich_norm": True, "qk_norm": True, "qkv_bias": True},
     "lotus": {"loop_norm": True, "loop_injection": True},
+    "huginn": {"num_hidden_layers": 4, "loop_blocks": [[1, 3]], "loop_adapter": True, "loop_norm": True},
     "injected blocks": {"loop_blocks": [[0, 1], [1, 3]], "loop_injection": True},
 }
 
@@ -30,7 +31,7 @@ def make_model(seed=7, **fields):
     model = LoopedLlamaForCausalLM(LoopedLlamaConfig(**{**WIDE, **fields})).eval()
     with torch.no_grad():  # norms and biases that a mix-up would show in
         for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name:
+            if "norm" in name or "bias" in name or "adapter" in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.3)
     return model
 
@@ -93,6 +94,9 @@ def by_hand(model, ids):
         for loop in range(config.num_loops):
             if config.loop_injection and loop:
                 states = states + entry
+            if config.loop_adapter:
+                both = torch.cat([entry, states if loop else torch.zeros_like(entry)], -1)
+                states = both @ body.loop_adapter.weight.T
             new = run(states, start, end)
             states = states + (new - states) / config.num_loops if config.loop_damping else new
             if config.loop_norm and loop < config.num_loops - 1:
@@ -127,6 +131,23 @@ def test_around_latent_positions_that_loop_the_text_is_read_once():
         states = embeddings + latent
     found += [latent, body(ids[:, 5:], past_key_values=cache).last_hidden_state]
     torch.testing.assert_close(model.lm_head(torch.cat(found, 1)), logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_fresh_adapter_says_what_the_plain_model_does_with_any_number_of_loops():
+    torch.manual_seed(7)
+    plain = LlamaForCausalLM(LlamaConfig(**WIDE)).eval()
+    torch.manual_seed(7)
+    model = LoopedLlamaForCausalLM(LoopedLlamaConfig(**WIDE, loop_blocks=[[1, 3]], num_loops=3, loop_adapter=True))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(model.eval()(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_at_the_start_of_loops_is_drawn_in_training_only():
+    model = make_model(num_loops=2, loop_adapter=True, loop_start_noise=0.5)
+    assert torch.equal(model(IDS).logits, model(IDS).logits)
+    model.train()
+    assert not torch.equal(model(IDS).logits, model(IDS).logits)
 
 
 CACHES = {
