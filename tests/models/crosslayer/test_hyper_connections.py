@@ -7,7 +7,7 @@ from tiny_models import TINY
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection, DeepseekV4HyperHead
 
-from hf_evidenceflow import CrossLayerLlamaConfig, extra_parameters
+from hf_evidenceflow import CrossLayerLlamaConfig, CrossLayerLlamaForCausalLM, extra_parameters
 from hf_evidenceflow.models.crosslayer.hyper_connections import (
     ConstrainedHyperConnection,
     HyperConnection,
@@ -21,7 +21,7 @@ SIZE = TINY["hidden_size"]
 
 
 def config(variant, **fields):
-    return CrossLayerLlamaConfig(**TINY, variant=variant, num_residual_streams=STREAMS, **fields)
+    return CrossLayerLlamaConfig(**{**TINY, **fields}, variant=variant, num_residual_streams=STREAMS)
 
 
 def random_weights(*modules, seed=0):
@@ -108,22 +108,48 @@ def test_a_mix_neither_grows_nor_shrinks_what_streams_have_in_common():
         torch.testing.assert_close(matrix.sum(dim), torch.ones(4, STREAMS), rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_model_runs_its_sublayers_on_streams_as_deepseek_v4_does():
+    model = moved_model("mhc", num_residual_streams=STREAMS)
+    body, ids = model.model, torch.arange(3, 12)[None]
+    states = body.embed_tokens(ids)
+    inputs = {"position_embeddings": body.rotary_emb(states, position_ids=torch.arange(9)[None])}
+    inputs["attention_mask"] = torch.full((9, 9), -torch.inf).triu(1)[None, None]
+
+    def reference(kind, ours):
+        module = theirs(kind)
+        for parameter, value in zip(module.parameters(), ours.parameters(), strict=True):
+            parameter.copy_(value)
+        return module
+
+    def step(streams, ours, run):
+        post, comb, collapsed = reference(DeepseekV4HyperConnection, ours)(streams)
+        return post.unsqueeze(-1) * run(collapsed).unsqueeze(-2) + torch.matmul(comb.transpose(-1, -2), streams)
+
+    streams = states.unsqueeze(2).expand(-1, -1, STREAMS, -1).contiguous()
+    for layer in body.layers:
+        attend = lambda x, layer=layer: layer.self_attn(layer.input_layernorm(x), **inputs)[0]  # noqa: E731
+        streams = step(streams, layer.attention_connection, attend)
+        streams = step(streams, layer.mlp_connection, lambda x, m=layer: m.mlp(m.post_attention_layernorm(x)))
+    last = reference(DeepseekV4HyperHead, body.layers[-1].last_connection)(streams)
+    torch.testing.assert_close(model(ids).logits, model.lm_head(body.norm(last)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("variant", ["hyper_connections", "mhc"])
-def test_streams_part_in_the_first_steps(variant):
+def test_streams_part_in_the_first_steps_and_all_parameters_learn(variant):
     """With equal reading, writing and mixing of all streams they would stay one."""
-    model = moved_model(variant)
-    model.init_weights()
-    for module in model.modules():
-        if hasattr(module, "init_extra_parameters"):
-            module.init_extra_parameters(model.config)
-    ids = torch.arange(3, 12)[None]
+    torch.manual_seed(0)
+    model = CrossLayerLlamaForCausalLM(config(variant, initializer_range=0.2))
+    ids, found = torch.arange(3, 12)[None], []
     optimizer = torch.optim.SGD(extra_parameters(model).values(), lr=0.5)
-    for _ in range(2):
+    for _ in range(3):
+        optimizer.step()
         optimizer.zero_grad()
         model(ids, labels=ids).loss.backward()
-        optimizer.step()
-    found = []
     model.model.layers[-1].register_forward_hook(lambda module, inputs, output: found.append(output[1]))
     model(ids)
     (streams,) = found
     assert (streams - streams.mean(-2, keepdim=True)).abs().max() > 1e-4
+    # The first sublayer reads streams that are all the embedding: their shares are taken away by its norm
+    without = {name for name, weight in extra_parameters(model).items() if weight.grad.abs().max() < 1e-9}
+    assert without <= {"model.layers.0.attention_connection.hyper_input"}

@@ -21,6 +21,8 @@ from hf_evidenceflow.models.crosslayer.score_accumulation import (
 )
 
 
+# Compared with references of their own
+CONNECTED = ("hyper_connections", "mhc", "block_attention", "block_attention_normed")
 SCORES = [name for name in VARIANTS if name.startswith("v4")]
 IDS = torch.randint(3, TINY["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(5))
 
@@ -44,7 +46,7 @@ def assert_equals_reference(model, variant):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in CONNECTED])
 def test_logits_and_gradients_equal_the_reference(variant, implementation):
     assert_equals_reference(moved_model(variant, implementation), variant)
 

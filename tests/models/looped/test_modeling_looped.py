@@ -125,8 +125,9 @@ def test_around_latent_positions_that_loop_the_text_is_read_once():
     body, cache = model.model, DynamicCache(config=model.config)
     found = [body(ids[:, :2], past_key_values=cache).last_hidden_state]
     embeddings = states = body.embed_tokens(ids[:, 2:5])
-    for _ in range(4):
-        cache.crop(2)
+    for loop in range(4):
+        if loop:
+            cache.crop(-3)
         latent = body(inputs_embeds=states, past_key_values=cache).last_hidden_state
         states = embeddings + latent
     found += [latent, body(ids[:, 5:], past_key_values=cache).last_hidden_state]
