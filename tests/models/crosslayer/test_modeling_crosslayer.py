@@ -168,8 +168,8 @@ def test_plain_llama_loads_and_misses_only_the_extra_parameters(llama, variant):
         assert torch.equal(extra_parameters(model)[name], parameter), name
 
 
-# What waits a step for a gradient, or longer: a softmax over one score, what is behind a gate at 0, scales of weights that
-# are 0; while all streams are the same, shares of them in what a norm reads
+# What waits a step or longer for a gradient: a softmax over one score, what is behind a gate at 0, scales of weights
+# that are 0; while all streams are the same, shares of them in what a norm reads
 WAITS = {
     "v4m4": ("score_",),
     "block_attention_normed": ("depth_query",),
