@@ -34,6 +34,8 @@ class Tune:
             `"min"` or `"max"`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the tuning runs. With the chosen value it is the seed's final run too.
+        options (`dict`, *optional*):
+            Options of the tuning runs, such as fewer steps. None of them is a final run then.
         per (`list[str]`, *optional*):
             Axes each of whose level combinations gets a value of its own; the metric is averaged over the others. If
             not given, all axes: each cell its own value.
@@ -44,6 +46,7 @@ class Tune:
     metric: str
     mode: str = "min"
     seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
     per: list[str] | None = None
 
 
@@ -111,12 +114,15 @@ class Grid:
             cells.append(Cell(levels, options))
         return cells
 
-    def run(self, cell: Cell, seed: int, value: Any = None) -> RunSpec:
+    def run(self, cell: Cell, seed: int, value: Any = None, tuning: bool = False) -> RunSpec:
         """The run of a cell with one seed and one value of the tuned option (`None` while that is open)."""
         options, parts = dict(cell.options), [cell.name] if cell.levels else []
         if self.tune is not None:
             options[self.tune.option] = value
             parts.append(f"{self.tune.option}={'?' if value is None else value}")
+            if tuning and self.tune.options:
+                options = merge_options(options, self.tune.options)
+                parts.append("tuning")
         run_id = ",".join([*parts, f"seed={seed}"])
         if self.trackio:
             options |= {"report_to": "trackio", "project": self.name, "run_name": run_id}

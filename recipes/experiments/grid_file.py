@@ -189,7 +189,8 @@ def _parse_tune(tune: Any, axes: Mapping[str, Mapping]) -> Tune | None:
     names = [str(value) for value in values]
     if len(values) < 2 or len(set(names)) < len(names) or not all(_NAME.fullmatch(name) for name in names):
         raise ValueError(f"`tune.values` must list at least two different plain values, got {tune['values']!r}.")
-    parsed = Tune(**{**tune, "values": values})
+    options = _parse_options(tune.get("options"), "tune.options")
+    parsed = Tune(**{**tune, "values": values, "options": options})
     if parsed.mode not in ("min", "max"):
         raise ValueError(f"`tune.mode` must be 'min' or 'max', got {parsed.mode!r}.")
     if type(parsed.seed) is not int:

@@ -38,14 +38,17 @@ def make_plan(grid: Grid, metrics_of: Callable[[RunSpec], Mapping[str, Any] | No
     """
     Plan the runs of a grid with what is finished so far; `metrics_of` gives a run's metrics if it is finished.
 
-    The tuning run with the chosen value is the final run of its seed.
+    The tuning run with the chosen value is the final run of its seed, unless tuning runs have options of their own.
     """
     plan = Plan()
     if grid.tune is None:
         plan.chosen = {cell.name: None for cell in grid.cells}
     else:
         for cells in _tuning_groups(grid):
-            trials = {value: [grid.run(cell, grid.tune.seed, value) for cell in cells] for value in grid.tune.values}
+            trials = {
+                value: [grid.run(cell, grid.tune.seed, value, tuning=True) for cell in cells]
+                for value in grid.tune.values
+            }
             plan.runs += [run for runs in trials.values() for run in runs]
             metrics = {value: [metrics_of(run) for run in runs] for value, runs in trials.items()}
             if all(each is not None for found in metrics.values() for each in found):
@@ -59,7 +62,7 @@ def make_plan(grid: Grid, metrics_of: Callable[[RunSpec], Mapping[str, Any] | No
                 plan.final.add(run.id)
                 if run.id not in known:
                     plan.runs.append(run)
-            elif seed != grid.tune.seed:
+            elif seed != grid.tune.seed or grid.tune.options:
                 plan.waiting.append(grid.run(cell, seed))
     return plan
 

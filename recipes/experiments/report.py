@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
-from hf_evidenceflow.recipes.experiments.grid import Grid
+from hf_evidenceflow.recipes.experiments.grid import Grid, Tune
 from hf_evidenceflow.recipes.experiments.plan import Plan
 from hf_evidenceflow.recipes.experiments.plots import plot_curves, plot_differences
 from hf_evidenceflow.recipes.experiments.runs import is_number
@@ -188,6 +188,12 @@ def _p(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _counted(tuned: Tune) -> str:
+    if tuned.options:
+        return f"The runs that chose it had {json.dumps(tuned.options)} and count in no mean."
+    return "This seed also counts in the mean where it is one of the seeds."
+
+
 def _levels(levels: Mapping[str, str]) -> str:
     return ", ".join(f"{axis}={level}" for axis, level in levels.items())
 
@@ -213,8 +219,8 @@ def _notes(summary: Summary) -> list[str]:
         tuned = summary.tuned
         notes.append(
             f"{tuned.option} was chosen from {tuned.values} by {tuned.metric} of seed {tuned.seed}, per "
-            f"{', '.join(tuned.per) if tuned.per else 'cell'}. This seed also counts in the mean where it is "
-            "one of the seeds. (edge!): the chosen value is the lowest or highest tried, a better one may lie beyond."
+            f"{', '.join(tuned.per) if tuned.per else 'cell'}. {_counted(tuned)} (edge!): the chosen value is the "
+            "lowest or highest tried, a better one may lie beyond."
         )
     if summary.samples:
         notes.append(

@@ -83,3 +83,18 @@ def test_a_metric_that_the_recipe_does_not_have_is_an_error():
 
 def test_only_the_lowest_and_highest_value_are_at_the_edge():
     assert [at_the_edge(make_grid(seed=0), value) for value in (1, 2, 3)] == [True, False, True]
+
+
+def test_shorter_tuning_runs_choose_the_value_and_are_no_final_runs():
+    grid = make_grid(seed=0, options={"max_steps": 5})
+    plan = make_plan(grid, losses(BEST))
+    assert plan.chosen == BEST
+    assert len(plan.runs) == 12 + 8 and len(plan.final) == 8
+    trial, final = plan.runs[0], plan.runs[-1]
+    assert (trial.id, trial.options) == ("model=llama,arm=none,lr=1,tuning,seed=0", {"lr": 1, "max_steps": 5})
+    assert (final.id, final.options) == ("model=gpt,arm=mse,lr=2,seed=1", {"lr": 2})
+
+
+def test_with_shorter_tuning_runs_all_seeds_wait_for_the_choice():
+    plan = make_plan(make_grid(seed=0, options={"max_steps": 5}), lambda run: None)
+    assert [run.seed for run in plan.waiting] == [0, 1] * len(BEST)
