@@ -22,13 +22,15 @@ def count_words(path: str | Path, special_token: str) -> Counter[Word]:
 
 
 def learn_merges(words: Counter[Word], num_merges: int) -> list[tuple[bytes, bytes]]:
-    """Merges in order; of the most frequent pairs the greatest, by bytes."""
+    """Merges in order, fewer if each word has become one token; of the most frequent pairs the greatest, by bytes."""
     merges = []
     for _ in range(num_merges):
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, count in words.items():
             for pair in pairwise(word):
                 pairs[pair] += count
+        if not pairs:
+            break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
         merged: Counter[Word] = Counter()

@@ -30,7 +30,7 @@ from hf_evidenceflow.data.text import generate_documents
 WORKER = """
 import json, resource, sys, time
 name, path, vocab_size, processes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-from hf_evidenceflow.tokenization.pretokens import GPT2_PATTERN, all_pieces, count_pretokens, read_texts
+from hf_evidenceflow.tokenization.pretokens import GPT2_PATTERN, all_pieces, read_texts
 from hf_evidenceflow.tokenization.training import train_tokenizer
 texts = lambda: (text for span in all_pieces([path], []) for text in read_texts(path, [], span[1]))
 if name == "rustbpe":
@@ -38,25 +38,7 @@ if name == "rustbpe":
 if name == "bpeasy":
     import bpeasy
 start = time.perf_counter()
-if name == "textbook":
-    from collections import Counter
-    words = {tuple(bytes([b]) for b in w): c for w, c in count_pretokens([path], processes=processes).items()}
-    for _ in range((vocab_size - 256) // 10):
-        pairs = Counter()
-        for word, count in words.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += count
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merged = Counter()
-        for word, count in words.items():
-            new, place = [], 0
-            while place < len(word):
-                step = 2 if word[place:place + 2] == best else 1
-                new.append(b"".join(word[place:place + step]))
-                place += step
-            merged[tuple(new)] += count
-        words = merged
-elif name == "rustbpe":
+if name == "rustbpe":
     rustbpe.Tokenizer().train_from_iterator(texts(), vocab_size, pattern=GPT2_PATTERN)
 elif name == "bpeasy":
     bpeasy.train_bpe(texts(), GPT2_PATTERN, 128, vocab_size)
@@ -91,7 +73,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--text_file", type=Path, help="text to grow from; stories are generated if it is not given")
     parser.add_argument("--megabytes", nargs="+", type=int, default=[1, 10, 100])
     parser.add_argument("--vocab_size", type=int, default=10_000)
-    parser.add_argument("--skip_textbook", action="store_true", help="leave out the textbook trainer")
     args = parser.parse_args(argv)
     if args.text_file is None:
         source = " ".join(generate_documents(2000)[0])
@@ -119,13 +100,11 @@ def main(argv: list[str] | None = None) -> dict:
                     "ratio_max": round(max(ratios), 3),
                     "peak_mb": round(statistics.median(each[name]["peak_mb"] for each in rounds)),
                 }
-            if megabytes == min(args.megabytes) and not args.skip_textbook:
-                rows["textbook, a tenth of the merges"] = run("textbook", path, args.vocab_size, args.threads)
             results["points"].append({"megabytes": megabytes, "table": rows})
             print(f"\n{megabytes} MB, {args.vocab_size} tokens")
             for name, row in rows.items():
                 print(
-                    f"  {name:34s} {row['seconds']:8.2f} s  {row.get('ratio', ''):>6}  {row['peak_mb']:6.0f} MB",
+                    f"  {name:34s} {row['seconds']:8.2f} s  {row['ratio']:6.2f}  {row['peak_mb']:6.0f} MB",
                     flush=True,
                 )
             if args.output:

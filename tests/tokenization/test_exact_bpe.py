@@ -1,53 +1,40 @@
 """The exact trainer against the textbook one, and pre-tokenization in pieces."""
 
+import importlib
 import itertools
 import random
 from collections import Counter
 
 import pytest
 import regex
+from repository import BENCHMARKS
 
 from hf_evidenceflow.tokenization.exact_bpe import train_merges
 from hf_evidenceflow.tokenization.pretokens import GPT2_PATTERN, all_pieces, count_pretokens, pieces
 
 
-def naive_merges(word_counts, num_merges):
-    """The textbook: count all pairs anew for each merge, take the most frequent, of these the greatest."""
-    words = {tuple(bytes([byte]) for byte in word): count for word, count in word_counts.items()}
-    merges = []
-    for _ in range(num_merges):
-        pairs = Counter()
-        for word, count in words.items():
-            for pair in itertools.pairwise(word):
-                pairs[pair] += count
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merges.append(best)
-        merged = Counter()
-        for word, count in words.items():
-            new, place = [], 0
-            while place < len(word):
-                if word[place : place + 2] == best:
-                    new.append(word[place] + word[place + 1])
-                    place += 2
-                else:
-                    new.append(word[place])
-                    place += 1
-            merged[tuple(new)] += count
-        words = merged
+@pytest.fixture
+def naive_merges(monkeypatch):
+    """The textbook: all pairs are counted anew for each merge."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    learn = importlib.import_module("tokenizer_textbook").learn_merges
+
+    def merges(word_counts, num_merges):
+        words = {tuple(bytes([byte]) for byte in word): count for word, count in word_counts.items()}
+        return learn(words, num_merges)
+
     return merges
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_merges_equal_the_textbooks(seed):
+def test_merges_equal_the_textbooks(naive_merges, seed):
     rng = random.Random(seed)
     letters = b"ab" if seed % 2 else b"abcde"  # few letters: overlapping pairs and many ties
     words = Counter(bytes(rng.choice(letters) for _ in range(rng.randint(1, 9))) for _ in range(60))
     assert train_merges(words, 40) == naive_merges(words, 40)
 
 
-def test_merges_equal_the_textbooks_on_text():
+def test_merges_equal_the_textbooks_on_text(naive_merges):
     text = " ".join(
         f"{word}{ending}" for word in ("low", "new", "wide", "grand") for ending in ("", "er", "est", "ly")
     )
