@@ -1,6 +1,7 @@
 """Every YAML of the recipes is read by its recipe, down to the last option of the last arm of a grid."""
 
 import importlib.util
+import itertools
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ BASES |= {"pretrain_clm/smollm2.yaml"}
 LEFT_OPEN = {
     "early_exit/smoke.yaml": ("--model_name_or_path", "model"),
     "pretrain_clm/loss_p.yaml": ("--model_type", "llama"),
+    "pretrain_clm/text.yaml": ("--model_type", "llama"),
 }
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 GRIDS = [name for name in FILES if "recipe" in yaml.safe_load((CONFIGS / name).read_text())]
@@ -79,22 +81,27 @@ def test_the_recipe_reads_its_config(name, parse, tmp_path):
 def test_the_recipe_of_a_grid_reads_the_options_of_each_arm(name, parse, tmp_path):
     grid = load_grid(CONFIGS / name, {"warm_up_dir": "warm-up"} if name.startswith("compare/") else {})
     value = grid.tune.values[0] if grid.tune is not None else None
-    for cell in grid.cells:
-        run = grid.run(cell, grid.seeds[0], value)
+    kinds = [False, True] if grid.tune is not None and grid.tune.options else [False]
+    for cell, tuning in itertools.product(grid.cells, kinds):
+        run = grid.run(cell, grid.seeds[0], value, tuning)
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({**run.options, "output_dir": str(tmp_path / "out")}))
         parse(RECIPES.parent / grid.recipe, path)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_the_recipes_read_each_command_of_the_study_on_gsm8k(parse, monkeypatch):
+@pytest.mark.parametrize(
+    "study, options, least",
+    [("gsm8k_smollm2", [], (20, 5)), ("text", ["TRAIN=train.txt", "VALIDATION=validation.txt"], (6, 5))],
+)
+def test_the_recipes_read_each_command_of_a_study(parse, monkeypatch, study, options, least):
     monkeypatch.chdir(RECIPES.parent)
-    command = ["make", "--dry-run", "--file", "results/gsm8k_smollm2/Makefile", "OUT=nowhere"]
+    command = ["make", "--dry-run", "--file", f"results/{study}/Makefile", "OUT=nowhere", *options]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     commands = [shlex.split(line) for line in lines if " recipes/" in line]
     # The same but for seed and folders
     kinds = {(words[1], tuple(words[2:4]), tuple(words[2::2])): words for words in commands}
-    assert len(commands) > 20 and len(kinds) > 5
+    assert len(commands) > least[0] and len(kinds) > least[1]
     for words in kinds.values():
         parse(Path(words[1]), None, *words[2:])
 
