@@ -67,7 +67,7 @@ def test_the_recipe_reads_its_config(name, parse, tmp_path):
     if name in BASES:
         recipe = RECIPES / "pretrain_clm.py"
     elif folder == "course":
-        recipe = RECIPES / "course" / Path(name).stem / "run.py"
+        recipe = RECIPES / "course" / Path(name).stem.removesuffix("_text") / "run.py"
     else:
         recipe = RECIPES / f"{folder}.py"
     given = yaml.safe_load((CONFIGS / name).read_text())
