@@ -81,6 +81,8 @@ def training_table(rows: Rows) -> str:
         for v in rows.vocabularies("train"):
             at = {"part": "train", "megabytes": size}
             ours = at | {"method": "ours", "vocab_size": v, "processes": most}
+            if not rows.values(**ours):
+                continue  # of a call that has not come so far
             count, merge = (rows.median(lambda row, n=n: row[n], **ours) for n in ("count_seconds", "merge_seconds"))
             merges = rows.values(**ours)[0]["merges"]
             library = at | {"method": "tokenizers", "vocab_size": v}
@@ -120,6 +122,8 @@ def encoding_table(rows: Rows) -> str:
                 return rows.median(lambda row: row["tokens"] / row["seconds"] / 1000, **at)
 
             best = {"part": "encode", "method": "ours", "megabytes": size, "vocab_size": v, "processes": max(counts)}
+            if not rows.values(**best):
+                continue
             naive = rows.median(
                 lambda row: row["tokens"] / row["seconds"] / 1000, part="encode", method="naive", vocab_size=v
             )
