@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from .checkpoints import OutputFolderError
 from .lock import FolderInUseError
+from .termination import Terminated
 
 
 def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> NoReturn:
@@ -20,16 +21,16 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> NoRet
         main (`Callable`):
             Called without arguments.
         interrupted (`str`, *optional*):
-            What to say after Ctrl-C.
+            What to say after Ctrl-C or SIGTERM.
     """
     try:
         result = main()
-    except SystemExit:  # SIGTERM, and wrong arguments, which are a `ValueError` as well
-        raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         if interrupted is not None:
             print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stop.code if isinstance(stop, Terminated) else 130)
+    except SystemExit:  # wrong arguments, which are a `ValueError` as well
+        raise
     except (OutputFolderError, FolderInUseError, OSError) as error:
         sys.exit(f"Error: {error}")
     except (ValueError, ImportError) as error:

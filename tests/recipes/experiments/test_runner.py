@@ -97,14 +97,14 @@ def test_a_signal_stops_the_runs_and_the_next_call_resumes_them(tmp_path, number
     config.write_text(yaml.safe_dump(grid_data(overrides={"seconds": 30.0, "eval_steps": 1}), sort_keys=False))
     command = [sys.executable, str(ROOT / "recipes/run_experiment.py"), "--config", str(config), "--jobs", "2"]
     command += ["--output_dir", str(tmp_path / "out"), "--launcher", "python"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(list(tmp_path.glob("out/runs/*/log.jsonl"))) == 2)
     children = json.loads((tmp_path / "out" / "runner.json").read_text())["children"]
     with pytest.raises(RuntimeError, match=f"Another runner works on .* {process.pid} "):
         make_runner(tmp_path / "out").run()
     process.send_signal(number)
     assert process.wait(timeout=20) == code
-    assert "Run the same command again" in process.stdout.read()
+    assert "Run the same command again" in process.stderr.read()
     for child in children.values():
         with pytest.raises(ProcessLookupError):
             os.kill(child["pid"], 0)
