@@ -371,6 +371,7 @@ def test_a_step_at_weight_zero_needs_no_term():
     with evidence_flow(tiny_causal_lm("llama"), weight_schedule="linear", total_steps=4) as flow:
         flow.start_step(4)
         flow.next_step()
+        assert flow.weight == 0
 
 
 def test_an_objective_can_be_a_function():

@@ -133,24 +133,20 @@ def _loss_of_compute(panel, presets, budgets) -> None:
 
 
 def _optimal_sizes(panel, presets, budgets) -> None:
-    compute = np.geomspace(min(budgets), max(budgets), 50)
-    title = "Best size for a budget"
-
-    def best(law):
-        return [law.optimal(value).parameters for value in compute]
-
-    _compared(panel, compute, kaplan.optimal(compute)[0], presets, best, title, "FLOPs", "parameters N*")
-    panel.set_yscale("log")
+    _optimum(panel, presets, budgets, 0, "parameters", "Best size for a budget", "parameters N*")
 
 
 def _optimal_tokens(panel, presets, budgets) -> None:
+    _optimum(panel, presets, budgets, 1, "tokens", "Best number of tokens for a budget", "tokens D*")
+
+
+def _optimum(panel, presets, budgets, place, name, title, label) -> None:
     compute = np.geomspace(min(budgets), max(budgets), 50)
-    title = "Best number of tokens for a budget"
 
     def best(law):
-        return [law.optimal(value).tokens for value in compute]
+        return [getattr(law.optimal(value), name) for value in compute]
 
-    _compared(panel, compute, kaplan.optimal(compute)[1], presets, best, title, "FLOPs", "tokens D*")
+    _compared(panel, compute, kaplan.optimal(compute)[place], presets, best, title, "FLOPs", label)
     panel.set_yscale("log")
 
 
