@@ -58,6 +58,11 @@ class LoopedLlamaConfig(LlamaConfig):
             it is, so that a pretrained model says the same with any number of loops.
         loop_start_noise (`float`, *optional*, defaults to `0.0`):
             With `loop_adapter`, in training: standard deviation of normal noise in the place of the zeros.
+        loop_lora_r (`int`, *optional*, defaults to `0`):
+            Rank of what each loop changes in the linear layers of its block (Relaxed Recursive Transformers, arXiv
+            2410.20672); its norms and biases change in full. Fresh changes are 0. The number of loops is then fixed.
+        loop_lora_alpha (`float`, *optional*):
+            The change is scaled by `loop_lora_alpha / loop_lora_r`; if not given, by 1.
         exit_gate (`bool`, *optional*, defaults to `False`):
             After each loop a gate gives the probability to stop there (Ouro, arXiv 2510.25741). For one block that
             ends the model.
@@ -103,6 +108,8 @@ class LoopedLlamaConfig(LlamaConfig):
     loop_token_id: int | None = None
     loop_adapter: bool = False
     loop_start_noise: float | int = 0.0
+    loop_lora_r: int = 0
+    loop_lora_alpha: float | int | None = None
     exit_gate: bool = False
     early_exit_threshold: float | int = 1.0
     early_exit_mode: str = "freeze"
@@ -123,6 +130,8 @@ class LoopedLlamaConfig(LlamaConfig):
         # TRL reads it of each model outside transformers; remove when it does not
         self.auto_map = kwargs.pop("auto_map", vars(self).get("auto_map", {}))  # a thinking config has taken it
         super().__post_init__(**kwargs)
+        if self.loop_lora_r:
+            self.base_model_tp_plan = None  # Llama's would split the weights and not what a loop changes in them
         self.check_loops()
         self.set_num_loops(self.num_loops)
 
@@ -204,6 +213,17 @@ class LoopedLlamaConfig(LlamaConfig):
         if self.loop_start_noise < 0 or (self.loop_start_noise and not self.loop_adapter):
             raise ValueError(
                 f"`loop_start_noise` must be at least 0, and needs `loop_adapter=True`, got {self.loop_start_noise}."
+            )
+        if self.loop_lora_r < 0:
+            raise ValueError(f"`loop_lora_r` must be at least 0, got {self.loop_lora_r}.")
+        if self.loop_lora_r and vars(self).get("quantization_config"):
+            raise ValueError(
+                f"A model with `loop_lora_r={self.loop_lora_r}` cannot be quantized: layers that lack what loops "
+                "change would take the place of its own. Load it without quantization."
+            )
+        if self.loop_lora_alpha is not None and not (self.loop_lora_r and self.loop_lora_alpha > 0):
+            raise ValueError(
+                f"`loop_lora_alpha` must be above 0, and needs `loop_lora_r`, got {self.loop_lora_alpha}."
             )
         if self.early_exit_mode not in EXIT_MODES:
             raise ValueError(

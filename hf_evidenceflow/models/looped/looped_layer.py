@@ -15,6 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from .cache_argument import CACHE
 from .configuration_looped import LoopedLlamaConfig
+from .loop_lora import add_loop_lora, set_loop
 
 
 class LoopSlots:
@@ -75,6 +76,10 @@ class LoopedLlamaDecoderLayer(LlamaDecoderLayer):
             setattr(self, name, LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
         if not config.sandwich_norm:
             self.input_layernorm_2, self.post_attention_layernorm_2 = nn.Identity(), nn.Identity()
+        in_a_loop = any(start <= layer_idx < end for start, end in config.loop_blocks)
+        self.has_loop_lora = bool(config.loop_lora_r) and in_a_loop
+        if self.has_loop_lora:
+            add_loop_lora(self, config)
 
     def forward(
         self,
@@ -83,6 +88,7 @@ class LoopedLlamaDecoderLayer(LlamaDecoderLayer):
         step: float = 1.0,
         frozen: torch.Tensor | None = None,
         only_cache: bool = False,
+        loop: int = 0,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -95,7 +101,11 @@ class LoopedLlamaDecoderLayer(LlamaDecoderLayer):
                 Tokens whose states stay as they are.
             only_cache (`bool`, *optional*, defaults to `False`):
                 All states stay: the layer only writes to the cache, if there is one.
+            loop (`int`, *optional*, defaults to 0):
+                The loop that this call belongs to.
         """
+        if self.has_loop_lora:  # here, so that a checkpointed layer that is run again is in its loop
+            set_loop(self, loop)
         if only_cache:
             if kwargs.get(CACHE) is not None:
                 self.self_attn(self.input_layernorm(hidden_states), only_cache=True, **kwargs)

@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_argument import CACHE, accepts_cache
 from .configuration_looped import LoopedLlamaConfig
 from .exit_gate import LoopExits, exit_distribution, expected_exit_loss
+from .loop_lora import check_loop_count, init_loop_lora
 from .looped_layer import LoopAdapter, LoopedLlamaAttention, LoopedLlamaDecoderLayer, LoopSlots
 from .number_checks import FiniteWeightsMixin
 
@@ -55,6 +56,7 @@ class LoopedLlamaPreTrainedModel(FiniteWeightsMixin, LlamaPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LoopAdapter):
             init.eye_(module.weight)
+        init_loop_lora(module, self.config.initializer_range)
 
 
 class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
@@ -80,6 +82,7 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
 
     def set_num_loops(self, num_loops: int) -> None:
         """Run the blocks another number of times from the next pass on; caches that are filled do not fit any more."""
+        check_loop_count(self.layers, num_loops)
         self.config.set_num_loops(num_loops)
         self._calls, self._num_loops = self.config.layer_calls(), num_loops
 
@@ -159,9 +162,9 @@ class LoopedLlamaModel(LoopedLlamaPreTrainedModel, LlamaModel):
                 states = self._inject(states, entry, exits, looping)
             if call.begins:
                 before = states
-            more = {}
+            more = {"loop": call.loop}
             if exits is not None and call.loop:
-                more = {"frozen": exits.frozen, "only_cache": exits.all_left}
+                more |= {"frozen": exits.frozen, "only_cache": exits.all_left}
             damped = self.config.loop_damping and call.ends and last
             offset = slot - call.layer
             slots = cache if cache is None or not offset else LoopSlots(cache, offset)

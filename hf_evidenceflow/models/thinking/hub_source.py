@@ -19,7 +19,7 @@ from ..crosslayer import (
     score_accumulation,
     term_combination,
 )
-from ..looped import checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped
+from ..looped import checkpoint_fields, configuration_looped, exit_gate, loop_lora, looped_layer, modeling_looped
 from . import (
     answer_marker,
     cache_argument,
@@ -73,7 +73,7 @@ _MODULES = (
 )
 # Decoders of this package, whose code is written along; its copies of the first two above are left out
 _OWN = {
-    "looped_llama": (checkpoint_fields, configuration_looped, exit_gate, looped_layer, modeling_looped),
+    "looped_llama": (checkpoint_fields, configuration_looped, exit_gate, loop_lora, looped_layer, modeling_looped),
     "crosslayer_llama": (
         *(accumulation, configuration_crosslayer, extra_parameters, score_accumulation, term_combination),
         *(crosslayer_attention, hyper_connections, block_attention, connections, crosslayer_layer),
