@@ -10,6 +10,7 @@ again for the drafted tokens: [`drafts_can_be_kept`] finds out.
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -233,7 +234,10 @@ def drafts_can_be_kept(profile: LayerProfile, depth: int) -> bool:
             passes.draft([])
             passes.draft([3])
             own = passes.verified_logits([3, 4], further=False)[0]
-    except Exception:  # whatever a layer raises that finds nothing of earlier layers
+    except Exception as error:  # whatever a layer raises that finds nothing of earlier layers
+        logging.getLogger(__name__).info(
+            "The first layers run again in each verifying pass: %s: %s", type(error).__name__, error
+        )
         return False
     tolerance = 1e-4 if right.dtype == profile.parts.head.weight.dtype else 5e-2
     return bool((own - right).abs().max() <= tolerance * right.abs().max())
