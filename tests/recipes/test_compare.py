@@ -66,6 +66,7 @@ def test_all_arms_of_a_config_share_prompts_budget_and_warm_start(compare_arm, p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_comparison_in_miniature_is_reported_and_goes_on(compare, monkeypatch, tmp_path):
     monkeypatch.chdir(RECIPES.parent)
     grid = yaml.safe_load((CONFIGS / "smoke.yaml").read_text())

@@ -113,6 +113,7 @@ def test_an_arm_that_loops_begins_from_the_weights_of_the_others(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_study_in_miniature_is_reported_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.chdir(RECIPES.parent)
     command = ["--config", str(CONFIGS / "smoke.yaml"), "--output_dir", str(tmp_path)]
@@ -130,6 +131,7 @@ def test_a_study_in_miniature_is_reported_and_goes_on(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_learning_rates_are_picked_by_the_validation_problems(monkeypatch, tmp_path):
     monkeypatch.chdir(RECIPES.parent)
     grid = yaml.safe_load((CONFIGS / "smoke.yaml").read_text())

@@ -50,6 +50,7 @@ def test_the_grid_has_all_variants_and_decay_on_learned_scales(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_ends_with_a_ranking_and_the_learned_parameters(recipe, tmp_path):
     grid = yaml.safe_load((RECIPES / "configs/crosslayer_sweep/smoke.yaml").read_text())
     grid["axes"]["variant"] = {name: grid["axes"]["variant"][name] for name in ("base", "v4m4")}

@@ -38,6 +38,7 @@ def test_without_control_groups_there_is_no_limit(tmp_path):
 GLIBC = sys.platform.startswith("linux") and "glibc" in os.confstr("CS_GNU_LIBC_VERSION")
 HOLES = """
 import sys, torch
+sys.argv[0] = "hf-evidenceflow"  # by this name the package registers no models, which takes seconds
 from hf_evidenceflow.report.memory import held_memory, map_large_tensors
 if sys.argv[1] == "map":
     assert map_large_tensors()

@@ -52,7 +52,9 @@ def test_without_a_lock_that_works_the_note_of_a_live_process_counts(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_holder_frees_the_folder(tmp_path):
-    code = "import sys, time; from hf_evidenceflow.run_folder.lock import hold_folder\n"
+    # By this name the package registers no models, which takes seconds
+    code = "import sys, time; sys.argv[0] = 'hf-evidenceflow'\n"
+    code += "from hf_evidenceflow.run_folder.lock import hold_folder\n"
     code += "with hold_folder(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "held\n"

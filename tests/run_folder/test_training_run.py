@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+from launching import fork_script
 from repository import RECIPES
 
 from hf_evidenceflow.report import run_record as reporting
@@ -104,8 +105,8 @@ def test_a_bug_keeps_its_traceback():
         run_recipe(lambda: 1 / 0)
 
 
-def start(folder, *command, steps=2000):
-    """`pretrain_clm.py` at its smallest size, in a process group of its own."""
+def arguments(folder, steps=2000):
+    """Of `pretrain_clm.py` at its smallest size."""
     options = {
         "config": RECIPES / "configs/pretrain_clm/smoke.yaml",
         "config_overrides": '{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}',
@@ -115,12 +116,11 @@ def start(folder, *command, steps=2000):
         "max_steps": steps,
         "save_steps": 1000,
         "eval_steps": 1000,
+        "plot": False,
         "output_dir": folder,
         "resume_from_checkpoint": "auto",
     }
-    arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-    command = [sys.executable, *command, str(RECIPES / "pretrain_clm.py"), *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return [str(part) for key, value in options.items() for part in (f"--{key}", value)]
 
 
 def wait_until(condition, seconds=240):
@@ -130,47 +130,60 @@ def wait_until(condition, seconds=240):
         time.sleep(0.1)
 
 
+ACCELERATE = ("-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", "--num_machines", "1", "--cpu")
+ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no")
+
+
 @contextlib.contextmanager
-def no_process_left(process):
+def launched(*arguments):
+    """By `accelerate launch`; it and what it starts are a process group, of which nothing is left."""
+    command = [sys.executable, *ACCELERATE, str(RECIPES / "pretrain_clm.py"), *arguments]
+    process = subprocess.Popen(command, start_new_session=True)
     try:
-        yield
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-ACCELERATE = ("-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", "--num_machines", "1", "--cpu")
-ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no")
+@contextlib.contextmanager
+def forked(*arguments, errors=os.devnull):
+    """The recipe alone."""
+    process = fork_script(RECIPES / "pretrain_clm.py", arguments, dict(os.environ), os.devnull, errors)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on_to_the_end(tmp_path):
     log = tmp_path / "log.jsonl"
-    launched = start(tmp_path, *ACCELERATE)
-    with no_process_left(launched):
+    with launched(*arguments(tmp_path)) as launcher:
         wait_until(log.exists)
         trainer = json.loads((tmp_path / OWNER_NAME).read_text())["pid"]
-        assert trainer != launched.pid
-        launched.send_signal(signal.SIGTERM)
+        assert trainer != launcher.pid
+        launcher.send_signal(signal.SIGTERM)
         wait_until(lambda: not psutil.pid_exists(trainer), seconds=60)
     assert status(tmp_path) == "interrupted"
     (first,) = tmp_path.glob("checkpoint-*")
 
-    alone = start(tmp_path)
-    with no_process_left(alone):
+    with forked(*arguments(tmp_path), errors=tmp_path / "errors") as alone:
         rows = log.read_text().count("\n")
         wait_until(lambda: log.read_text().count("\n") > rows + 1)
-        alone.send_signal(signal.SIGTERM)
-        assert alone.wait(timeout=60) == 143
-    assert "Go on with the same command" in alone.stderr.read()
+        os.kill(alone.pid, signal.SIGTERM)
+        alone.join(timeout=60)
+        assert alone.exitcode == 143
+    assert "Go on with the same command" in (tmp_path / "errors").read_text()
     second = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert second != first
 
     steps = int(second.name.split("-")[1])
-    done = start(tmp_path, steps=steps)
-    with no_process_left(done):
-        assert done.wait(timeout=240) == 0
+    with forked(*arguments(tmp_path, steps)) as done:
+        done.join(timeout=240)
+        assert done.exitcode == 0
     assert status(tmp_path) == "finished"
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == steps

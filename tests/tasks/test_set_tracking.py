@@ -1,6 +1,7 @@
 """The set-tracking problems: what the sets are, what is right, what is held out, and that nothing else tells it."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -138,14 +139,14 @@ def test_a_split_does_not_depend_on_the_size_of_the_others():
 
 @pytest.mark.slow
 def test_what_is_held_out_is_the_same_in_every_process():
-    code = "from hf_evidenceflow.tasks import split_set_problems as s; print([r['moves'] for r in s(2, 3, 2)['test']])"
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert outputs == {f"{[row['moves'] for row in split_set_problems(2, 3, 2)['test']]}\n"}
+    # By this name the package registers no models, which takes seconds
+    code = "import sys; sys.argv[0] = 'hf-evidenceflow'; from hf_evidenceflow.tasks import split_set_problems as s; "
+    code += "print([row['moves'] for row in s(2, 3, 2)['test']])"
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    other = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+    )
+    assert other.stdout == f"{[row['moves'] for row in split_set_problems(2, 3, 2)['test']]}\n"
 
 
 def test_hasty_rows_follow_their_run_or_guess(problems, permutations):

@@ -89,23 +89,17 @@ def test_another_exponent_gives_another_noise(sentences):
 
 
 @pytest.mark.slow
-def test_the_vectors_do_not_depend_on_pythons_hash():
+def test_the_vectors_do_not_depend_on_pythons_hash(capsys):
     script = (
-        "import sys; from hf_evidenceflow.recipes.course.word_vectors.skip_gram import train_skip_gram; "
+        "from hf_evidenceflow.recipes.course.word_vectors.skip_gram import train_skip_gram; "
         "m = train_skip_gram([list('abcabdacb')] * 9, 3, 2, 1, 2, 0); print(sorted(m.wv.index_to_key), "
         "[float(m.wv[w][0]) for w in 'abcd'])"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert outputs[0] == outputs[1] != ""
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = os.environ | {"PYTHONHASHSEED": seed}
+    other = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    exec(script, {})
+    assert other.stdout == capsys.readouterr().out != ""
 
 
 def test_gensim_gets_a_hash_that_is_the_same_everywhere(sentences):
