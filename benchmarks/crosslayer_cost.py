@@ -38,7 +38,7 @@ from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.crosslayer import modeling_crosslayer
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import VARIANTS
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 LLAMA = "llama"
@@ -295,10 +295,8 @@ def draw(points, path):
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("tokens" if across == "length" else "layers")
-            axes.set_ylabel(label)
-            axes.set_title(f"{title}, {first[fixed]:,} {'layers' if fixed == 'depth' else 'tokens'}", fontsize=10)
-            axes.grid(alpha=0.3)
+            title += f", {first[fixed]:,} {'layers' if fixed == 'depth' else 'tokens'}"
+            finish_panel(axes, title, "tokens" if across == "length" else "layers", label)
         row[0].legend(fontsize=8)
     return save_figure(figure, path)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from rollout_speed import SPREAD, make_load
 from rollout_step import PROMPTS, columns
 
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 KINDS = ("buckets", "shared")
@@ -72,11 +72,11 @@ def draw(points: list[dict]):
                 own = [(place, share) for place, share, of in found if place is not None and of == load]
                 if own:
                     panel.plot(*zip(*own), marker, color=colour, label=f"{kind}, time ({load})")
-        panel.set_xlabel(label)
+        finish_panel(panel, x=label)
         if min(places) > 0:
             panel.set_xscale("log", base=2)
             panel.xaxis.set_major_formatter("{x:g}")
-    panels[0].set_ylabel("update relative to TRL's")
+    finish_panel(panels[0], y="update relative to TRL's")
     panels[0].set_ylim(0, 1.05)
     # The first panel has every line and marker of the others
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)

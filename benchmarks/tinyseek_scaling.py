@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.models.thinking.cache_argument import CACHE
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 
 
 OURS, REFERENCE = "ours", "published"
@@ -119,9 +119,7 @@ def draw(results, path):
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-        axes.set_xlabel(label)
-        axes.set_ylabel("seconds")
-        axes.grid(alpha=0.3)
+        finish_panel(axes, x=label, y="seconds")
         axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return save_figure(figure, path)
 

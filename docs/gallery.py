@@ -10,8 +10,8 @@ missing, the claim says "not measured", so that results appear on the page once 
 A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
 optionally `invented` (what the published picture was drawn from in place of measurements), `table` (columns and rows),
 `tables_of` (Markdown files whose tables are shown), `pictures` (files or patterns of names; of a notebook its own),
-`command`, `rows` (what it rests on), and `left` (what was not done, and what it would take). A claim that was measured
-and has no command has that of its file.
+`command`, `rows` (what it rests on besides the files that its numbers are read from), and `left` (what was not done,
+and what it would take). A claim that was measured and has no command has that of its file.
 """
 
 import base64
@@ -49,7 +49,9 @@ def _section(path: Path) -> dict[str, Any]:
 
 def _claim(claim: dict, files: dict, where: str) -> dict[str, Any]:
     values = len(_VALUE.findall(claim.get("ours", "")))
+    read = [files[match[0]] for match in _VALUE.findall(json.dumps(claim))]
     claim = _filled(claim, files)
+    claim["rows"] = list(dict.fromkeys([*claim.get("rows", ()), *claim.get("tables_of", ()), *read]))
     rests = " ".join(str(claim.get(name, "")) for name in ("ours", "verdict"))
     if MISSING in rests or "ours" not in claim:
         claim["verdict"] = MISSING
@@ -217,7 +219,7 @@ def _table(columns: list[str], rows: list[list]) -> str:
 
 def _picture(file: str) -> str:
     image = f"![{Path(file).stem.replace('_', ' ')}]({file}){{ loading=lazy }}"
-    return f'<div class="wide" markdown>\n{image}\n</div>'
+    return f'<div class="wide" markdown>\n[{image}]({file})\n</div>'
 
 
 def _link(file: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.report.curves import KNOWN_CURVES, curve, load_log_history
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.run_curves import plot_log_fit
 from hf_evidenceflow.report.run_metrics import LOSS_KEY, run_metrics, with_derived
 
@@ -128,11 +128,9 @@ def draw_ends(ends: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> 
             values = ends[arm][key]
             panel.plot(values, [place] * len(values), "o", color=COLOURS[list(ARMS).index(arm)], alpha=0.6)
             panel.plot(np.mean(values), place, "|", color="0.2", markersize=16)
-        panel.set_xlabel(unit, fontsize=9)
-        panel.grid(axis="x", alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
+        finish_panel(panel, x=unit)
     panels[0].set_yticks(range(len(ends)), [ARMS[arm] for arm in ends])
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(ends) - 0.5, -0.5)
     return save_figure(figure, path)
 
 
@@ -157,12 +155,10 @@ def _draw(rows, name: str, path: Path) -> Path:
     for panel, arms in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown):
         for arm in arms:
             _band(panel, rows[arm], key, arm, label=len(arms) > 1 or len(shown) == 1)
-        panel.set_title(heading if len(arms) > 1 else f"{heading}: the full run", fontsize=11, loc="left")
-        panel.set(xlabel="optimizer step", ylabel=unit)
+        title = heading if len(arms) > 1 else f"{heading}: the full run"
+        finish_panel(panel, title, "optimizer step", unit)
         if key in _LOG_SCALE:
             panel.set_yscale("log")
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(shown) * 2, frameon=False, fontsize=9)
     return save_figure(figure, path)
 

@@ -39,7 +39,7 @@ from hf_evidenceflow.recipes.experiments.findings import (
     late_gradient,
     late_gradient_spread,
 )
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
@@ -153,11 +153,7 @@ def draw(runs, path: Path, skip: int) -> None:
             lowest = min(lowest, values.min())
         if key != "grad_norm":
             axes.set_ylim(lowest - 0.05, lowest + 1.5)  # the end is where the arms can be told apart
-        axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
-        axes.set_xlabel("optimizer step", fontsize=9)
-        axes.set_ylabel(label, fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
+        finish_panel(axes, title, "optimizer step", label)
         axes.legend(fontsize=8, frameon=False, title="mean, range of the seeds", title_fontsize=7)
     for axes in places[len(panels) :]:
         axes.set_visible(False)

@@ -42,7 +42,7 @@ from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.evaluation.statistics import Interval, proportion_interval
 from hf_evidenceflow.evaluation.thinking_audit import TRAINED, audit_thinking
 from hf_evidenceflow.recipes.command_line.progress import ProgressLines
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
@@ -199,17 +199,12 @@ def draw(scores: Mapping[str, Interval], args: LatentDemoArguments, path: Path) 
     panel.axhline(CHANCE, color="0.3", linewidth=1, linestyle="--")
     panel.text(len(BARS), CHANCE + 0.015, "chance", ha="right", fontsize=9, color="0.3")
     panel.set_xlim(-0.6, len(BARS))
-    panel.set_xticks(range(len(BARS)), [label for label, _, _ in BARS.values()], fontsize=10)
+    panel.set_xticks(range(len(BARS)), [label for label, _, _ in BARS.values()])
     panel.set_ylim(0, 1.12)
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    panel.set_ylabel("right answers", fontsize=10)
-    panel.set_title(
-        f"Under which cup can the ball be after {args.moves} moves, some of them optional?",
-        fontsize=12,
-        loc="left",
-        fontweight="bold",
-    )
-    panel.spines[["top", "right"]].set_visible(False)
+    title = f"Under which cup can the ball be after {args.moves} moves, some of them optional?"
+    finish_panel(panel, title, y="right answers")
+    panel.grid(visible=False)
     return str(save_figure(figure, path))
 
 

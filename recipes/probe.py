@@ -49,7 +49,7 @@ from hf_evidenceflow.probe.probe import EvidenceProbe, ProbeResult
 from hf_evidenceflow.probe.table import layer_means, layer_table, write_tables
 from hf_evidenceflow.probe.thoughts import THOUGHT_COLUMNS, thought_table, thought_words
 from hf_evidenceflow.probe.thoughts_page import write_thoughts_page
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
@@ -188,7 +188,8 @@ def main(argv: list[str] | None = None) -> dict:
                 shuffled = [shuffled_words(text, number) for number, text in enumerate(texts)]
                 control = probe_texts(args, model, tokenizer, shuffled)
                 write_tables(control, folder / "control")
-                plot_layers({"text": result, "its words in random order": control}, folder / "layers.png")
+                means = {"text": layer_means(result), "its words in random order": layer_means(control)}
+                plot_layers(means, folder / "layers.png")
     console = Console()
     for trace in thoughts:
         show_thoughts(console, trace)
@@ -239,18 +240,16 @@ def shuffled_words(text: str, seed: int) -> str:
     return " ".join(words)
 
 
-def plot_layers(results: Mapping[str, ProbeResult], path: Path) -> None:
-    """Cross-entropy by layer, with the interval over texts."""
+def plot_layers(columns: Mapping[str, Mapping[str, list]], path: Path) -> None:
+    """Cross-entropy by layer, with the interval over texts, from `layer_means` by label."""
     figure = new_figure((6.4, 3.6))
     panel = figure.subplots()
-    for color, (label, result) in zip(COLOURS, results.items()):
-        means = layer_means(result)
+    for color, (label, means) in zip(COLOURS, columns.items()):
         panel.plot(means["layer"][1:], means["lens_loss"][1:], color=color, label=label)
         if "lens_loss_low" in means:
             low, high = means["lens_loss_low"][1:], means["lens_loss_high"][1:]
             panel.fill_between(means["layer"][1:], low, high, color=color, alpha=0.2, linewidth=0)
-    panel.set(xlabel="layer", ylabel="cross-entropy of the next token, nats")
-    panel.grid(alpha=0.25, linewidth=0.6)
+    finish_panel(panel, "Logit lens by layer", "layer", "cross-entropy of the next token, nats")
     panel.legend(fontsize=8)
     save_figure(figure, path)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ..report.figures import COLOURS, new_figure, save_figure
+from ..report.figures import COLOURS, finish_panel, new_figure, save_figure
 from ..report.tables import markdown_table
 
 
@@ -77,8 +77,6 @@ def draw_exits(exits: Sequence[Mapping], thresholds: Sequence[Mapping], path: st
     ):
         panel.plot(depths[0], values[0], color=COLOURS[0], marker="o", label="fixed exit")
         panel.plot(depths[1], values[1], color=COLOURS[1], marker="s", linestyle="--", label="exit by a criterion")
-        panel.set_xlabel("layers run, mean over tokens")
-        panel.grid(alpha=0.25, linewidth=0.6)
     speculated = [row for row in exits if row["self_speculation_speed"] is not None]
     if speculated:
         speed.plot(
@@ -90,8 +88,8 @@ def draw_exits(exits: Sequence[Mapping], thresholds: Sequence[Mapping], path: st
             label="self-speculation from there",
         )
     speed.axhline(1.0, color="0.5", linewidth=0.8)
-    quality.set_ylabel("agreement with full depth")
-    speed.set_ylabel("tokens/s, ratio to full depth")
+    finish_panel(quality, "Agreement", "layers run, mean over tokens", "agreement with full depth")
+    finish_panel(speed, "Speed", "layers run, mean over tokens", "tokens/s, ratio to full depth")
     quality.legend(fontsize=8)
     speed.legend(fontsize=8)
     save_figure(figure, path)

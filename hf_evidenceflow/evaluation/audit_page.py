@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_write import atomic_write_text
-from ..report.figures import COLOURS, new_figure, save_figure
+from ..report.figures import COLOURS, finish_panel, new_figure, save_figure
 from ..report.html import html_page, picture
 from .thinking_audit import AUDIT_COLUMNS, TRAINED, ThinkingAudit
 
@@ -51,14 +51,12 @@ def plot_audit(audit: ThinkingAudit, path: str | os.PathLike) -> Path:
         if kind != TRAINED:
             _interval(cost, place, summary[kind]["difference"], color)
     accuracy.set_yticks(range(len(kinds)), kinds)
-    accuracy.invert_yaxis()
+    accuracy.set_ylim(len(kinds) - 0.5, -0.5)
     accuracy.set_xlim(-0.03, 1.03)
     accuracy.set(xlabel="accuracy", ylabel="thinking")
     cost.set_xlabel("accuracy as trained minus this")
-    cost.set_title("orange: it costs something, p < .05 (Holm)", fontsize=9, color="0.3")
-    for panel in (accuracy, cost):
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="x", alpha=0.3)
+    finish_panel(accuracy, "Accuracy")
+    finish_panel(cost, "Cost; orange: p < .05 (Holm)")
     return save_figure(figure, path)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..report.figures import new_figure, save_figure, token_fonts
+from ..report.figures import finish_panel, new_figure, save_figure, token_fonts
 from .probe import ProbeResult
 from .texts import visible
 
@@ -148,12 +148,9 @@ def plot_trajectories(result: ProbeResult, path: str | os.PathLike, named: int =
         panel.plot(result.layers, evidence[:, token], color=shade, linewidth=1.5, label=name, zorder=2)
     panel.plot(result.layers, evidence.mean(1), color="black", linewidth=2.6, linestyle="--", label="mean of all")
     panel.axhline(0, color="0.4", linewidth=0.8)
-    panel.set_title("Evidence for the right next token over depth", fontsize=11, loc="left", fontweight="bold")
-    panel.set_ylabel("log-odds of the label, ln(p / (1 - p))", fontsize=9)
-    panel.set_xlabel("layer (-1: embedding)", fontsize=9)
+    title = "Evidence for the right next token over depth"
+    finish_panel(panel, title, "layer (-1: embedding)", "log-odds of the label, ln(p / (1 - p))")
     panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8)
     legend = figure.legend(
         loc="outside lower left",
         ncols=2,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluation.completion_log import read_jsonl
 from ..files import check_fields, read_json
-from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from .figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 # Logged key -> (title of the panel, label of the y axis with its unit).
@@ -17,6 +17,7 @@ KNOWN_CURVES = {
     "loss": ("Loss", "per update"),
     "completions/mean_length": ("Completion length", "tokens"),
     "entropy": ("Entropy of the next token", "nats"),
+    "unparsable": ("Answers that cannot be read", "share of the completions"),
     "kl": ("KL to the reference model", "nats per token"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "learning_rate": ("Learning rate", "of the first group"),
@@ -152,13 +153,8 @@ def plot_training_curves(
             _draw_curve(panel, steps, values, colour, style, width)
             smoothed |= width > 1
         heading, unit = KNOWN_CURVES.get(key, (_heading(key), "value"))
-        panel.set_title(heading, fontsize=11, loc="left", fontweight="bold")
-        panel.set_ylabel(unit, fontsize=9)
-        panel.set_xlabel("optimizer step", fontsize=9)
-        panel.tick_params(labelsize=8)
+        finish_panel(panel, heading, "optimizer step", unit)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(keys) :]:
         panel.set_visible(False)
     handles = [

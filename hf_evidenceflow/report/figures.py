@@ -1,4 +1,4 @@
-"""What all pictures share: a figure that leaves the process's matplotlib state alone, colours, and saving."""
+"""What all pictures share: a figure that leaves matplotlib's state alone, the look of a panel, and saving."""
 
 import io
 import os
@@ -34,6 +34,23 @@ def new_figure(size: Sequence[float]):
     figure = Figure(figsize=tuple(size), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def finish_panel(panel, title: str = "", x: str = "", y: str = "") -> None:
+    """The look that all panels share; texts that are not given stay as they are."""
+    if title:
+        panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    if x:
+        panel.set_xlabel(x)
+    if y:
+        panel.set_ylabel(y)
+    for label in (panel.xaxis.label, panel.yaxis.label):
+        label.set_size(9)
+    panel.tick_params(which="both", labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    if not panel.images:
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.set_axisbelow(True)
 
 
 def token_fonts() -> list[str]:

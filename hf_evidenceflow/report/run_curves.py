@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .curves import LATENT_KEYS, curve, plot_training_curves
-from .figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from .figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 from .run_metrics import LOSS_KEY, PERPLEXITY_KEY, SPREAD_KEY, log_fit, with_derived
 
 
@@ -87,10 +87,7 @@ def plot_log_fit(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str
         style = LINE_STYLES[index % len(LINE_STYLES)]
         panel.plot(along, fit.intercept + fit.slope * np.log(along), color=colour, ls=style, lw=2, label=label)
     panel.set_xscale("log")
-    panel.set_title("Logarithmic fit of the loss", fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel("optimizer step", fontsize=9)
-    panel.set_ylabel("loss without Loss_p, nats per token", fontsize=9)
-    _finish(panel)
+    finish_panel(panel, "Logarithmic fit of the loss", "optimizer step", "loss without Loss_p, nats per token")
     figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     return save_figure(figure, path)
 
@@ -130,15 +127,7 @@ def _plot_parts(histories, path, pattern: re.Pattern, title: str, unit: str, par
             steps, values = curve(histories[name], key)
             marker = "o" if len(steps) < 3 else None
             panel.plot(steps, values, marker=marker, color=shade, linewidth=1.4, label=key.rpartition("_")[2])
-        panel.set_title(f"{title}: {name}", fontsize=11, loc="left", fontweight="bold")
-        panel.set_ylabel(unit, fontsize=9)
-        _finish(panel)
+        finish_panel(panel, f"{title}: {name}", y=unit)
         panel.legend(title=part, fontsize=7, title_fontsize=8, ncols=math.ceil(len(keys) / 12), frameon=False)
     panels[-1].set_xlabel("optimizer step", fontsize=9)
     return save_figure(figure, path)
-
-
-def _finish(panel):
-    panel.tick_params(labelsize=8)
-    panel.grid(alpha=0.25, linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)

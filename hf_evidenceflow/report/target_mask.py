@@ -9,7 +9,7 @@ from torch import nn
 
 from ..losses import next_token_targets, released_features
 from ..models.decoder import decoder_parts, record_layer_states
-from .figures import new_figure, save_figure
+from .figures import finish_panel, new_figure, save_figure
 
 
 @torch.no_grad()
@@ -45,7 +45,6 @@ def plot_target_mask(distances: torch.Tensor, layers: Sequence[int], path: str |
         panel.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=2))
     panel.set_xticks(range(len(layers)), [str(place) for place in range(len(layers))])
     panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-    panel.set_xlabel("block of features; framed: released")
-    panel.set_ylabel("layer")
+    finish_panel(panel, "Distance by block", "block of features; framed: released", "layer")
     figure.colorbar(image, label="squared distance to the target, of the largest")
     return save_figure(figure, path)

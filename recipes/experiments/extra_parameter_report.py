@@ -12,7 +12,7 @@ import torch
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.models.crosslayer.configuration_crosslayer import CrossLayerLlamaConfig
 from hf_evidenceflow.models.crosslayer.extra_parameters import extra_parameters
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -135,10 +135,10 @@ def plot_parameters(rows: Sequence[ParameterRow], path: str | os.PathLike, title
         axes.plot(layers, [each["mean"] for each in summaries], color=COLOURS[0], marker="o", label="trained")
         starts = [sum(row.initial) / len(row.initial) for row in own]
         axes.plot(layers, starts, color=COLOURS[1], marker=".", linestyle=LINE_STYLES[1], label="init")
-        axes.set_xlabel("layer")
-        axes.set_title(name)
-    figure.axes[0].set_ylabel("value")
-    figure.axes[0].legend(frameon=False)
+        finish_panel(axes, name, "layer")
+    finish_panel(figure.axes[0], y="value")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     if title:
         figure.suptitle(title)
     return save_figure(figure, path)

@@ -9,7 +9,7 @@ from typing import Any
 from hf_evidenceflow.evaluation.statistics import Interval, mean_t_interval, paired_t_difference
 from hf_evidenceflow.recipes.experiments.grid import Grid
 from hf_evidenceflow.recipes.experiments.paired import SeedDifference, correct_family, paired_over_seeds
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -210,6 +210,7 @@ def plot_accuracy(grid: Grid, means: Sequence[ArmMeans], path: Path) -> Path:
         _plot_groups(panel, grid, means, groups)
         panel.set_xticks(range(len(groups)), groups)
         panel.set_ylabel("accuracy, 95 % t interval")
+    finish_panel(panel, grid.name)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return save_figure(figure, path)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_t_difference
 from hf_evidenceflow.recipes.experiments.plots import look
-from hf_evidenceflow.report.figures import new_figure, save_figure
+from hf_evidenceflow.report.figures import finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -114,10 +114,7 @@ def plot_layers(rows: Sequence[Mapping[str, Any]], group: str, path: Path) -> Pa
                 for layer in layers
             ]
             panel.plot([layer + 1 for layer in layers], means, label=arm, markersize=4, **look(index))
-        panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel("after layer", fontsize=9)
-        panel.set_ylabel(unit, fontsize=9)
-        panel.grid(alpha=0.25, linewidth=0.6)
+        finish_panel(panel, title, "after layer", unit)
         if name != "relative_step":
             panel.set_yscale("log")
     handles, labels = panel.get_legend_handles_labels()

@@ -12,7 +12,7 @@ from hf_evidenceflow.recipes.experiments.runs import is_number
 from hf_evidenceflow.recipes.experiments.summary import EQUAL_TIME, EQUAL_TOKENS, Summary
 from hf_evidenceflow.report import figures
 from hf_evidenceflow.report.curves import KNOWN_CURVES
-from hf_evidenceflow.report.figures import new_figure, save_figure
+from hf_evidenceflow.report.figures import finish_panel, new_figure, save_figure
 
 
 # Black is the first arm; the marker and the line carry the rest when there are more arms than colors.
@@ -62,8 +62,7 @@ def plot_differences(summary: Summary, path: Path) -> Path | None:
         for index in range(1, len(labels)):
             if labels[index][0] != labels[index - 1][0]:
                 panel.axhline(index - 0.5, color="0.75", linewidth=0.8)
-        panel.set_title(metric, fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel("difference to the baseline", fontsize=9)
+        finish_panel(panel, metric, x="difference to the baseline")
         panel.xaxis.get_major_locator().set_params(nbins=5)
     panels[0].set_yticks(range(len(labels)), [", ".join(filter(None, label)) for label in labels])
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
@@ -121,8 +120,7 @@ def _plot_last_values(grid, level, rows, metrics, arms, path):
             panel.plot(values, [place] * len(values), "|", color=COLOURS[1], markersize=9)
             if values:
                 panel.plot(np.mean(values), place, "o", color=COLOURS[0], markersize=5)
-        panel.set_title(metric, fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel(_unit(metric), fontsize=9)
+        finish_panel(panel, metric, x=_unit(metric))
         panel.xaxis.get_major_locator().set_params(nbins=5)
     panels[0].set_yticks(range(len(shown)), shown)
     panels[0].set_ylim(len(shown) - 0.5, -0.5)
@@ -157,9 +155,7 @@ def _plot_level(grid, level, rows, metrics, arms, path):
         if heights:
             margin = 0.05 * (max(heights) - min(heights)) or 0.05
             panel.set_ylim(min(heights) - margin, max(heights) + margin)
-        panel.set_title(metric, fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel("training tokens" if position == "train_tokens" else "optimizer step", fontsize=9)
-        panel.set_ylabel(_unit(metric), fontsize=9)
+        finish_panel(panel, metric, "training tokens" if in_tokens else "optimizer step", _unit(metric))
         panel.xaxis.get_major_locator().set_params(nbins=6)
     handles = [panels[0].plot([], [], label=arm, markersize=4, **look(arms.index(arm)))[0] for arm in shown]
     columns = max(1, min(len(handles), min(len(metrics), PANELS_IN_A_ROW) * 2))
@@ -186,12 +182,7 @@ def _figure(count: int, width: float, height: float, extra_width: float = 0.4, s
     panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
     for panel in panels[count:]:
         panel.set_visible(False)
-    panels = panels[:count]
-    for panel in panels:
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, panels
+    return figure, panels[:count]
 
 
 def look(index: int) -> dict[str, Any]:

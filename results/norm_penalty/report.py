@@ -18,7 +18,7 @@ from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.recipes.experiments.plots import look
 from hf_evidenceflow.recipes.experiments.runs import RunFiles, result_row
-from hf_evidenceflow.report.figures import new_figure, save_figure
+from hf_evidenceflow.report.figures import finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -205,19 +205,17 @@ def plot_ranks(rows, path) -> None:
             own = [run for run in runs if run["arm"] == arm]
             style = look(index) | {"linestyle": ""}
             panel.plot([run["narrowest"] for run in own], [run["loss"] for run in own], label=arm, **style)
-        panel.set_title(f"{place}, width 128: objectives of loss_p", fontsize=11, loc="left", fontweight="bold")
+        finish_panel(panel, f"{place}, width 128: objectives of loss_p")
     points = {}
     for row in rows:
         ranks = [each.get("effective_rank") for each in row["measures"] if each["step"] == STEPS[-1] and each["layer"]]
-        if key_of(row)[0] == "d64" and None not in ranks:
+        if key_of(row)[0] == "d64" and row["seed"] == 0 and None not in ranks:
             points.setdefault(", ".join(key_of(row)[1:]), []).append((min(ranks), row["metrics"]["eval_loss"]))
     for index, (label, own) in enumerate(points.items()):
         panels[-1].plot(*zip(*own), label=label, **look(index) | {"linestyle": ""})
-    panels[-1].set_title("width 64: this study", fontsize=11, loc="left", fontweight="bold")
+    finish_panel(panels[-1], "width 64, seed 0: this study")
     for panel in panels:
-        panel.set_xlabel("effective rank of the states behind the narrowest layer", fontsize=9)
-        panel.set_ylabel("held-out loss", fontsize=9)
-        panel.grid(alpha=0.25, linewidth=0.6)
+        finish_panel(panel, x="effective rank of the states behind the narrowest layer", y="held-out loss")
         panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     save_figure(figure, path)
 

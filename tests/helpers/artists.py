@@ -1,6 +1,6 @@
 """
 Reads the artists of a figure and names what a reader would miss: lines without points, panels without data or names of
-their axes, legends that do not fit what is drawn, text beyond the canvas.
+their axes, legends that do not fit what is drawn, text beyond the canvas; and what `text_and_style` finds.
 """
 
 import numpy as np
@@ -8,6 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.lines import Line2D
+from text_and_style import style_faults, text_faults
 
 
 LEAST_POINTS = 3
@@ -20,8 +21,9 @@ def faults(figure) -> list[str]:
     found = [] if panels else ["there is no panel"]
     for axes in panels:
         name = axes.get_title("left") or axes.get_title() or f"panel {figure.axes.index(axes)}"
-        found += [f"{name}: {fault}" for fault in (*_data_faults(axes), *_label_faults(axes, panels))]
-    return found + _legend_faults(figure, panels) + _clipped(figure)
+        of_panel = (*_data_faults(axes), *_label_faults(axes, panels), *style_faults(axes))
+        found += [f"{name}: {fault}" for fault in of_panel]
+    return found + _legend_faults(figure, panels) + _clipped(figure) + text_faults(figure)
 
 
 def _is_color_bar(axes) -> bool:

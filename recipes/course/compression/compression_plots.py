@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 def plot_compression(
@@ -48,8 +48,7 @@ def plot_compression(
         )
     panels[0].set_xscale("log", base=2)
     panels[0].set_xticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
-    panels[0].set(xlabel="bits a weight", ylabel="perplexity, held-out text")
-    panels[0].set_title("Bits against perplexity", fontsize=11, loc="left", fontweight="bold")
+    finish_panel(panels[0], "Bits against perplexity", "bits a weight", "perplexity, held-out text")
     panels[0].legend(frameon=False, fontsize=7)
 
     if outliers:
@@ -59,12 +58,6 @@ def plot_compression(
         _plot_students(panels[1 + bool(outliers)], ways, markers)
     if len(swept) > 1:
         _plot_temperatures(panels[-1], dict(sorted(swept.items())))
-    for panel in panels:
-        panel.tick_params(labelsize=8)
-        panel.xaxis.label.set_size(9)
-        panel.yaxis.label.set_size(9)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
 
@@ -75,9 +68,8 @@ def _plot_outliers(panel, outliers):
         panel.bar(places, values, 0.38, color=COLOURS[shift], label=label)
         for place, value in zip(places, values):
             panel.annotate(f"{value:.2g}", (place, value), ha="center", va="bottom", fontsize=8)
-    panel.set_xticks(range(len(outliers)), list(outliers), fontsize=9)
-    panel.set_ylabel("error of layer outputs (%)")
-    panel.set_title("LLM.int8()", fontsize=11, loc="left", fontweight="bold")
+    panel.set_xticks(range(len(outliers)), list(outliers))
+    finish_panel(panel, "LLM.int8()", y="error of layer outputs (%)")
     panel.margins(y=0.25)
     panel.legend(frameon=False, fontsize=8, loc="upper left")
 
@@ -95,8 +87,8 @@ def _plot_temperatures(panel, swept):
         panel.errorbar(list(swept), values, yerr=spread, capsize=3, label=label, **style)
     panel.set_xscale("log", base=2)
     panel.set_xticks(list(swept), [f"{temperature:g}" for temperature in swept])
-    panel.set(xlabel="temperature of the soft targets", ylabel="KL, nats per completion", ylim=(0, None))
-    panel.set_title("Temperature of distillation", fontsize=11, loc="left", fontweight="bold")
+    panel.set_ylim(bottom=0)
+    finish_panel(panel, "Temperature of distillation", "temperature of the soft targets", "KL, nats per completion")
     panel.legend(frameon=False, fontsize=8)
 
 
@@ -113,6 +105,5 @@ def _plot_students(panel, students, markers):
             capsize=2,
             label=name,
         )
-    panel.set(xlabel="KL(teacher || student), nats", ylabel="KL(student || teacher), nats")
-    panel.set_title("Students", fontsize=11, loc="left", fontweight="bold")
+    finish_panel(panel, "Students", "KL(teacher || student), nats", "KL(student || teacher), nats")
     panel.legend(frameon=False, fontsize=8)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_evidenceflow.recipes.course.compression.weight_errors import four_bit_codebooks, linear_weights
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
@@ -82,11 +82,6 @@ def plot_weights(
     _draw_levels(panels[0, 1], weights.reshape(-1, block_size))
     _draw_errors(panels[1, 0], errors)
     _draw_temperatures(panels[1, 1], temperatures)
-    for panel in panels.flat:
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
 
@@ -138,7 +133,5 @@ def _draw_temperatures(panel, temperatures: Mapping[float, Mapping]) -> None:
 
 
 def _label(panel, title: str, x: str, y: str) -> None:
-    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel(x, fontsize=9)
-    panel.set_ylabel(y, fontsize=9)
+    finish_panel(panel, title, x, y)
     panel.legend(frameon=False, fontsize=8)

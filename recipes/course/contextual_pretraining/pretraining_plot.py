@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_evidenceflow.report.curves import centred_mean, curve
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 # Model, title, unit, parts of the loss in the log, and the level of knowing nothing
@@ -64,10 +64,6 @@ def plot_pretraining(
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, draw in zip(panels, drawn):
         draw(panel)
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(drawn) :]:
         panel.set_visible(False)
     return save_figure(figure, path)
@@ -87,9 +83,7 @@ def _draw_curves(panel, log, title: str, unit: str, parts: Mapping[str, str], le
     if level is not None:
         panel.axhline(level[0], color="0.35", linestyle=":", linewidth=1, label=level[1])
     panel.legend(frameon=False, fontsize=8)
-    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel("optimizer step", fontsize=9)
-    panel.set_ylabel(unit, fontsize=9)
+    finish_panel(panel, title, "optimizer step", unit)
 
 
 def _draw_probes(panel, probes: Mapping[str, Mapping[str, Mapping]]) -> None:
@@ -105,8 +99,7 @@ def _draw_probes(panel, probes: Mapping[str, Mapping[str, Mapping]]) -> None:
         panel.errorbar(values, places, xerr=spread.T, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
     panel.set_yticks(np.arange(len(names))[::-1], names)
     panel.set_xlim(0, 1.02)
-    panel.set_title("Linear probe of a frozen word", fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel("held-out accuracy, with 95 % interval", fontsize=9)
+    finish_panel(panel, "Linear probe of a frozen word", x="held-out accuracy, with 95 % interval")
     panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
@@ -118,5 +111,4 @@ def _draw_mixes(panel, mixes: Mapping[str, Sequence[float]]) -> None:
     layers = len(next(iter(mixes.values())))
     panel.axhline(1 / layers, color="0.4", linestyle=":", linewidth=1)
     panel.set_xticks(range(layers), ["word itself", *(f"LSTM layer {layer}" for layer in range(1, layers))])
-    panel.set_title("Weights of ELMo's layers in the mix", fontsize=11, loc="left", fontweight="bold")
-    panel.set_ylabel("learnt weight (dotted: at first)", fontsize=9)
+    finish_panel(panel, "Weights of ELMo's layers in the mix", y="learnt weight (dotted: at first)")

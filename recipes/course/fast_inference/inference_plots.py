@@ -11,7 +11,7 @@ from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import CacheResul
 from hf_evidenceflow.recipes.course.fast_inference.paged_generation import PagedTrace
 from hf_evidenceflow.recipes.course.fast_inference.speculation import SpeculationResult
 from hf_evidenceflow.recipes.course.fast_inference.speculative_sampling import expected_tokens_per_pass
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 ROWS_SHOWN = 8
@@ -58,11 +58,7 @@ def plot_fast_inference(
     figure = new_figure((4.4 * columns, 3.8 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for draw, panel in zip(draws, panels):
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
         draw(panel)
-        panel.tick_params(labelsize=8)
     for panel in panels[len(draws) :]:
         panel.set_visible(False)
     return save_figure(figure, path)
@@ -122,10 +118,10 @@ def _plot_tables(panel, trace):
         for index, block in enumerate(table):
             color = COLOURS[5] if holders[block] > 1 else "0.93"
             panel.barh(place, 1, left=index, height=0.92, color=color, edgecolor="white")
-            panel.text(index + 0.5, place, str(block), ha="center", va="center", fontsize=6)
-    panel.grid(visible=False)
+            panel.text(index + 0.5, place, str(block), ha="center", va="center", fontsize=7)
     panel.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5), xlim=(0, max(map(len, rows))))
     _label(panel, "Block tables (blue: shared)", "logical block", "sample")
+    panel.grid(visible=False)
 
 
 def _plot_physical(panel, trace):
@@ -137,9 +133,7 @@ def _plot_physical(panel, trace):
 
 
 def _label(panel, title: str, x: str, y: str) -> None:
-    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel(x, fontsize=9)
-    panel.set_ylabel(y, fontsize=9)
+    finish_panel(panel, title, x, y)
     if panel.get_legend_handles_labels()[0]:
         panel.legend(frameon=False, fontsize=8)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_evidenceflow.report.curves import curve
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -71,11 +71,6 @@ def plot_alignment(
     _draw_logs(panels[0, 1], logs, order, "kl", "Distance in training", "KL to the SFT model (nats per token)")
     _draw_distance(panels[1, 0], results)
     _draw_chains(panels[1, 1], chains)
-    for panel in panels.flat:
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
 
@@ -90,7 +85,7 @@ def _draw_logs(panel, logs, order: Sequence[str], key: str, title: str, unit: st
         panel.legend(frameon=False, fontsize=9)
     else:
         panel.text(0.5, 0.5, "not logged", ha="center", transform=panel.transAxes)
-    _label(panel, title, "optimizer step", unit)
+    finish_panel(panel, title, "optimizer step", unit)
 
 
 def _draw_distance(panel, results: Mapping[str, Mapping]) -> None:
@@ -100,7 +95,7 @@ def _draw_distance(panel, results: Mapping[str, Mapping]) -> None:
         panel.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3)
         panel.annotate(name, (row["kl"], accuracy["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
     panel.margins(x=0.15)
-    _label(
+    finish_panel(
         panel,
         "Right answers against distance",
         "KL to the SFT model (nats per completion)",
@@ -116,10 +111,4 @@ def _draw_chains(panel, chains: Mapping[str, Mapping]) -> None:
     ]
     panel.bar(range(len(values)), values, 0.6, color=COLOURS[: len(values)], yerr=spread, capsize=3)
     panel.set_xticks(range(len(values)), [name.replace(", ", ",\n") for name in chains])
-    _label(panel, "With and without a chain of thought", "", "accuracy, with 95 % interval")
-
-
-def _label(panel, title: str, x: str, y: str) -> None:
-    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel(x, fontsize=9)
-    panel.set_ylabel(y, fontsize=9)
+    finish_panel(panel, "With and without a chain of thought", "", "accuracy, with 95 % interval")

@@ -14,7 +14,7 @@ from peft import PeftModel, PeftType
 from torch import nn
 
 from hf_evidenceflow.recipes.course.word_vectors.vectors_plot import principal_components
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 
 
 class SoftPrompt(NamedTuple):
@@ -82,10 +82,6 @@ def plot_adapters(
     if matrices:
         _draw_matrices(panels[-1], matrices)
     for panel in panels:
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8)
     return save_figure(figure, path)
 
@@ -102,9 +98,8 @@ def _draw_prompts(panel, words: torch.Tensor, prompts: Mapping[str, SoftPrompt])
             panel.plot(*zip(first, last), color=color, linewidth=0.7)
         panel.plot(*start.T, "o", color=color, markersize=4, markerfacecolor="white")
         panel.plot(*end.T, "o", color=color, markersize=4, label=name)
-    panel.set_title("Soft prompts (hollow: at first)", fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel(f"first component, {shares[0]:.0%} of the variance", fontsize=9)
-    panel.set_ylabel(f"second component, {shares[1]:.0%}", fontsize=9)
+    x, y = f"first component, {shares[0]:.0%} of the variance", f"second component, {shares[1]:.0%}"
+    finish_panel(panel, "Soft prompts (hollow: at first)", x, y)
 
 
 def _draw_matrices(panel, matrices: Mapping[str, torch.Tensor]) -> None:
@@ -113,6 +108,4 @@ def _draw_matrices(panel, matrices: Mapping[str, torch.Tensor]) -> None:
         counts, edges = np.histogram(values.numpy(), bins=80, range=(-largest, largest), density=True)
         label = f"{name}, deviation {values.std().item():.3f}"
         panel.stairs(counts, edges, fill=True, alpha=0.5, color=COLOURS[index], label=label)
-    panel.set_title("LoRA's matrices after tuning", fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel("weight (B is 0 at first)", fontsize=9)
-    panel.set_ylabel("density", fontsize=9)
+    finish_panel(panel, "LoRA's matrices after tuning", "weight (B is 0 at first)", "density")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_evidenceflow.evaluation.statistics import mean_t_interval
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -136,11 +136,9 @@ def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: 
     untrained = [(name, method) for name, method in summary.items() if not method["trained"]]
     for (name, method), style in zip(untrained, itertools.cycle(LINE_STYLES[::-1])):
         left.axhline(method["accuracy"][test]["value"], color="0.5", linestyle=style, label=name)
-    left.set(xscale="log", xlabel="trained parameters", ylabel=f"accuracy, {test}", ylim=(-0.03, 1.05))
-    left.set_title("accuracy over trained parameters", fontsize=10)
+    left.set(xscale="log", ylim=(-0.03, 1.05))
+    finish_panel(left, "Accuracy over trained parameters", "trained parameters", f"accuracy, {test}")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-
-    left.grid(axis="y", alpha=0.3)
     if lora:
         _draw_merges(further[0], lora)
     return save_figure(figure, path)
@@ -157,9 +155,8 @@ def _draw_merges(right, lora: Sequence[Mapping]) -> None:
             color=COLOURS[number],
             label=dtype,
         )
-    right.set(yscale="log", ylabel="largest difference of a logit")
-    right.set_title("what merging LoRA changes", fontsize=10)
-    right.grid(axis="y", alpha=0.3)
+    right.set_yscale("log")
+    finish_panel(right, "What merging LoRA changes", y="largest difference of a logit")
     right.legend(fontsize=8, title="base weights", title_fontsize=8)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 def plot_search(
@@ -53,14 +53,7 @@ def plot_search(
     right.set_yticks(range(len(accuracies)), list(accuracies))
     right.invert_yaxis()
     right.set_xlim(-0.03, 1.03)
-    left.set_title("Search", fontsize=11, loc="left", fontweight="bold")
-    left.set_xlabel("evaluations spent (a gradient counts as 3)", fontsize=9)
-    left.set_ylabel("loss on the items of the search", fontsize=9)
+    finish_panel(left, "Search", "evaluations spent (a gradient counts as 3)", "loss on the items of the search")
     left.legend(loc="upper right", bbox_to_anchor=(1, 0.94), fontsize=8, edgecolor="none", framealpha=0.85)
-    right.set_title("Held-out items", fontsize=11, loc="left", fontweight="bold")
-    right.set_xlabel("accuracy (a dot a seed, a bar their mean)", fontsize=9)
-    for panel in (left, right):
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+    finish_panel(right, "Held-out items", x="accuracy (a dot a seed, a bar their mean)")
     return save_figure(figure, path)

@@ -15,7 +15,7 @@ from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
     ParametricLoss,
 )
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 
 
 NATS = "loss (nats per token)"
@@ -83,9 +83,6 @@ def plot_scaling(
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, draw in zip(panels, drawn):
         draw(panel)
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(drawn) :]:
         panel.set_visible(False)
     return save_figure(figure, path)
@@ -104,7 +101,7 @@ def _compared(panel, places, kaplan_values, presets, of_law, title: str, x: str,
         )
     panel.set_xscale("log")
     panel.legend(frameon=False, fontsize=8)
-    _label(panel, title, x, y)
+    finish_panel(panel, title, x, y)
 
 
 def _loss_of_size(panel, presets, budgets) -> None:
@@ -169,7 +166,7 @@ def _frontier(panel, presets, budgets) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.legend(frameon=False, fontsize=8, loc="lower right")
-    _label(panel, "Best use of a budget, and known models", "parameters N", "tokens D")
+    finish_panel(panel, "Best use of a budget, and known models", "parameters N", "tokens D")
 
 
 def _known_isoflops(panel, presets, budgets) -> None:
@@ -181,7 +178,7 @@ def _known_isoflops(panel, presets, budgets) -> None:
         colour = COLOURS[index % len(COLOURS)]
         panel.plot(sizes, losses, color=colour, label=f"{compute:.3g} FLOPs")
         panel.plot(best.parameters, best.loss, "o", color=colour, markersize=5)
-    _label(panel, f"IsoFLOP curves, {name.capitalize()} et al.", "parameters N", NATS)
+    finish_panel(panel, f"IsoFLOP curves, {name.capitalize()} et al.", "parameters N", NATS)
     panel.set_xscale("log")
     panel.legend(frameon=False, fontsize=8)
 
@@ -200,7 +197,7 @@ def _measured_isoflops(panel, measured: Measured) -> None:
             panel.plot(line, np.polyval(minimum.coefficients, np.log(line)), ":", color=colour)
             if minimum.inside:
                 panel.plot(minimum.parameters, minimum.loss, "*", color=colour, markersize=11)
-    _label(panel, "Runs made here (solid: fit, dotted: parabola)", "parameters N", "held-out loss (nats per token)")
+    finish_panel(panel, "Runs made here (solid: fit, dotted: parabola)", "parameters N", f"held-out {NATS}")
     panel.set_xscale("log")
     panel.legend(frameon=False, fontsize=8)
 
@@ -215,14 +212,8 @@ def _predictions(panel, measured: Measured) -> None:
     panel.plot(expected, held_out.loss, "k*", markersize=13, label="larger run, not in the fit")
     low, high = panel.get_xlim()
     panel.plot([low, high], [low, high], color="grey", linewidth=0.8, zorder=0)
-    _label(panel, "Fit against measurement", "predicted loss", "measured loss")
+    finish_panel(panel, "Fit against measurement", "predicted loss", "measured loss")
     panel.legend(frameon=False, fontsize=8)
-
-
-def _label(panel, title: str, x: str, y: str) -> None:
-    panel.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    panel.set_xlabel(x, fontsize=9)
-    panel.set_ylabel(y, fontsize=9)
 
 
 PUBLISHED_PANELS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hf_evidenceflow.report.figures import new_figure, save_figure
+from hf_evidenceflow.report.figures import finish_panel, new_figure, save_figure
 
 
 def prefix_mask(length: int, prefix: int) -> torch.Tensor:
@@ -72,10 +72,7 @@ def plot_masks(measured: Mapping[str, torch.Tensor], path: str | os.PathLike) ->
     for panel, (name, values) in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured.items()):
         shown = values / values.amax(dim=1, keepdim=True)
         picture = panel.imshow(torch.where(shown > 0, shown, torch.nan).numpy(), vmin=0, vmax=1, cmap="viridis")
-        panel.set_title(name, fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel("token that is read", fontsize=9)
-        panel.set_ylabel("token that reads", fontsize=9)
-        panel.tick_params(labelsize=8)
+        finish_panel(panel, name, "token that is read", "token that reads")
     bar = figure.colorbar(picture, ax=figure.axes, shrink=0.8)
     bar.set_label("gradient over the row's largest; white: exactly 0", fontsize=8)
     return save_figure(figure, path)

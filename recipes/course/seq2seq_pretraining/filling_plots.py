@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_evidenceflow.evaluation.statistics import Interval
 from hf_evidenceflow.report.curves import curve
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 def plot_filling(
@@ -47,17 +47,10 @@ def plot_filling(
             capsize=3,
             label=name,
         )
-    left.set_title("Training loss", fontsize=11, loc="left", fontweight="bold")
-    left.set_xlabel("optimizer step", fontsize=9)
-    left.set_ylabel("nats per predicted token", fontsize=9)
-    right.set_title("Gaps filled right", fontsize=11, loc="left", fontweight="bold")
-    right.set_xlabel("tokens in the gap", fontsize=9)
-    right.set_ylabel("share, with 95 % interval", fontsize=9)
+    finish_panel(left, "Training loss", "optimizer step", "nats per predicted token")
+    finish_panel(right, "Gaps filled right", "tokens in the gap", "share, with 95 % interval")
     right.set_xticks(sorted(next(iter(shares.values()))))
     right.set_ylim(-0.03, 1.03)
     for panel in (left, right):
         panel.legend(frameon=False, fontsize=8)
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_evidenceflow.recipes.course.word_vectors.analogies import ALL_RELATIONS, AnalogyScore
-from hf_evidenceflow.report.figures import COLOURS, new_figure, save_figure
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 
 
 def principal_components(points: np.ndarray, components: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -104,16 +104,12 @@ def plot_word_vectors(
         if pairs:
             for first, second in zip(places[::2], places[1::2]):
                 panel.plot(*zip(first, second), color="0.6", linewidth=0.8, zorder=0)
-        panel.set_title(name, fontsize=11, loc="left", fontweight="bold")
-        panel.set_xlabel(f"first component, {shares[0]:.0%} of the variance", fontsize=8)
-        panel.set_ylabel(f"second component, {shares[1]:.0%}", fontsize=8)
+        x, y = f"first component, {shares[0]:.0%} of the variance", f"second component, {shares[1]:.0%}"
+        finish_panel(panel, name, x, y)
         panel.margins(x=0.16, y=0.08)
     for panel in panels[len(vectors) :]:
         panel.set_visible(False)
     _draw_bars(bars, scores)
-    for panel in (*panels, bars):
-        panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
 
@@ -130,12 +126,9 @@ def _draw_bars(panel, scores: Mapping[str, Mapping[str, AnalogyScore]]) -> None:
         panel.bar(places, values, width * 0.92, color=COLOURS[index % len(COLOURS)], label=name)
         if relations:
             panel.errorbar(places, values, yerr=spread.T, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
-    panel.set_title("Analogies", fontsize=11, loc="left", fontweight="bold")
-    panel.set_ylabel("accuracy, with 95 % interval", fontsize=9)
+    finish_panel(panel, "Analogies", y="accuracy, with 95 % interval")
     panel.set_ylim(0, 1.28)
     panel.set_yticks(np.linspace(0, 1, 6))
-    panel.grid(axis="y", alpha=0.25, linewidth=0.6)
-    panel.set_axisbelow(True)
     if relations:
         panel.set_xticks(range(len(relations)), relations)
         panel.legend(frameon=False, fontsize=8, ncols=1, loc="upper right")
