@@ -230,35 +230,41 @@ REDRAWN = {
 }
 
 _LOGS = "the logs of its runs, of which only tables are committed"
-_TRAINED = "what the recipe trains in minutes; committed are the tables in docs/course.md"
+_TRAINED = "what the recipe trains in minutes; its tables are in docs/course.md"
+_EARLIER = f"{_TRAINED}; it was drawn by an earlier form of the recipe"
 _WEIGHTS = "weights, which are not committed"
-_TESTS = "tests/recipes/course"
-
-_CHAPTERS = (
-    *("compression", "contextual_pretraining", "fast_inference", "instruction_tuning", "peft_methods"),
-    *("prompt_search", "scaling_laws", "seq2seq_pretraining", "word_vectors"),
-)
+_COURSE_TESTS = "tests/recipes/course"
+_CURVE_TESTS = "tests/report/test_curves.py"
 
 # Picture -> what it is drawn from, and the test that draws such a picture
 NOT_REDRAWN = {
     **{
-        f"results/hrpo_vs_grpo/{study}/learning_curves.png": (_LOGS, "tests/recipes/test_compare.py")
+        f"results/hrpo_vs_grpo/{study}/learning_curves.png": (_LOGS, _CURVE_TESTS)
         for study in ("gates", "graph", "long_chains", "methods", "sums", "tight_budget")
     },
-    "results/ablation/training_curves.png": (_LOGS, "tests/report/test_curves.py"),
-    "results/ablation/learning_rate/training_curves.png": (_LOGS, "tests/report/test_curves.py"),
-    "results/demo/reward_curves.png": (_LOGS, "tests/report/test_curves.py"),
-    "results/gsm8k_smollm2/curves_easy.png": (_LOGS, "tests/report/test_curves.py"),
+    **{
+        f"results/{folder}/training_curves.png": (f"{_LOGS}; its x axes, optimizer steps, have no names", _CURVE_TESTS)
+        for folder in ("ablation", "ablation/learning_rate")
+    },
+    "results/demo/reward_curves.png": (_LOGS, _CURVE_TESTS),
+    "results/gsm8k_smollm2/curves_easy.png": (_LOGS, _CURVE_TESTS),
     "results/smollm2_tools/probe_label_probability.png": (_WEIGHTS, "tests/probe/test_pictures.py"),
-    f"{COURSE}/smollm2_weights.png": (_WEIGHTS, f"{_TESTS}/compression/test_compression.py"),
-    f"{COURSE}/adapters.png": (_WEIGHTS, f"{_TESTS}/peft_methods/test_adapter_plots.py"),
-    f"{COURSE}/attention_masks.png": (_WEIGHTS, f"{_TESTS}/seq2seq_pretraining/test_seq2seq_pretraining.py"),
-    f"{COURSE}/contextual_pretraining_text.png": (_LOGS, f"{_TESTS}/contextual_pretraining"),
-    **{f"{COURSE}/{chapter}.png": (_TRAINED, f"{_TESTS}/{chapter}") for chapter in _CHAPTERS},
+    f"{COURSE}/smollm2_weights.png": (_WEIGHTS, f"{_COURSE_TESTS}/compression"),
+    f"{COURSE}/adapters.png": (_WEIGHTS, f"{_COURSE_TESTS}/peft_methods"),
+    f"{COURSE}/attention_masks.png": (_WEIGHTS, f"{_COURSE_TESTS}/seq2seq_pretraining"),
+    f"{COURSE}/contextual_pretraining_text.png": (_LOGS, f"{_COURSE_TESTS}/contextual_pretraining"),
+    **{
+        f"{COURSE}/{chapter}.png": (_TRAINED, f"{_COURSE_TESTS}/{chapter}")
+        for chapter in ("compression", "fast_inference", "prompt_search", "seq2seq_pretraining", "word_vectors")
+    },
+    **{
+        f"{COURSE}/{chapter}.png": (_EARLIER, f"{_COURSE_TESTS}/{chapter}")
+        for chapter in ("contextual_pretraining", "instruction_tuning", "peft_methods", "scaling_laws")
+    },
 }
-# Their pictures are made by the recipes of the course, and by the tools, when they are executed
+# The pictures of the course's notebooks are made by its recipes, those of the others by cells of their own
 NOTEBOOKS = {
-    "docs/notebooks/course_*.ipynb": "tests/recipes/course",
-    "docs/notebooks/look_inside.ipynb": "tests/probe/test_pictures.py",
-    "docs/notebooks/train_hrpo.ipynb": "tests/report/test_curves.py",
+    "docs/notebooks/course_*.ipynb": _COURSE_TESTS,
+    "docs/notebooks/look_inside.ipynb": "tests/docs/test_notebooks.py",
+    "docs/notebooks/train_hrpo.ipynb": "tests/docs/test_notebooks.py",
 }

@@ -184,6 +184,8 @@ def _known_isoflops(panel, presets, budgets) -> None:
 
 
 def _measured_isoflops(panel, measured: Measured) -> None:
+    from matplotlib.ticker import LogLocator
+
     law, runs = measured.law, measured.runs
     by_budget = {minimum.compute: minimum for minimum in measured.minima}
     for index, (compute, members) in enumerate(sorted(runs.items())):
@@ -197,8 +199,12 @@ def _measured_isoflops(panel, measured: Measured) -> None:
             panel.plot(line, np.polyval(minimum.coefficients, np.log(line)), ":", color=colour)
             if minimum.inside:
                 panel.plot(minimum.parameters, minimum.loss, "*", color=colour, markersize=11)
-    finish_panel(panel, "Runs made here (solid: fit, dotted: parabola)", "parameters N", f"held-out {NATS}")
     panel.set_xscale("log")
+    # Sizes lie within less than two decades, where matplotlib's own labels stand on each other
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    panel.xaxis.set_major_formatter("{x:.0e}")
+    panel.xaxis.set_minor_formatter("")
+    finish_panel(panel, "Runs made here (solid: fit, dotted: parabola)", "parameters N", f"held-out {NATS}")
     panel.legend(frameon=False, fontsize=8)
 
 
