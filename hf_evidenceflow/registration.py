@@ -32,7 +32,9 @@ def register_adapter_targets() -> None:
                     mapping.setdefault(cls.config_class.model_type, mapping["llama"])
             for family in [family for family in mapping if not family.startswith(PREFIX)]:
                 mapping.setdefault(PREFIX + family, mapping[family])
-    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("tinyseek", ["q_b_proj", "kv_b_proj"])
+    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(
+        "tinyseek", ["q_b_proj", "kv_b_proj", "q_proj", "v_proj"]
+    )
 
 
 def register_models() -> None:

@@ -22,6 +22,16 @@ TINYSEEK = {
     "initializer_range": 0.3,
     "router_init_std": 0.3,
 }
+# Settings that make it MoEUT
+MOEUT = {
+    "num_hidden_layers": 4,
+    "num_unique_layers": 2,
+    "router_type": "sigma",
+    "router_noise": False,
+    "norm_position": "peri",
+    "attention_experts": 3,
+    "n_shared_experts": 0,
+}
 
 
 def tiny_tinyseek(seed=0, **fields):

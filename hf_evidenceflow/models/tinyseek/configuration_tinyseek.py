@@ -61,7 +61,14 @@ class TinySeekConfig(PreTrainedConfig):
             Epsilon > 0 of the layer norms.
         norm_position (`str`, *optional*, defaults to `"post"`):
             `"post"` (published): the layer norm stands behind the residual sum, and there is no final norm. `"pre"`:
-            before attention and experts, and one before the head.
+            before attention and experts, and one before the head. `"peri"` (MoEUT, arXiv 2405.16039): as `"pre"`, but
+            values and experts read the states without norm; with `attention_experts`.
+        router_type (`str`, *optional*, defaults to `"top_k"`):
+            `"sigma"` (sigma-MoE, as in MoEUT): gates are sigmoids that do not sum to 1, experts have no biases, there
+            is no noise, and the balance loss is about entropies of rows over all loops, see [`entropy_balance`].
+        attention_experts, attention_experts_per_tok (`int`, *optional*, default to `0` and `2`):
+            With experts, for `router_type="sigma"`: SwitchHead attention in the place of the latent one, with as many
+            maps for values and for outputs of each head, of which a token uses some.
         lm_head_bias (`bool`, *optional*, defaults to `True`):
             Whether the head has a bias.
         initializer_range (`float`, *optional*, defaults to `0.02`):
@@ -111,6 +118,9 @@ class TinySeekConfig(PreTrainedConfig):
     router_aux_loss_coef: float | int = 0.01
     layer_norm_eps: float = 1e-5
     norm_position: str = "post"
+    router_type: str = "top_k"
+    attention_experts: int = 0
+    attention_experts_per_tok: int = 2
     lm_head_bias: bool = True
     initializer_range: float | int = 0.02
     use_cache: bool = True
@@ -138,6 +148,18 @@ class TinySeekConfig(PreTrainedConfig):
         self.auto_map = kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
         self.check()
+
+    @classmethod
+    def moeut(cls, **fields) -> "TinySeekConfig":
+        """
+        The mixture-of-experts universal transformer (MoEUT, arXiv 2405.16039) in the smallest of its published sizes,
+        44 M parameters with a vocabulary of 8,000; `fields` change it.
+        """
+        sizes = {"hidden_size": 412, "num_hidden_layers": 16, "num_unique_layers": 2, "num_attention_heads": 4}
+        heads = {"qk_nope_head_dim": 42, "qk_rope_head_dim": 40, "v_head_dim": 82}
+        experts = {"n_routed_experts": 155, "num_experts_per_tok": 12, "moe_intermediate_size": 128}
+        kind = {"router_type": "sigma", "attention_experts": 8, "norm_position": "peri", "n_shared_experts": 0}
+        return cls(**{**sizes, **heads, **experts, **kind, "router_noise": False, "hidden_dropout": 0.0, **fields})
 
     def to_dict(self):
         output = super().to_dict()
@@ -177,5 +199,18 @@ class TinySeekConfig(PreTrainedConfig):
         for name in ("n_shared_experts", "router_init_std", "router_aux_loss_coef", "initializer_range"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if self.norm_position not in ("post", "pre"):
-            raise ValueError(f"`norm_position` must be 'post' or 'pre', got {self.norm_position!r}.")
+        if self.norm_position not in ("post", "pre", "peri"):
+            raise ValueError(f"`norm_position` must be 'post', 'pre' or 'peri', got {self.norm_position!r}.")
+        if self.router_type not in ("top_k", "sigma"):
+            raise ValueError(f"`router_type` must be 'top_k' or 'sigma', got {self.router_type!r}.")
+        if self.router_type == "sigma" and self.router_noise:
+            raise ValueError("`router_type='sigma'` has no noise: set `router_noise` to False.")
+        if self.attention_experts and self.router_type != "sigma":
+            raise ValueError(f"`attention_experts={self.attention_experts}` needs `router_type='sigma'`.")
+        if self.attention_experts and not 1 <= self.attention_experts_per_tok <= self.attention_experts:
+            raise ValueError(
+                f"`attention_experts_per_tok` must be from 1 to `attention_experts` ({self.attention_experts}), got "
+                f"{self.attention_experts_per_tok}."
+            )
+        if self.norm_position == "peri" and not self.attention_experts:
+            raise ValueError("`norm_position='peri'` needs `attention_experts`: one latent makes keys and values.")

@@ -20,7 +20,7 @@ class CostReport:
             expanded once. Norms, activations and softmax are left out.
         cache_numbers_per_token, expanded_cache_numbers_per_token (`int`):
             Numbers in the KV cache per token, over all layers; and had keys and values been kept instead of the
-            latent.
+            latent, as SwitchHead attention does, of which all experts are computed and count as met.
     """
 
     parameters: int
@@ -58,6 +58,7 @@ def cost_report(config: TinySeekConfig, context: int = 0) -> CostReport:
     )
     latent_query, latent = config.q_lora_rank, config.kv_lora_rank
     expert_width = config.moe_intermediate_size
+    is_sigma, choices = config.router_type == "sigma", heads * config.attention_experts
     attention = [  # inputs and outputs of the linear layers
         (size, latent_query),
         (latent_query, heads * nope),
@@ -66,17 +67,21 @@ def cost_report(config: TinySeekConfig, context: int = 0) -> CostReport:
         (latent, heads * (nope + value)),
         (heads * value, size),
     ]
+    if choices:
+        attention = [(size, heads * (nope + rope))] * 2 + [(size, choices * value), (choices * value, size)]
+        attention += [(size, choices)] * 2
     shared_width = config.n_shared_experts * expert_width
     shared = [(size, shared_width), (shared_width, size)] if shared_width else []
-    expert = 2 * size * expert_width + expert_width + size
+    expert = 2 * size * expert_width + (0 if is_sigma else expert_width + size)
     router = size * config.n_routed_experts
     norms = 4 * size
 
-    dense = sum(inputs * outputs + outputs for inputs, outputs in attention + shared) + norms
-    block = dense + 2 * router + config.n_routed_experts * expert
+    biases = sum(outputs for _, outputs in (shared if choices else attention + shared))
+    dense = sum(inputs * outputs for inputs, outputs in attention + shared) + biases + norms
+    block = dense + (1 if is_sigma else 2) * router + config.n_routed_experts * expert
     # In inference; the noise of the router is for training
     active_block = dense + router + config.num_experts_per_tok * expert
-    final_norm = 2 * size if config.norm_position == "pre" else 0
+    final_norm = 0 if config.norm_position == "post" else 2 * size
     bias = config.vocab_size if config.lm_head_bias else 0
     embeddings = config.vocab_size * size
     head = 0 if config.tie_word_embeddings else embeddings
@@ -84,7 +89,8 @@ def cost_report(config: TinySeekConfig, context: int = 0) -> CostReport:
     products = sum(inputs * outputs for inputs, outputs in attention + shared)
     products += router + config.num_experts_per_tok * 2 * size * expert_width
     products += (context + 1) * heads * (nope + rope + value)
-    numbers, expanded = latent + rope, heads * (nope + rope + value)
+    expanded = heads * (nope + rope + value)
+    numbers = expanded if choices else latent + rope
     return CostReport(
         parameters=embeddings + head + bias + final_norm + config.num_unique_layers * block,
         block_parameters=block,

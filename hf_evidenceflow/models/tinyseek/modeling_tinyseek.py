@@ -3,7 +3,8 @@
 Source: the published TinySeek (github.com/lybx-leyw/tinyseek-UT and tinyseek-ai). Deviations, each for a fault of that
 code: the balance loss has a gradient and leaves out padding; noise on the router's logits in training only; padding is
 masked on keys. Initial weights are normal. Latent attention follows DeepSeek-V2 (arXiv 2405.04434, section 2.1) with
-one rotary query and key that all heads share, and without norms on the latents.
+one rotary query and key that all heads share, and without norms on the latents. MoEUT (arXiv 2405.16039) is had by
+settings, see [`TinySeekConfig.moeut`].
 
 Shapes: B rows, T positions, S positions of the cache, H hidden size, A heads, N tokens, E experts, k of each token.
 """
@@ -28,10 +29,11 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .cache_argument import CACHE, accepts_cache
 from .configuration_tinyseek import TinySeekConfig
-from .expert_routing import balance_loss, top_k_gates
+from .expert_routing import balance_loss, entropy_balance, mean_choice, sigmoid_gates, top_k_gates
 from .latent_attention import absorbed_attention, absorbing_is_cheaper, expand_latent, rotate_pairs, widened
 from .number_checks import FiniteWeightsMixin
 from .sparse_experts import SparseExperts, SparseRouting
+from .switch_attention import SwitchHeadAttention
 
 
 LOOP_SHARE = 16  # measured: for fewer pairs than 1 in 16 experts a loop is faster than a grouped product over all
@@ -167,7 +169,9 @@ class TinySeekRouter(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.noise_weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.is_sigma = config.router_type == "sigma"
+        noise = None if self.is_sigma else nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.register_parameter("noise_weight", noise)
         self.noise = config.router_noise
 
     def forward(
@@ -175,11 +179,14 @@ class TinySeekRouter(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Logits `(N, E)` in at least fp32, gates and indices `(N, k)` of tokens `(N, H)`; with `with_logits` the logits
-        have a gradient.
+        and those of a sigma-MoE have a gradient.
         """
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         with torch.autocast(device_type=hidden_states.device.type, enabled=False):
             tokens, weight = hidden_states.to(dtype), self.weight.to(dtype)
+            if self.is_sigma:
+                logits = F.linear(tokens, weight)
+                return logits, *sigmoid_gates(logits, self.top_k)
             noise_weight = self.noise_weight.to(dtype) if self.noise and self.training else None
             if runs_sparse(weight) and not with_logits:
                 return SparseRouting.apply(tokens, weight, noise_weight, self.top_k)
@@ -197,10 +204,14 @@ class TinySeekExperts(nn.Module):
     def __init__(self, config: TinySeekConfig):
         super().__init__()
         self.num_experts = config.n_routed_experts
-        self.up_proj = nn.Parameter(torch.empty(self.num_experts, config.moe_intermediate_size, config.hidden_size))
-        self.up_proj_bias = nn.Parameter(torch.empty(self.num_experts, config.moe_intermediate_size))
-        self.down_proj = nn.Parameter(torch.empty(self.num_experts, config.hidden_size, config.moe_intermediate_size))
-        self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, config.hidden_size))
+        inner, outer = config.moe_intermediate_size, config.hidden_size
+        for name, shape in (("up_proj", (inner, outer)), ("down_proj", (outer, inner))):
+            self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, *shape)))
+            bias = torch.zeros(self.num_experts, shape[0])
+            if config.router_type == "sigma":  # the products of experts take biases: constant zeros
+                self.register_buffer(f"{name}_bias", bias, persistent=False)
+            else:
+                self.register_parameter(f"{name}_bias", nn.Parameter(bias))
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor, indices: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
@@ -238,17 +249,22 @@ class TinySeekMoE(nn.Module):
         with_balance: bool = False,
         token_mask: torch.Tensor | None = None,
         output_router_logits: bool | None = None,
+        router_states: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Output `(B, T, H)`, and the balance loss `()` over the tokens of `token_mask` `(B, T)`, or `None` without
-        `with_balance`. `output_router_logits` is the config's if not given.
+        Output `(B, T, H)`, and the balance loss `()` over the tokens of `token_mask` `(B, T)`, of a sigma-MoE the mean
+        choice `(B, E)`, or `None` without `with_balance`. `output_router_logits` is the config's if not given;
+        `router_states` `(B, T, H)`, if given, are what the experts are chosen by.
         """
         tokens = hidden_states.flatten(0, 1)
+        routed = tokens if router_states is None else router_states.flatten(0, 1)
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        _, gates, indices = self.gate(tokens, output_router_logits)
+        logits, gates, indices = self.gate(routed, output_router_logits)
         balance = None
-        if with_balance:
+        if with_balance and self.gate.is_sigma:
+            balance = mean_choice(logits.unflatten(0, hidden_states.shape[:2]), _counted(token_mask, hidden_states))
+        elif with_balance:
             mask = None if token_mask is None else token_mask.flatten()
             balance = balance_loss(gates, indices, self.experts.num_experts, mask)
         output = self.experts(tokens, indices, gates.to(tokens.dtype)).view_as(hidden_states)
@@ -257,13 +273,18 @@ class TinySeekMoE(nn.Module):
         return output, balance
 
 
+def _counted(token_mask, states):
+    return states.new_ones(states.shape[:2]) if token_mask is None else token_mask
+
+
 class TinySeekBlock(GradientCheckpointingLayer):
     """Attention and experts with their layer norms; called once or in a loop."""
 
     def __init__(self, config: TinySeekConfig):
         super().__init__()
-        self.is_post_norm = config.norm_position == "post"
-        self.self_attn = TinySeekAttention(config)
+        self.norm_position = config.norm_position
+        self.has_switch_heads = bool(config.attention_experts)
+        self.self_attn = SwitchHeadAttention(config) if self.has_switch_heads else TinySeekAttention(config)
         self.mlp = TinySeekMoE(config)
         self.attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -280,28 +301,41 @@ class TinySeekBlock(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Output `(B, T, H)` and the balance loss `()` or `None`; arguments as in [`TinySeekMoE`] and
-        [`TinySeekAttention`].
+        [`TinySeekAttention`]. With `router_type="sigma"` the second are mean choices, as [`entropy_balance`] takes
+        them.
 
         `active_tokens` `(B, T)` is `False` at tokens whose output is not needed, as of those that left early: their
         experts are not run.
         """
         mix = partial(self._mix, options=(with_balance, token_mask, output_router_logits), active=active_tokens)
-        if self.is_post_norm:
-            attended, _ = self.self_attn(hidden_states, **kwargs)
+        switch = {}
+        if self.has_switch_heads and with_balance:
+            switch["balance_mask"] = _counted(token_mask, hidden_states)
+        if self.norm_position == "post":
+            attended, _, *choice = self.self_attn(hidden_states, **switch, **kwargs)
             hidden_states = self.attention_layernorm(hidden_states + self.dropout(attended))
             mixed, balance = mix(hidden_states)
-            return self.mlp_layernorm(hidden_states + self.dropout(mixed)), balance
-        attended, _ = self.self_attn(self.attention_layernorm(hidden_states), **kwargs)
+            return self.mlp_layernorm(hidden_states + self.dropout(mixed)), _joined(balance, choice)
+        if self.norm_position == "peri":
+            switch["value_states"] = hidden_states
+        attended, _, *choice = self.self_attn(self.attention_layernorm(hidden_states), **switch, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        mixed, balance = mix(self.mlp_layernorm(hidden_states))
-        return hidden_states + self.dropout(mixed), balance
+        normed = self.mlp_layernorm(hidden_states)
+        mixed, balance = mix(hidden_states, normed) if self.norm_position == "peri" else mix(normed)
+        return hidden_states + self.dropout(mixed), _joined(balance, choice)
 
-    def _mix(self, hidden_states, options, active):
+    def _mix(self, hidden_states, router_states=None, *, options, active):
         if active is None:
-            return self.mlp(hidden_states, *options)
+            return self.mlp(hidden_states, *options, router_states=router_states)
         mixed = torch.zeros_like(hidden_states)
-        mixed[active] = self.mlp(hidden_states[active][None])[0][0]
+        routed = None if router_states is None else router_states[active][None]
+        mixed[active] = self.mlp(hidden_states[active][None], router_states=routed)[0][0]
         return mixed, None
+
+
+def _joined(balance, choice):
+    """What the experts and the heads' experts have to balance, in one tensor."""
+    return balance if balance is None or not choice else torch.cat([balance, *choice], dim=-1)
 
 
 class TinySeekPreTrainedModel(FiniteWeightsMixin, PreTrainedModel):
@@ -318,7 +352,7 @@ class TinySeekPreTrainedModel(FiniteWeightsMixin, PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": TinySeekBlock,
-        "attentions": TinySeekAttention,
+        "attentions": [TinySeekAttention, SwitchHeadAttention],
         "router_logits": OutputRecorder(TinySeekRouter, index=0),
     }
 
@@ -326,7 +360,7 @@ class TinySeekPreTrainedModel(FiniteWeightsMixin, PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, TinySeekRouter):
-            for weight in (module.weight, module.noise_weight):
+            for weight in module.parameters():
                 init.normal_(weight, mean=0.0, std=self.config.router_init_std)
         elif isinstance(module, TinySeekExperts):
             for weight in (module.up_proj, module.down_proj):
@@ -343,7 +377,7 @@ class TinySeekModel(TinySeekPreTrainedModel):
         config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([TinySeekBlock(config) for _ in range(config.num_unique_layers)])
-        if config.norm_position == "pre":
+        if config.norm_position != "post":
             self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.rotary_emb = DeepseekV3RotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -400,7 +434,7 @@ class TinySeekModel(TinySeekPreTrainedModel):
             )
             if balance is not None:
                 balance_losses.append(balance)
-        if self.config.norm_position == "pre":
+        if self.config.norm_position != "post":
             hidden_states = self.norm(hidden_states)
         return MoeModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
@@ -408,11 +442,14 @@ class TinySeekModel(TinySeekPreTrainedModel):
         found = cache.layers[0].keys if cache is not None and cache.layers else None
         if found is None or found.dim() != 4:
             return
-        if (found.shape[1], found.shape[3]) != (1, self.config.kv_lora_rank):
+        config, expected = self.config, (1, self.config.kv_lora_rank)
+        if config.attention_experts:
+            expected = (config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim)
+        if (found.shape[1], found.shape[3]) != expected:
             raise ValueError(
-                f"`past_key_values` holds keys of shape {tuple(found.shape)}, as prefix tuning makes them, and "
-                f"TinySeek caches one latent of {self.config.kv_lora_rank} numbers per position. Use LoRA or prompt "
-                "tuning in the place of prefix tuning, and caches that TinySeek has filled."
+                f"`past_key_values` holds keys of shape {tuple(found.shape)}, as prefix tuning makes them, and this "
+                f"TinySeek caches {expected[0]} of {expected[1]} numbers per position. Use LoRA or prompt tuning in "
+                "the place of prefix tuning, and caches that TinySeek has filled."
             )
 
 
@@ -469,7 +506,7 @@ class TinySeekForCausalLM(TinySeekPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if balance_losses:
-                balance = torch.stack(balance_losses).sum()
+                balance = self._balance(balance_losses)
                 items = kwargs.get("num_items_in_batch")
                 # A micro-batch's share of the batch, so that accumulation does not multiply the term
                 share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
@@ -483,6 +520,12 @@ class TinySeekForCausalLM(TinySeekPreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
             **{CACHE: outputs.get(CACHE)},
         )
+
+    def _balance(self, calls):
+        config = self.config
+        if config.router_type == "sigma":
+            return entropy_balance(calls, config.num_unique_layers, config.n_routed_experts, config.attention_experts)
+        return torch.stack(calls).sum()
 
 
 __all__ = ["TinySeekConfig", "TinySeekForCausalLM", "TinySeekModel", "TinySeekPreTrainedModel"]

@@ -1,7 +1,7 @@
 """The cost report of TinySeek against what the model is and does."""
 
 import pytest
-from tiny_tinyseek import TINYSEEK, tiny_tinyseek
+from tiny_tinyseek import MOEUT, TINYSEEK, tiny_tinyseek
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_evidenceflow import TinySeekConfig, cost_report
@@ -12,6 +12,7 @@ VARIANTS = [
     {"norm_position": "pre", "lm_head_bias": False},
     {"num_unique_layers": 3},
     {"n_shared_experts": 0, "tie_word_embeddings": True},
+    MOEUT,
 ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_tinyseek import TINYSEEK, tiny_tinyseek
+from tiny_tinyseek import MOEUT, TINYSEEK, tiny_tinyseek
 from transformers import DynamicCache, StaticCache
 
 from hf_evidenceflow import EvidenceFlowConfig, decoder_parts, evidence_flow, record_layer_states
@@ -240,9 +240,9 @@ def test_a_row_ends_at_the_end_of_text_and_is_padded(model, prompts):
 EXITS = {"confidence": 0.12, "relative_change": 0.8}
 
 
-@pytest.fixture(params=["post", "pre"])
+@pytest.fixture(params=[{"norm_position": "post"}, {"norm_position": "pre"}, MOEUT], ids=["post", "pre", "moeut"])
 def looped(request):
-    return tiny_tinyseek(num_hidden_layers=4, norm_position=request.param)
+    return tiny_tinyseek(**{**request.param, "num_hidden_layers": 4})
 
 
 @pytest.mark.parametrize("criterion", EXITS)

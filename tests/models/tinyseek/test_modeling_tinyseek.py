@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from causal_lm_checks import CausalLMChecks
 from hub_round_trip import run_without_package
 from peft import LoraConfig, get_peft_model
-from tiny_tinyseek import TINYSEEK, tiny_tinyseek
+from tiny_tinyseek import MOEUT, TINYSEEK, tiny_tinyseek
 from transformers import AutoModelForCausalLM
 
 from hf_evidenceflow import TinySeekConfig, TinySeekForCausalLM, hub_code
@@ -20,6 +20,8 @@ KINDS = {
     "looped_pre_norm": {"norm_position": "pre"},
     "ordinary": ORDINARY,
     "mixed": MIXED,
+    "sigma": {"router_type": "sigma", "router_noise": False},
+    "moeut": MOEUT,
 }
 each_kind = pytest.mark.parametrize("fields", KINDS.values(), ids=KINDS)
 # Neither dropout nor noise, so that two passes in training are equal
@@ -536,7 +538,12 @@ def test_training_lowers_the_loss():
         ({"router_init_std": -0.1}, "`router_init_std` must be at least 0, got -0.1"),
         ({"router_aux_loss_coef": float("nan")}, "`router_aux_loss_coef` must be a finite number, got nan"),
         ({"layer_norm_eps": 0.0}, "`layer_norm_eps` must be above 0, got 0.0"),
-        ({"norm_position": "mid"}, "`norm_position` must be 'post' or 'pre', got 'mid'"),
+        ({"norm_position": "mid"}, "`norm_position` must be 'post', 'pre' or 'peri', got 'mid'"),
+        ({"norm_position": "peri"}, "`norm_position='peri'` needs `attention_experts`"),
+        ({"router_type": "soft"}, "`router_type` must be 'top_k' or 'sigma', got 'soft'"),
+        ({"router_type": "sigma"}, "has no noise: set `router_noise` to False"),
+        ({"attention_experts": 2}, "`attention_experts=2` needs `router_type='sigma'`"),
+        ({**MOEUT, "attention_experts_per_tok": 4}, r"must be from 1 to `attention_experts` \(3\), got 4"),
         ({"num_unique_layer": 3}, "`num_unique_layer` is no field .* did you mean `num_unique_layers`"),
         ({"router_noize": False}, "did you mean `router_noise`"),
         ({"n_routed_expert": 3}, "did you mean `n_routed_experts`"),
