@@ -21,6 +21,7 @@ SHAPES = {
     "damped": {"loop_damping": True},
     "a block": {"loop_blocks": [[1, 2]], "loop_damping": True},
     "ouro": {"loop_norm": True, "exit_gate": True, "sandwich_norm": True},
+    "lora": {"loop_lora_r": 2},
 }
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 
@@ -29,7 +30,11 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 def model(request):
     torch.manual_seed(0)
     fields = {**TINY, "num_hidden_layers": 2, "num_loops": 3, "initializer_range": 0.2, **request.param}
-    return LoopedLlamaForCausalLM(LoopedLlamaConfig(**fields)).double().eval()
+    model = LoopedLlamaForCausalLM(LoopedLlamaConfig(**fields)).double().eval()
+    for name, parameter in model.named_parameters():
+        if ".loop_" in name:  # fresh changes are 0
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 @torch.no_grad()
