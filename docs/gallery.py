@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CLAIMS = ROOT / "results" / "gallery"
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
 MISSING = "not measured"
+_ROOM_FOR_PICTURES = "---\nhide:\n  - toc\n---\n\n"  # the table of contents would take a quarter of their width
 _VALUE = re.compile(r"\{(\w+)#([^{}]+?)(?::([+.\d]*[a-z%]))?\}")
 
 
@@ -175,7 +176,7 @@ def gallery_page(found: list[dict[str, Any]]) -> str:
     for section in found:
         parts.append(f"## {section['title']}\n\n{section['intro']}")
         parts += [_markdown(claim) for claim in section["claims"]]
-    return "\n\n".join(parts) + "\n"
+    return _ROOM_FOR_PICTURES + "\n\n".join(parts) + "\n"
 
 
 def _anchor(title: str) -> str:
