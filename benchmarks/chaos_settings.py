@@ -1,5 +1,6 @@
 """The tiny runs that are stopped: a checkpoint and problems made on the spot, and the recipes' arguments."""
 
+import gc
 import importlib
 import json
 import os
@@ -97,6 +98,7 @@ def preload() -> None:
     sys.path.pop(0)
     for name in hf_evidenceflow.__all__:
         getattr(hf_evidenceflow, name)
+    gc.freeze()  # else each fork looks through it and copies it when it collects
 
 
 def write_settings(work: Path) -> None:

@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # At these sizes a second thread only waits for the first
 torch.set_num_threads(1)
+# Nothing of a test has to outlive the machine, and its disk may take long
+os.fsync = lambda descriptor: None
 
 
 _ROOT = Path(__file__).parents[1]
@@ -27,6 +29,14 @@ _BETWEEN = (os.path.join("torch", "nn", "modules", "module.py"), os.path.join("t
 
 def pytest_collection_finish():
     # The modules' objects stay; looking through them again and again takes a tenth of the time
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_not_collected():
+    """Neither are those of a module's tests looked through at the end of each training that follows."""
+    yield
+    gc.collect()
     gc.freeze()
 
 

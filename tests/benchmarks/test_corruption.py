@@ -1,19 +1,20 @@
 """benchmarks/corruption.py: some damaged files of each format, and that its judge tells bad answers from good ones."""
 
-import subprocess
-import sys
-
 import pytest
+from launching import fork_script
 from repository import BENCHMARKS
 
 
 @pytest.mark.slow
-def test_damaged_files_are_refused_clearly_or_change_nothing():
+def test_damaged_files_are_refused_clearly_or_change_nothing(tmp_path):
     kinds = ["weights", "config", "tokenizer", "data", "shards, loaded", "grid", "recipe settings"]
-    command = [sys.executable, str(BENCHMARKS / "corruption.py"), "--cases", "3", "--kinds", *kinds]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert "| all | 21 |" in done.stdout, done.stdout + done.stderr[-2000:]
-    assert done.returncode == 0, done.stdout
+    output = tmp_path / "output"
+    process = fork_script(
+        BENCHMARKS / "corruption.py", ["--cases", 3, "--kinds", *kinds], stdout=output, stderr=output
+    )
+    process.join(timeout=900)
+    assert "| all | 21 |" in output.read_text(), output.read_text()
+    assert process.exitcode == 0, output.read_text()
 
 
 @pytest.mark.slow

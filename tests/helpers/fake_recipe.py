@@ -44,6 +44,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     record = {"status": "running", "command": " ".join(sys.argv), "git": "0123abc", "versions": {}, "options": options}
     record["resumed"] = args.resume_from_checkpoint == "true"
+    if record["resumed"]:
+        options["seconds"] = 0.0  # little is left
     write(folder / "run.json", record)
     if options["fail_until"] and not Path(options["fail_until"]).exists():
         print("this run <fails>")

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -36,10 +37,10 @@ def launch(worker, *arguments, processes=2, **environment):
     return _run("elastic_agent.py", [processes, HELPERS / worker, *arguments], [environment])
 
 
-def fork_script(script, arguments, environment, stdout, stderr):
-    """A started process that runs a Python script as `python script arguments` would; it appends to two files."""
-    arguments = [str(argument) for argument in arguments]
-    process = _SERVER.Process(target=_run_script, args=(str(script), arguments, environment, str(stdout), str(stderr)))
+def fork_script(script, arguments, environment=os.environ, stdout=os.devnull, stderr=os.devnull):
+    """A started process that runs a script, or a module by its name, as Python would; it appends to two files."""
+    strings = [str(script), [str(argument) for argument in arguments], dict(environment), str(stdout), str(stderr)]
+    process = _SERVER.Process(target=_run_script, args=strings)
     process.start()
     return process
 
@@ -63,11 +64,13 @@ def _run_script(script, arguments, environment, stdout, stderr):
     gc.freeze()  # accelerate collects after each training: what was imported would be looked through and copied
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.path.dirname(script))
-    runpy.run_path(script, run_name="__main__")
+    run = runpy.run_path if script.endswith(".py") else runpy.run_module
+    run(script, run_name="__main__")
 
 
 def _run(worker, arguments, environments):

@@ -1,10 +1,7 @@
 """A thinking model behind `transformers serve`, asked by the real OpenAI client."""
 
 import contextlib
-import os
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from urllib.error import URLError
@@ -12,6 +9,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from decoder_families import DAY_ONE, SETTINGS, save_plain
+from launching import fork_script
 from transformers import AutoTokenizer
 
 from hf_evidenceflow import load_thinking_model
@@ -31,22 +29,21 @@ def serving(*arguments):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "hf_evidenceflow.integrations.serve", *arguments, "--port", str(port)]
-    server = subprocess.Popen(
-        [*command, "--device", "cpu", "--dtype", "float32"], env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+    options = ["--port", port, "--device", "cpu", "--dtype", "float32"]
+    server = fork_script("hf_evidenceflow.integrations.serve", [*arguments, *options])
     try:
         for _ in range(240):
             try:
                 urllib.request.urlopen(f"http://localhost:{port}/health")
                 break
             except URLError:
-                assert server.poll() is None, "the server has ended"
+                assert server.is_alive(), "the server has ended"
                 time.sleep(0.5)
         yield OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0)
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.join(timeout=20)
+        assert server.exitcode is not None
 
 
 def save_for_chat(model, tokenizer, folder):

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+from functools import cache, partial
 
 import pytest
 import torch
@@ -55,33 +56,34 @@ class Terminate(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def make_trainer(folder, callbacks=(), **args):
+    """24 samples, 7 of which make no epoch of whole batches; dropout makes the random state matter."""
+    model = make_model()
+    model.model.thinking_projection = nn.Sequential(model.model.thinking_projection, nn.Dropout(0.3))
+    defaults = {
+        "max_steps": 7,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+        "logging_steps": 3,
+        "include_num_input_tokens_seen": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return Resumable(
+        model,
+        TrainingArguments(str(folder), **(defaults | args)),
+        train_dataset=make_data([1] * 18),
+        eval_dataset=make_data([1] * 5),
+        callbacks=[LogFileCallback(), *callbacks],
+    )
+
+
 @pytest.fixture
 def make(tmp_path):
-    def make(folder="run", callbacks=(), **args):
-        """24 samples, 7 of which make no epoch of whole batches; dropout makes the random state matter."""
-        model = make_model()
-        model.model.thinking_projection = nn.Sequential(model.model.thinking_projection, nn.Dropout(0.3))
-        defaults = {
-            "max_steps": 7,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "learning_rate": 1e-2,
-            "save_steps": 2,
-            "logging_steps": 3,
-            "include_num_input_tokens_seen": "no",
-            "report_to": [],
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        return Resumable(
-            model,
-            TrainingArguments(str(tmp_path / folder), **(defaults | args)),
-            train_dataset=make_data([1] * 18),
-            eval_dataset=make_data([1] * 5),
-            callbacks=[LogFileCallback(), *callbacks],
-        )
-
-    return make
+    return partial(make_trainer, tmp_path / "run")
 
 
 def log(trainer):
@@ -100,18 +102,34 @@ def assert_same_run(resumed, whole):
         assert torch.equal(one, other)
 
 
-EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
 BY_EPOCH = {"eval_strategy": "epoch", "logging_strategy": "epoch"}
+ARGS = {
+    "steps": {"eval_strategy": "steps", "eval_steps": 3},
+    "epochs": BY_EPOCH,
+    "share of an epoch": {"num_train_epochs": 1.4, "max_steps": -1, **BY_EPOCH},
+}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The trained trainer of some of `ARGS`."""
+
+    @cache
+    def train(kind):
+        trainer = make_trainer(tmp_path_factory.mktemp("whole"), **ARGS[kind])
+        trainer.train()
+        return trainer
+
+    return train
 
 
 @pytest.mark.parametrize("step", [2, 4, 6, 7])
-@pytest.mark.parametrize("args", [EVALUATED, {"num_train_epochs": 1.4, "max_steps": -1, **BY_EPOCH}])
-def test_a_resumed_run_logs_what_the_whole_one_does(make, tmp_path, step, args):
-    whole = make("whole", **args)
-    whole.train()
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    resumed = make("resumed", **args)
-    output = resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / f"checkpoint-{step}"))
+@pytest.mark.parametrize("kind", ["steps", "share of an epoch"])
+def test_a_resumed_run_logs_what_the_whole_one_does(make, whole_run, tmp_path, step, kind):
+    whole = whole_run(kind)
+    shutil.copytree(whole.args.output_dir, tmp_path / "run")
+    resumed = make(**ARGS[kind])
+    output = resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
     assert_same_run(resumed, whole)
     assert output.training_loss == output.metrics["train_loss"] == log(whole)[-1]["train_loss"]
 
@@ -154,10 +172,8 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("kind, event, step", [(kind, *event) for kind, events in EVENTS.items() for event in events])
-def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(make, kind, event, step):
-    args = EVALUATED if kind == "steps" else BY_EPOCH
-    whole = make("whole", **args)
-    whole.train()
+def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(make, whole_run, kind, event, step):
+    whole, args = whole_run(kind), ARGS[kind]
     with handle_sigterm(), pytest.raises(Terminated) as ended:
         make(callbacks=[Terminate(event, step)], **args).train()
     assert ended.value.code == 143

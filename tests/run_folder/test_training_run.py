@@ -150,7 +150,7 @@ def launched(*arguments):
 @contextlib.contextmanager
 def forked(*arguments, errors=os.devnull):
     """The recipe alone."""
-    process = fork_script(RECIPES / "pretrain_clm.py", arguments, dict(os.environ), os.devnull, errors)
+    process = fork_script(RECIPES / "pretrain_clm.py", arguments, stderr=errors)
     try:
         yield process
     finally:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from quiet_training import QUIET
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from hf_evidenceflow import (
     LatentSFTConfig,
@@ -45,7 +45,7 @@ def small_model(tokenizer, **fields):
     return ThinkingQwen2ForCausalLM(config)
 
 
-def train(folder, tokenizer, rows, **settings):
+def train(folder, tokenizer, rows, callbacks=(), **settings):
     defaults = {
         "per_device_train_batch_size": 32,
         "learning_rate": 5e-3,
@@ -59,7 +59,11 @@ def train(folder, tokenizer, rows, **settings):
     }
     args = LatentSFTConfig(str(folder), **QUIET | defaults | settings)
     trainer = LatentSFTTrainer(
-        small_model(tokenizer, thinking_mode="none"), args, train_dataset=rows, processing_class=tokenizer
+        small_model(tokenizer, thinking_mode="none"),
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
     trainer.train()
     trainer.model.eval()
@@ -169,11 +173,25 @@ CHAINS = {
 }
 
 
+class EndsWhenLearned(TrainerCallback):
+    """Looks every 50 steps, from the last stage of the curriculum on."""
+
+    def __init__(self, tokenizer, problems, first_step):
+        self.tokenizer, self.problems, self.first_step = tokenizer, problems, first_step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step > self.first_step and state.global_step % 50 == 0:
+            model.eval()
+            control.should_training_stop = accuracy(model, self.tokenizer, self.problems) >= 0.95
+            model.train()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", CHAINS)
 def test_it_learns_chains_of_two_steps(tmp_path, objective):
     test, rows = chain_problems()
     tokenizer = word_level_tokenizer([*(f"c{cup}" for cup in range(8)), *"ABCDEF", "####"], r"c[0-9]|####|.")
     settings = {"learning_rate": 3e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 20}
-    trainer = train(tmp_path, tokenizer, rows, objective=objective, **settings | CHAINS[objective])
+    callbacks = [EndsWhenLearned(tokenizer, test, first_step=600 if objective == "answer" else 0)]
+    trainer = train(tmp_path, tokenizer, rows, callbacks, objective=objective, **settings | CHAINS[objective])
     assert accuracy(trainer.model, tokenizer, test) >= 0.9

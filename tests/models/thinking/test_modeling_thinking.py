@@ -344,25 +344,27 @@ def test_foreign_owner_of_a_model_type_is_an_error_that_names_both(monkeypatch):
         register_models()
 
 
-@pytest.mark.parametrize("cls", ["Llama", "Qwen2", "Qwen3"])
 @pytest.mark.slow
-def test_hub_round_trip_without_the_package(cls, tmp_path):
-    model = globals()[f"TestThinking{cls}"].make_model()
-    model.config.thinking_answer_start = None
-    with hub_code(model):
-        model.save_pretrained(tmp_path / "model")
-    assert "auto_map" not in model.config.to_dict() and not type(model).is_remote_code()
-    input_ids = torch.arange(3, 17).view(2, 7)
-    expected = model(input_ids, thinking_states=torch.ones(2, 3, 24), thinking_mask=torch.ones(2, 3).bool()).logits
-    torch.save({"input_ids": input_ids, "logits": expected.detach()}, tmp_path / "expected.pt")
+def test_hub_round_trip_without_the_package(tmp_path):
+    input_ids, thoughts = torch.arange(3, 17).view(2, 7), {"thinking_states": torch.ones(2, 3, 24)}
+    thoughts["thinking_mask"] = torch.ones(2, 3).bool()
+    expected = {}
+    for cls in (TestThinkingLlama, TestThinkingQwen2, TestThinkingQwen3):
+        model = cls.make_model()
+        model.config.thinking_answer_start = None
+        with hub_code(model):
+            model.save_pretrained(tmp_path / cls.__name__)
+        assert "auto_map" not in model.config.to_dict() and not type(model).is_remote_code()
+        expected[cls.__name__] = model(input_ids, **thoughts).logits.detach()
+    torch.save({"input_ids": input_ids, "thoughts": thoughts, "logits": expected}, tmp_path / "expected.pt")
     script = """
         from transformers import AutoModelForCausalLM
         saved = torch.load("expected.pt", weights_only=True)
-        model = AutoModelForCausalLM.from_pretrained("model", trust_remote_code=True)
-        states, mask = torch.ones(2, 3, 24), torch.ones(2, 3).bool()
-        logits = model(saved["input_ids"], thinking_states=states, thinking_mask=mask).logits
-        assert torch.equal(logits, saved["logits"]), (logits - saved["logits"]).abs().max()
-        assert model.generate(saved["input_ids"], max_new_tokens=3, min_new_tokens=3).shape == (2, 10)
+        for name, expected in saved["logits"].items():
+            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+            logits = model(saved["input_ids"], **saved["thoughts"]).logits
+            assert torch.equal(logits, expected), (name, (logits - expected).abs().max())
+            assert model.generate(saved["input_ids"], max_new_tokens=3, min_new_tokens=3).shape == (2, 10), name
     """
     run_without_package(script, tmp_path)
 

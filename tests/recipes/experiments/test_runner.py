@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import yaml
 from filelock import FileLock
-from repository import HELPERS, ROOT
+from launching import fork_script
+from repository import HELPERS, RECIPES
 
 from hf_evidenceflow.recipes.experiments.grid_file import parse_grid
 from hf_evidenceflow.recipes.experiments.launcher import LaunchOptions, stop_processes
@@ -81,35 +80,35 @@ def test_a_failed_run_leaves_the_others_alone_and_is_tried_again(tmp_path):
     assert not list(tmp_path.glob("out/runs/*.failure.json"))
 
 
-@pytest.fixture
-def sigint_as_in_a_terminal():
-    """Processes that are started have SIGINT as in a terminal, also where the tests run in the background."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)
+SLOW = {"seconds": 30.0, "eval_steps": 1}
+
+
+def start_runner(folder, jobs=2, **changes):
+    """`run_experiment.py` as a process; what it says of errors is in `errors`."""
+    config = folder / "grid.yaml"
+    config.write_text(yaml.safe_dump(grid_data(overrides=SLOW, **changes), sort_keys=False))
+    options = {"config": config, "output_dir": folder / "out", "launcher": "python", "jobs": jobs}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return fork_script(RECIPES / "run_experiment.py", arguments, stderr=folder / "errors")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sigint_as_in_a_terminal")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_runs_and_the_next_call_resumes_them(tmp_path, number, code):
-    config = tmp_path / "grid.yaml"
-    config.write_text(yaml.safe_dump(grid_data(overrides={"seconds": 30.0, "eval_steps": 1}), sort_keys=False))
-    command = [sys.executable, str(ROOT / "recipes/run_experiment.py"), "--config", str(config), "--jobs", "2"]
-    command += ["--output_dir", str(tmp_path / "out"), "--launcher", "python"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = start_runner(tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("out/runs/*/log.jsonl"))) == 2)
     children = json.loads((tmp_path / "out" / "runner.json").read_text())["children"]
     with pytest.raises(RuntimeError, match=f"Another runner works on .* {process.pid} "):
         make_runner(tmp_path / "out").run()
-    process.send_signal(number)
-    assert process.wait(timeout=20) == code
-    assert "Run the same command again" in process.stderr.read()
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode == code
+    assert "Run the same command again" in (tmp_path / "errors").read_text()
     for child in children.values():
         with pytest.raises(ProcessLookupError):
             os.kill(child["pid"], 0)
 
-    runner = make_runner(tmp_path / "out", overrides={"seconds": 30.0, "eval_steps": 1})
+    runner = make_runner(tmp_path / "out", overrides=SLOW)
     commands = runner.next_commands()
     assert [command.endswith("--resume_from_checkpoint true") for command in commands] == [True, True, False, False]
     with pytest.raises(ValueError, match="`seconds` was 30.0 and is now 0.0"):
@@ -118,23 +117,18 @@ def test_a_signal_stops_the_runs_and_the_next_call_resumes_them(tmp_path, number
 
 @pytest.mark.slow
 def test_a_runner_that_was_killed_is_noticed_with_its_runs(tmp_path):
-    config = tmp_path / "grid.yaml"
-    config.write_text(
-        yaml.safe_dump(grid_data(overrides={"seconds": 30.0, "eval_steps": 1}, seeds=[0]), sort_keys=False)
-    )
-    command = [sys.executable, str(ROOT / "recipes/run_experiment.py"), "--config", str(config)]
-    process = subprocess.Popen([*command, "--output_dir", str(tmp_path / "out"), "--launcher", "python"])
+    process = start_runner(tmp_path, jobs=1, seeds=[0])
     wait_for(lambda: list(tmp_path.glob("out/runs/*/log.jsonl")))
     ((run, child),) = json.loads((tmp_path / "out" / "runner.json").read_text())["children"].items()
     process.kill()
-    process.wait()
+    process.join()
     try:
         with pytest.raises(RuntimeError, match=f"was killed, but runs that it started go on: .*{child['pid']}"):
             make_runner(tmp_path / "out").run()
     finally:
         os.kill(child["pid"], signal.SIGKILL)
     # The run is this runner's to take up although its record still says "running"; what was killed may be ending yet
-    commands = make_runner(tmp_path / "out", overrides={"seconds": 30.0, "eval_steps": 1}, seeds=[0]).next_commands()
+    commands = make_runner(tmp_path / "out", overrides=SLOW, seeds=[0]).next_commands()
     assert run in commands[0]
 
 
@@ -186,7 +180,7 @@ def test_a_locked_folder_is_refused_and_a_stale_lock_is_not(tmp_path):
         assert runner_file.orphans == set()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing came in time"
