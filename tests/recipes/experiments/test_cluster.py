@@ -1,10 +1,10 @@
 """Runs as Slurm jobs: what is submitted and when, how a job ends, and what preemption leaves behind."""
 
 import json
+import os
 import signal
 import time
 
-import psutil
 import pytest
 from fake_slurm import FakeSlurm
 from repository import HELPERS
@@ -84,7 +84,7 @@ def test_a_cluster_and_printed_jobs_exclude_each_other():
 @pytest.mark.slow
 def test_a_failure_of_a_job_is_noted(slurm, tmp_path):
     make_runner(tmp_path, fail_until=str(tmp_path / "never")).submit()
-    slurm.start(0).wait(timeout=240)
+    slurm.start(0).join(timeout=240)
     failure = json.loads((tmp_path / "runs" / "arm=none,seed=0.failure.json").read_text())
     assert (failure["returncode"], failure["log_tail"][-1]) == (3, "this run <fails>")
 
@@ -95,13 +95,14 @@ def test_a_preempted_job_saves_is_queued_again_and_brings_its_run_to_the_end(slu
     folder = tmp_path / "out" / "runs" / "arm=mse,seed=0"
     first = slurm.start(2)
     wait_for(lambda: (folder / "log.jsonl").exists())
-    (job,) = psutil.Process(first.pid).children()
-    job.send_signal(signal.SIGUSR2)
-    first.wait(timeout=240)
+    os.kill(first.pid, signal.SIGUSR2)
+    first.join(timeout=240)
     assert slurm.requeued == f"requeue {slurm.job}_2\n"
     assert list(folder.glob("checkpoint-*"))
 
-    assert slurm.start(2).wait(timeout=240) == 0
+    second = slurm.start(2)
+    second.join(timeout=240)
+    assert second.exitcode == 0
     assert json.loads((folder / "run.json").read_text())["resumed"]
     (row,) = make_runner(tmp_path / "out", seconds=30.0, eval_steps=1).results()
     assert row["id"] == "arm=mse,seed=0"
