@@ -248,6 +248,7 @@ NOT_REDRAWN = {
     },
     "results/demo/reward_curves.png": (_LOGS, _CURVE_TESTS),
     "results/gsm8k_smollm2/curves_easy.png": (_LOGS, _CURVE_TESTS),
+    "results/gsm8k_smollm2/curves_gsm8k.png": (_LOGS, _CURVE_TESTS),
     "results/smollm2_tools/probe_label_probability.png": (_WEIGHTS, "tests/probe/test_pictures.py"),
     f"{COURSE}/smollm2_weights.png": (_WEIGHTS, f"{_COURSE_TESTS}/compression"),
     f"{COURSE}/adapters.png": (_WEIGHTS, f"{_COURSE_TESTS}/peft_methods"),
