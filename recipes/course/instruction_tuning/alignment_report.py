@@ -92,9 +92,9 @@ def _draw_distance(panel, results: Mapping[str, Mapping]) -> None:
     for index, (name, row) in enumerate(results.items()):
         colour, accuracy = COLOURS[index % len(COLOURS)], row["accuracy"]
         spread = [[accuracy["value"] - accuracy["low"]], [accuracy["high"] - accuracy["value"]]]
-        panel.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3)
-        panel.annotate(name, (row["kl"], accuracy["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        panel.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3, label=name)
     panel.margins(x=0.15)
+    panel.legend(frameon=False, fontsize=9)
     finish_panel(
         panel,
         "Right answers against distance",

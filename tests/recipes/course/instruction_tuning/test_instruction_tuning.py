@@ -211,7 +211,8 @@ def test_the_table_has_a_row_for_each_model():
 
 def test_the_picture_has_reward_distance_and_chains(tmp_path):
     accuracy = {"value": 0.5, "low": 0.4, "high": 0.6}
-    rows = {name: {"reward": 0.1, "accuracy": accuracy, "kl": kl} for name, kl in (("SFT", 0.0), ("PPO", 2.0))}
+    kls = {"SFT": 0.0, "DPO": 0.01, "PPO": 2.0}  # the first two lie on each other
+    rows = {name: {"reward": 0.1, "accuracy": accuracy, "kl": kl} for name, kl in kls.items()}
     log = [{"step": step, "reward": step / 2, "kl": step / 3} for step in range(5)]
     chains = {"steps": accuracy, "the answer, alone": accuracy}
     assert plot_alignment(rows, {"PPO": log}, chains, tmp_path / "picture.png").exists()
