@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 
-# It forks a process for each script, which has transformers imported, and says how that one ended
+# It forks a process for each script, which has imported what loading a model imports, and says how that one ended
 _SERVER = """
 import json, os, sys, traceback
 sys.modules["hf_evidenceflow"] = None  # cannot be imported
-import torch
-from transformers import AutoModelForCausalLM
+import peft, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 torch.set_num_threads(1)  # as in the test's process: sums round otherwise with more
 for line in sys.stdin:
     script, folder = json.loads(line)
