@@ -40,6 +40,7 @@ FIGURES = {
     "cv": "derived/perplexity_cv",
     "eval_perplexity": "eval_perplexity",
 }
+LOG_FIT = "log_fit"
 _ALONE = list(FIGURES)[:5]
 _LOG_SCALE = ("derived/perplexity", "eval_perplexity", "evidence_flow/loss")
 _KEPT = ("step", "loss", "learning_rate", "evidence_flow/model_loss", "evidence_flow/loss", "router_balance")
@@ -139,12 +140,14 @@ def _end(rows, key: str, steps: int = 50) -> float | None:
     return float(np.mean([value for step, value in zip(at, values) if step > at[-1] - steps])) if at else None
 
 
-def draw(logs: Logs, folder: Path = PICTURES) -> list[Path]:
-    """Draw all figures, and return their paths."""
+def draw(logs: Logs, folder: Path = PICTURES, only: str | None = None) -> list[Path]:
+    """Draw all figures or one, and return their paths."""
     rows = {arm: [with_derived(log) for log in runs] for arm, runs in logs.items()}
-    paths = [_draw(rows, name, folder / f"{name}.png") for name in FIGURES]
+    paths = [_draw(rows, name, folder / f"{name}.png") for name in FIGURES if only in (None, name)]
+    if only not in (None, LOG_FIT):
+        return paths
     first = {ARMS[arm]: runs[0] for arm, runs in logs.items() if curve(with_derived(runs[0]), LOSS_KEY)[0]}
-    return [*paths, plot_log_fit(first, folder / "log_fit.png")]
+    return [*paths, plot_log_fit(first, folder / f"{LOG_FIT}.png")]
 
 
 def _draw(rows, name: str, path: Path) -> Path:

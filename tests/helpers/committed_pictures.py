@@ -18,6 +18,7 @@ from hf_evidenceflow.files import read_json_lines
 
 
 RESULTS, COURSE = ROOT / "results", "docs/assets/course"
+_TINYSEEK_CURVES = ("loss", "loss_p", "perplexity", "eval_perplexity", "balance", "learning_rate", "cv", "log_fit")
 
 
 def _json(path):
@@ -100,6 +101,11 @@ def audit(path):
 def ends(path):
     figures = _script(ROOT / "docs", "gallery_figures")
     figures.draw_ends(figures.study_ends(), path)
+
+
+def tinyseek_curves(name, path):
+    figures = _script(ROOT / "docs", "gallery_figures")
+    figures.draw(figures.read_logs(), path.parent, only=name)
 
 
 def set_tracking(path):
@@ -215,6 +221,7 @@ REDRAWN = {
     **{f"results/latent/{study}/accuracy.png": partial(accuracy, study) for study in _LATENT},
     **{f"results/crosslayer/parameters/{name}.png": partial(parameters, name) for name in ("v4m4-on", "v4m4-off")},
     "docs/assets/gallery/ends.png": ends,
+    **{f"docs/assets/gallery/{name}.png": partial(tinyseek_curves, name) for name in _TINYSEEK_CURVES},
     "docs/assets/latent_accuracy.png": set_tracking,
     "results/demo/latent_accuracy.png": set_tracking,
     "results/audit_smollm2/audit.png": audit,
