@@ -9,7 +9,7 @@ import pytest
 from committed_pictures import NOT_REDRAWN, NOTEBOOKS, REDRAWN
 from matplotlib import __version__ as matplotlib_version
 from PIL import Image
-from repository import ROOT
+from repository import BENCHMARKS, HELPERS, ROOT
 
 
 QUICK = ("docs/assets/gallery/ends.png", "results/latent/words/accuracy.png")
@@ -47,3 +47,10 @@ def test_a_picture_has_no_faults_and_shows_the_committed_rows(name, tmp_path):
             assert committed.size == drawn.size
             old, new = (np.asarray(image.convert("L"), dtype=int) for image in (committed, drawn))
             assert (abs(old - new) > 32).mean() < 1e-4
+
+
+def test_scripts_that_are_loaded_by_name_have_names_of_their_own():
+    """Benchmarks and this folder's helpers are on one path: the one that comes first would be taken for the other."""
+    folders = (BENCHMARKS, ROOT / "docs", HELPERS)
+    names = [path.name for folder in folders for path in folder.glob("*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 import torch
-from tinyseek_reference import published_ids, reference_model
+from published_tinyseek import published_ids, reference_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evidenceflow.models.tinyseek.convert_tinyseek import (
