@@ -33,6 +33,7 @@ COLUMNS = {
     "step_of_weights": 250,
     "grad_norm": 250,
 }
+RATE = 3e-3  # of the comparisons; the others of the grid are for seed 0
 LOSS_P = {"pre-norm": "llama", "post-norm": "post_norm"}  # folders of the study before
 
 
@@ -54,27 +55,18 @@ def key_of(row) -> tuple[str, str, str]:
     return tuple(row["cell"].values())
 
 
-def best_rates(rows) -> dict[tuple, float]:
-    """The learning rate of each cell with the lowest loss of seed 0, among those that ran."""
-    best = {}
-    for row in (row for row in rows if row["seed"] == 0):
-        loss, rate = row["metrics"]["eval_loss"], row["tuned"]["learning_rate"]
-        best[key_of(row)] = min(best.get(key_of(row), (loss, rate)), (loss, rate))
-    return {key: rate for key, (_, rate) in best.items()}
-
-
 def interval(values) -> str:
     found = mean_t_interval(values)
     spread = "" if len(values) == 1 else f" ± {(found.high - found.low) / 2:.3f}"
     return f"{found.value:+.3f}{spread}"
 
 
-def losses_of(rows, best) -> dict[tuple, dict[int, float]]:
-    """Loss by cell and seed, at the chosen rates."""
-    losses = {key: {} for key in best}
+def losses_of(rows, rate: float = RATE) -> dict[tuple, dict[int, float]]:
+    """Loss by cell and seed, at one learning rate."""
+    losses: dict[tuple, dict[int, float]] = {}
     for row in rows:
-        if row["tuned"]["learning_rate"] == best[key_of(row)]:
-            losses[key_of(row)][row["seed"]] = row["metrics"]["eval_loss"]
+        if row["tuned"]["learning_rate"] == rate:
+            losses.setdefault(key_of(row), {})[row["seed"]] = row["metrics"]["eval_loss"]
     return losses
 
 
@@ -86,11 +78,9 @@ def paired(losses, key, other) -> list[float]:
 
 def cells_table(rows, size) -> str:
     """A line per cell: loss, difference to the plain Llama, and to its own setting without the penalty."""
-    best = best_rates(rows)
-    losses = losses_of(rows, best)
-    tried = {key: sorted({row["tuned"]["learning_rate"] for row in rows if key_of(row) == key}) for key in best}
+    losses = losses_of(rows)
     lines = []
-    for key in (key for key in best if key[0] == size):
+    for key in (key for key in losses if key[0] == size):
         _, setting, penalty = key
         plain, own = paired(losses, key, (size, "llama", "off")), paired(losses, key, (size, setting, "off"))
         values = list(losses[key].values())
@@ -98,20 +88,36 @@ def cells_table(rows, size) -> str:
             [
                 setting,
                 penalty,
-                f"{best[key]:g} of {len(tried[key])}",
                 str(len(values)),
                 f"{sum(values) / len(values):.3f}",
                 interval(plain) if plain and (setting, penalty) != ("llama", "off") else "",
                 interval(own) if own and penalty != "off" and setting != "llama" else "",
             ]
         )
-    header = ["setting", "penalty", "rate", "seeds", "loss", "to plain Llama", "penalty's gain in the setting"]
-    return markdown_table(header, lines, align="llrrrrr")
+    header = ["setting", "penalty", "seeds", "loss", "to plain Llama", "penalty's gain in the setting"]
+    return markdown_table(header, lines, align="llrrrr")
+
+
+def rates_table(rows, grid) -> str:
+    """Loss of seed 0 by learning rate, of the cells that ran with each, and the penalty's effect at the best ones."""
+    by_rate = {rate: losses_of(rows, rate) for rate in grid.tune.values}
+    tried = {
+        key: [by_rate[rate][key][0] for rate in by_rate]
+        for key in by_rate[RATE]
+        if all(0 in losses.get(key, {}) for losses in by_rate.values())
+    }
+    lines = []
+    for key, losses in tried.items():
+        off = tried.get((*key[:2], "off"))
+        gain = "" if off is None or key[2] == "off" else f"{min(losses) - min(off):+.3f}"
+        lines.append([*key, *(f"{loss:.3f}" for loss in losses), gain])
+    header = ["size", "setting", "penalty", *(f"{rate:g}" for rate in by_rate), "best minus best without penalty"]
+    return markdown_table(header, lines, align="lll" + "r" * (len(by_rate) + 1))
 
 
 def interactions_table(rows) -> str:
     """How much less the penalty gains in a setting than in the plain Llama of its size, paired by seed."""
-    losses = losses_of(rows, best_rates(rows))
+    losses = losses_of(rows)
     lines = []
     for size, setting, penalty in losses:
         if penalty != "zero" or setting == "llama":
@@ -126,13 +132,12 @@ def interactions_table(rows) -> str:
 
 
 def layers_table(rows, size) -> str:
-    """By cell, at seed 0 and the chosen rate: the measures at some step, from the embedding to the last layer."""
-    best = best_rates(rows)
+    """By cell, at seed 0: the measures at some step, from the embedding to the last layer."""
     names = [f"{name} (step {step})" for name, step in COLUMNS.items()]
     lines = []
     for row in rows:
         key = key_of(row)
-        if key[0] != size or row["seed"] or row["tuned"]["learning_rate"] != best[key]:
+        if key[0] != size or row["seed"] or row["tuned"]["learning_rate"] != RATE:
             continue
         cells = []
         for name, step in COLUMNS.items():
@@ -206,11 +211,14 @@ def plot_ranks(rows, path) -> None:
             style = look(index) | {"linestyle": ""}
             panel.plot([run["narrowest"] for run in own], [run["loss"] for run in own], label=arm, **style)
         finish_panel(panel, f"{place}, width 128: objectives of loss_p")
-    points = {}
+    points = {"without penalty": [], "with a penalty": []}
     for row in rows:
         ranks = [each.get("effective_rank") for each in row["measures"] if each["step"] == STEPS[-1] and each["layer"]]
-        if key_of(row)[0] == "d64" and row["seed"] == 0 and None not in ranks:
-            points.setdefault(", ".join(key_of(row)[1:]), []).append((min(ranks), row["metrics"]["eval_loss"]))
+        size, _, penalty = key_of(row)
+        if size == "d64" and row["seed"] == 0 and row["tuned"]["learning_rate"] == RATE and None not in ranks:
+            points["without penalty" if penalty == "off" else "with a penalty"].append(
+                (min(ranks), row["metrics"]["eval_loss"])
+            )
     for index, (label, own) in enumerate(points.items()):
         panels[-1].plot(*zip(*own), label=label, **look(index) | {"linestyle": ""})
     finish_panel(panels[-1], "width 64, seed 0: this study")
@@ -221,12 +229,14 @@ def plot_ranks(rows, path) -> None:
 
 
 def main(out: str, folder: str) -> None:
-    rows = finished_runs(load_grid(HERE / "grid.yaml"), Path(out))
+    grid = load_grid(HERE / "grid.yaml")
+    rows = finished_runs(grid, Path(out))
     sizes = list(dict.fromkeys(key_of(row)[0] for row in rows))
     folder = Path(folder)
     parts = []
     for size in sizes:
         parts += [f"## {size}\n\n{cells_table(rows, size)}", f"### Layers of seed 0\n\n{layers_table(rows, size)}"]
+    parts.append(f"## Learning rates, seed 0\n\n{rates_table(rows, grid)}")
     parts.append(f"## The study before\n\n{before_table()}\n\nInteraction of the penalty: {post_norm_interaction()}")
     parts.append(f"## Interactions\n\n{interactions_table(rows)}")
     atomic_write_text(folder / "tables.md", "\n\n".join(parts) + "\n")
