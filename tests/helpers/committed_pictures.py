@@ -154,7 +154,9 @@ def norm_penalty(path):
 
 def compression(path):
     quantized = _json("results/smollm2_tools/compression.json")["quantized"]
-    _recipe("course.compression.compression_plots").plot_compression(quantized, {}, {}, path)
+    plots = _recipe("course.compression.compression_plots")
+    rows = plots.PictureRows("compression", [0], {}, **plots.compression_rows(quantized, {}, {}))
+    plots.plot_compression(rows, path)
 
 
 def early_exit(path):

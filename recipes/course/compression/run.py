@@ -52,7 +52,7 @@ from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.evaluation.perplexity import score_text
 from hf_evidenceflow.models.from_scratch import model_from_scratch
-from hf_evidenceflow.recipes.course.compression.compression_plots import plot_compression
+from hf_evidenceflow.recipes.course.compression.compression_plots import compression_rows, plot_compression
 from hf_evidenceflow.recipes.course.compression.compression_tables import compression_tables
 from hf_evidenceflow.recipes.course.compression.distillation_trainer import SoftTargetConfig, SoftTargetTrainer
 from hf_evidenceflow.recipes.course.compression.int8_outliers import Int8Linear, replace_linears
@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None) -> dict:
             quantized[f"QAT int{few}"] = measure(convert_qat(prepared, few, group), few + 32 / group)
 
         students = distil(args, run.folder, teacher, tokenizer, rows, train_ids, train_ends, test_ids, test_ends)
-        plot_compression(quantized, outliers, students, run.folder / "compression.png")
+        run.draw(plot_compression, compression_rows(quantized, outliers, students))
         tables = compression_tables(quantized, outliers, weights, adapters, students)
         note = (
             f"{len(test_ids)} held-out tokens; planted outliers of {args.outlier_factor:g} times, threshold "

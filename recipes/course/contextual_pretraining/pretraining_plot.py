@@ -5,11 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hf_evidenceflow.report.curves import centred_mean, curve
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows, thinned
+from hf_evidenceflow.recipes.course.shared.seed_plots import draw_curve, error_bars, note_seeds
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 
 
 # Model, title, unit, parts of the loss in the log, and the level of knowing nothing
@@ -26,14 +28,13 @@ CURVES = (
 )
 
 
-def plot_pretraining(
+def pretraining_rows(
     logs: Mapping[str, Sequence[Mapping]],
     probes: Mapping[str, Mapping[str, Mapping]],
     mixes: Mapping[str, Sequence[float]],
-    path: str | os.PathLike,
-) -> Path:
+) -> dict[str, dict]:
     """
-    Draw the curves, and what the probes found if there are any.
+    What the picture is drawn from.
 
     Args:
         logs (`Mapping[str, Sequence[Mapping]]`):
@@ -43,71 +44,69 @@ def plot_pretraining(
             the majority's.
         mixes (`Mapping[str, Sequence[float]]`):
             Weights of ELMo's layers by question.
-        path (`str` or `os.PathLike`):
-            PNG to write.
 
     Returns:
-        `Path`: The path written.
+        `dict[str, dict]`: curves and scores of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
+    keys = [key for *_, parts, _ in CURVES for key in parts]
+    curves = {name: thinned(log, keys) for name, log in logs.items()}
+    return {"curves": curves, "scores": {"probes": probes, "mixes": mixes}}
+
+
+def plot_pretraining(rows: PictureRows, path: str | os.PathLike) -> Path:
+    """Draw the curves of [`pretraining_rows`], and what the probes found if there are any, into a PNG."""
     drawn = [
-        partial(_draw_curves, log=logs[name], title=title, unit=unit, parts=parts, level=level)
+        partial(_draw_curves, curves=rows.curves[name], title=title, unit=unit, parts=parts, level=level)
         for name, title, unit, parts, level in CURVES
-        if name in logs
+        if name in rows.curves
     ]
-    if probes:
-        drawn.append(partial(_draw_probes, probes=probes))
-    if mixes:
-        drawn.append(partial(_draw_mixes, mixes=mixes))
+    if rows.scores["probes"]:
+        drawn.append(partial(_draw_probes, rows=rows))
+    if rows.scores["mixes"]:
+        drawn.append(partial(_draw_mixes, mixes=rows.scores["mixes"]))
     columns = min(3, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure = new_figure((4.4 * columns, 3.6 * rows))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    height = -(-len(drawn) // columns)
+    figure = new_figure((4.4 * columns, 3.6 * height))
+    panels = figure.subplots(height, columns, squeeze=False).ravel()
     for panel, draw in zip(panels, drawn):
         draw(panel)
     for panel in panels[len(drawn) :]:
         panel.set_visible(False)
+    note_seeds(figure, rows)
     return save_figure(figure, path)
 
 
-def _draw_curves(panel, log, title: str, unit: str, parts: Mapping[str, str], level: tuple[float, str] | None) -> None:
+def _draw_curves(panel, curves: Mapping[str, Mapping], title, unit, parts: Mapping[str, str], level) -> None:
     for index, (key, label) in enumerate(parts.items()):
-        steps, losses = curve(log, key)
-        panel.plot(steps, losses, color="0.8", linewidth=0.7)
-        panel.plot(
-            steps,
-            centred_mean(losses, max(1, len(losses) // 20)),
-            color=COLOURS[index],
-            linestyle=LINE_STYLES[index],
-            label=label,
-        )
+        draw_curve(panel, curves[key], index, label, max(1, len(curves[key]["steps"]) // 20))
     if level is not None:
         panel.axhline(level[0], color="0.35", linestyle=":", linewidth=1, label=level[1])
     panel.legend(frameon=False, fontsize=8)
     finish_panel(panel, title, "optimizer step", unit)
 
 
-def _draw_probes(panel, probes: Mapping[str, Mapping[str, Mapping]]) -> None:
+def _draw_probes(panel, rows: PictureRows) -> None:
+    probes = rows.scores["probes"]
     names = list(next(iter(probes.values())))
     height = 0.8 / len(probes)
     for index, (question, results) in enumerate(probes.items()):
         places = np.arange(len(names))[::-1] - (index - (len(probes) - 1) / 2) * height
-        values = np.array([results[name]["value"] for name in names])
-        spread = np.array(
-            [[results[n]["value"] - results[n]["low"], results[n]["high"] - results[n]["value"]] for n in names]
-        )
+        values, reach = error_bars(results[name] for name in names)
         panel.barh(places, values, height * 0.9, color=COLOURS[2 + index], label=question)
-        panel.errorbar(values, places, xerr=spread.T, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
+        panel.errorbar(values, places, xerr=reach, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
     panel.set_yticks(np.arange(len(names))[::-1], names)
     panel.set_xlim(0, 1.02)
-    finish_panel(panel, "Linear probe of a frozen word", x="held-out accuracy, with 95 % interval")
+    finish_panel(panel, "Linear probe of a frozen word", x=rows.spread("held-out accuracy"))
     panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
-def _draw_mixes(panel, mixes: Mapping[str, Sequence[float]]) -> None:
+def _draw_mixes(panel, mixes: Mapping[str, Sequence[Any]]) -> None:
     width = 0.8 / len(mixes)
     for index, (question, weights) in enumerate(mixes.items()):
         places = np.arange(len(weights)) + (index - (len(mixes) - 1) / 2) * width
-        panel.bar(places, weights, width * 0.9, color=COLOURS[2 + index], label=question)
+        values, reach = error_bars(weights)
+        panel.bar(places, values, width * 0.9, color=COLOURS[2 + index], label=question)
+        panel.errorbar(places, values, yerr=reach, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
     layers = len(next(iter(mixes.values())))
     panel.axhline(1 / layers, color="0.4", linestyle=":", linewidth=1)
     panel.set_xticks(range(layers), ["word itself", *(f"LSTM layer {layer}" for layer in range(1, layers))])

@@ -4,6 +4,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -11,22 +12,21 @@ from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import CacheResul
 from hf_evidenceflow.recipes.course.fast_inference.paged_generation import PagedTrace
 from hf_evidenceflow.recipes.course.fast_inference.speculation import SpeculationResult
 from hf_evidenceflow.recipes.course.fast_inference.speculative_sampling import expected_tokens_per_pass
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
 ROWS_SHOWN = 8
 
 
-def plot_fast_inference(
+def inference_rows(
     speculation: Mapping[str, SpeculationResult],
     draft_counts: Mapping[int, str],
     caches: Mapping[str, CacheResult],
     trace: PagedTrace | None,
-    path: str | os.PathLike,
-) -> Path | None:
+) -> dict[str, dict]:
     """
-    Draw what there is: tokens per pass over the number of drafts, drafts kept by their place, time per token over
-    length, blocks over the passes, block tables, and how often each physical block is held.
+    What the picture is drawn from: one run, since times are of one machine.
 
     Args:
         speculation (`Mapping[str, SpeculationResult]`):
@@ -37,26 +37,54 @@ def plot_fast_inference(
             Results by kind of cache.
         trace ([`PagedTrace`], *optional*):
             Trace of paged generation.
+
+    Returns:
+        `dict[str, dict]`: once of [`~recipes.course.shared.picture_rows.PictureRows`].
+    """
+    return {
+        "once": {
+            "speculation": {
+                name: {key: getattr(result, key) for key in ("tokens_per_pass", "ratio", "by_position")}
+                for name, result in speculation.items()
+            },
+            "draft_counts": {name: count for count, name in draft_counts.items()},
+            "milliseconds": {name: result.milliseconds for name, result in caches.items()},
+            "trace": None if trace is None else asdict(trace),
+        }
+    }
+
+
+def plot_fast_inference(rows: PictureRows, path: str | os.PathLike) -> Path | None:
+    """
+    Draw what [`inference_rows`] has: tokens per pass over the number of drafts, drafts kept by their place, time per
+    token over length, blocks over the passes, block tables, and how often each physical block is held.
+
+    Args:
+        rows ([`~recipes.course.shared.picture_rows.PictureRows`]):
+            The rows.
         path (`str` or `os.PathLike`):
             PNG to write.
 
     Returns:
         `Path`, *optional*: The path written; `None` if there is nothing to draw.
     """
+    draft_counts, milliseconds = rows.once["draft_counts"], rows.once["milliseconds"]
+    speculation = rows.once["speculation"]
+    trace = None if rows.once["trace"] is None else PagedTrace(**rows.once["trace"])
     draws: list[Callable] = []
     if draft_counts:
         draws += [partial(_plot_drafts, speculation=speculation, draft_counts=draft_counts)]
         draws += [partial(_plot_places, speculation=speculation)]
-    if caches:
-        draws.append(partial(_plot_caches, caches=caches))
+    if milliseconds:
+        draws.append(partial(_plot_caches, milliseconds=milliseconds))
     if trace is not None:
         draws += [partial(draw, trace=trace) for draw in (_plot_blocks, _plot_tables, _plot_physical)]
     if not draws:
         return None
     columns = min(3, len(draws))
-    rows = -(-len(draws) // columns)
-    figure = new_figure((4.4 * columns, 3.8 * rows))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    height = -(-len(draws) // columns)
+    figure = new_figure((4.4 * columns, 3.8 * height))
+    panels = figure.subplots(height, columns, squeeze=False).ravel()
     for draw, panel in zip(draws, panels):
         draw(panel)
     for panel in panels[len(draws) :]:
@@ -65,16 +93,17 @@ def plot_fast_inference(
 
 
 def _plot_drafts(panel, speculation, draft_counts):
-    counts = sorted(draft_counts)
-    measured = [speculation[draft_counts[count]] for count in counts]
-    tokens = [result.tokens_per_pass for result in measured]
+    by_count = {count: speculation[name] for name, count in draft_counts.items()}
+    counts = sorted(by_count)
+    measured = [by_count[count] for count in counts]
+    tokens = [row["tokens_per_pass"] for row in measured]
     panel.plot(counts, tokens, color=COLOURS[0], marker="o", label="tokens per pass")
     # The first draft of each pass is always tried: its share of successes is the probability in the formula
-    rate = statistics.mean(result.by_position[0] for result in measured)
+    rate = statistics.mean(row["by_position"][0] for row in measured)
     expected = [expected_tokens_per_pass(rate, count) for count in counts]
     label = f"expected if each is kept with {rate:.2f}"
     panel.plot(counts, expected, color="0.5", linestyle=":", marker=".", label=label)
-    ratios = [result.ratio for result in measured]
+    ratios = [row["ratio"] for row in measured]
     panel.plot(counts, ratios, color=COLOURS[1], marker="s", linestyle="--", label="tokens/s to plain decoding")
     panel.axhline(1.0, color="0.5", linewidth=0.8)
     panel.set(ylim=(0, None), xticks=counts)
@@ -83,7 +112,7 @@ def _plot_drafts(panel, speculation, draft_counts):
 
 def _plot_places(panel, speculation):
     """The share kept among those that were tried, as all before them had been kept."""
-    shown = {name: result.by_position for name, result in speculation.items() if len(result.by_position) > 1}
+    shown = {name: row["by_position"] for name, row in speculation.items() if len(row["by_position"]) > 1}
     for index, (name, rates) in enumerate(shown.items()):
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
         panel.plot(range(1, len(rates) + 1), rates, marker="o", markersize=4, label=name, **style)
@@ -91,9 +120,9 @@ def _plot_places(panel, speculation):
     _label(panel, "Drafts kept by their place", "place of the draft", "share kept of those tried")
 
 
-def _plot_caches(panel, caches):
-    for index, (name, result) in enumerate(caches.items()):
-        smooth = _running_median(result.milliseconds, 9)
+def _plot_caches(panel, milliseconds):
+    for index, (name, times) in enumerate(milliseconds.items()):
+        smooth = _running_median(times, 9)
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
         panel.plot(range(1, len(smooth) + 1), smooth, label=name, **style)
     panel.set(ylim=(0, None))

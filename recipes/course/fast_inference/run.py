@@ -45,7 +45,7 @@ from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import cache_kinds, decode_with_cache
-from hf_evidenceflow.recipes.course.fast_inference.inference_plots import plot_fast_inference
+from hf_evidenceflow.recipes.course.fast_inference.inference_plots import inference_rows, plot_fast_inference
 from hf_evidenceflow.recipes.course.fast_inference.report import (
     cache_table,
     sampling_table,
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> dict:
                 f"{trace.copies} blocks were copied on a write, and sharing saved at most {max(trace.saved)} blocks "
                 "at a time. "
             )
-        plot_fast_inference(speculation, draft_ways, caches, trace, run.folder / "fast_inference.png")
+        run.draw(plot_fast_inference, inference_rows(speculation, draft_ways, caches, trace))
         return run.finish(tables, f"{note}One seed.", metrics)
 
 

@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_evidenceflow.report.curves import curve
-from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows, thinned
+from hf_evidenceflow.recipes.course.shared.seed_plots import draw_curve, error_bars, note_seeds
+from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
 
@@ -42,14 +43,11 @@ def chain_table(chains: Mapping[str, Mapping]) -> str:
     return markdown_table(["SFT model, asked for", "accuracy (95 %)"], rows)
 
 
-def plot_alignment(
-    results: Mapping[str, Mapping],
-    logs: Mapping[str, Sequence[Mapping]],
-    chains: Mapping[str, Mapping],
-    path: str | os.PathLike,
-) -> Path:
+def alignment_rows(
+    results: Mapping[str, Mapping], logs: Mapping[str, Sequence[Mapping]], chains: Mapping[str, Mapping]
+) -> dict[str, dict]:
     """
-    Draw the reward and the KL in training, what it brought against how far the models went, and what a chain brings.
+    What the picture is drawn from.
 
     Args:
         results (`Mapping[str, Mapping]`):
@@ -58,29 +56,35 @@ def plot_alignment(
             `trainer.state.log_history` by the name of the model; one without a `reward` or a `kl` has no such curve.
         chains (`Mapping[str, Mapping]`):
             As in [`chain_table`].
-        path (`str` or `os.PathLike`):
-            PNG to write.
 
     Returns:
-        `Path`: The path written.
+        `dict[str, dict]`: curves and scores of [`~recipes.course.shared.picture_rows.PictureRows`].
+    """
+    models = {name: {key: row[key] for key in ("reward", "accuracy", "kl")} for name, row in results.items()}
+    curves = {name: thinned(log, ["reward", "kl"]) for name, log in logs.items()}
+    return {"curves": curves, "scores": {"models": models, "chains": chains}}
+
+
+def plot_alignment(rows: PictureRows, path: str | os.PathLike) -> Path:
+    """
+    Draw the reward and the KL in training, what it brought against how far the models went, and what a chain brings,
+    from [`alignment_rows`], into a PNG.
     """
     figure = new_figure((9.6, 7.2))
     panels = figure.subplots(2, 2)
-    order = list(results)
-    _draw_logs(panels[0, 0], logs, order, "reward", "Reward in training", "reward model's score, mean of a rollout")
-    _draw_logs(panels[0, 1], logs, order, "kl", "Distance in training", "KL to the SFT model (nats per token)")
-    _draw_distance(panels[1, 0], results)
-    _draw_chains(panels[1, 1], chains)
+    _draw_logs(panels[0, 0], rows, "reward", "Reward in training", "reward model's score, mean of a rollout")
+    _draw_logs(panels[0, 1], rows, "kl", "Distance in training", "KL to the SFT model (nats per token)")
+    _draw_distance(panels[1, 0], rows)
+    _draw_chains(panels[1, 1], rows)
+    note_seeds(figure, rows)
     return save_figure(figure, path)
 
 
-def _draw_logs(panel, logs, order: Sequence[str], key: str, title: str, unit: str) -> None:
-    for name, log in logs.items():
-        steps, values = curve(log, key)
-        if steps:
-            index = order.index(name)
-            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
-            panel.plot(steps, values, marker="o" if len(steps) < 3 else "", label=name, **style)
+def _draw_logs(panel, rows: PictureRows, key: str, title: str, unit: str) -> None:
+    order = list(rows.scores["models"])
+    for name, curves in rows.curves.items():
+        if key in curves:
+            draw_curve(panel, curves[key], order.index(name), name)
     if panel.get_lines():
         panel.legend(frameon=False, fontsize=9)
     else:
@@ -88,27 +92,20 @@ def _draw_logs(panel, logs, order: Sequence[str], key: str, title: str, unit: st
     finish_panel(panel, title, "optimizer step", unit)
 
 
-def _draw_distance(panel, results: Mapping[str, Mapping]) -> None:
-    for index, (name, row) in enumerate(results.items()):
-        colour, accuracy = COLOURS[index % len(COLOURS)], row["accuracy"]
-        spread = [[accuracy["value"] - accuracy["low"]], [accuracy["high"] - accuracy["value"]]]
-        panel.errorbar(row["kl"], accuracy["value"], yerr=spread, fmt="o", color=colour, capsize=3, label=name)
+def _draw_distance(panel, rows: PictureRows) -> None:
+    for index, (name, row) in enumerate(rows.scores["models"].items()):
+        (accuracy, up), (kl, along) = error_bars([row["accuracy"]]), error_bars([row["kl"]])
+        colour = COLOURS[index % len(COLOURS)]
+        panel.errorbar(kl, accuracy, yerr=up, xerr=along, fmt="o", color=colour, capsize=3, label=name)
     panel.margins(x=0.15)
     panel.legend(frameon=False, fontsize=9)
-    finish_panel(
-        panel,
-        "Right answers against distance",
-        "KL to the SFT model (nats per completion)",
-        "accuracy, with 95 % interval",
-    )
+    quantity = "KL to the SFT model (nats per completion)"
+    finish_panel(panel, "Right answers against distance", quantity, rows.spread("accuracy"))
 
 
-def _draw_chains(panel, chains: Mapping[str, Mapping]) -> None:
-    values = [row["value"] for row in chains.values()]
-    spread = [
-        [row["value"] - row["low"] for row in chains.values()],
-        [row["high"] - row["value"] for row in chains.values()],
-    ]
-    panel.bar(range(len(values)), values, 0.6, color=COLOURS[: len(values)], yerr=spread, capsize=3)
+def _draw_chains(panel, rows: PictureRows) -> None:
+    chains = rows.scores["chains"]
+    values, reach = error_bars(chains.values())
+    panel.bar(range(len(values)), values, 0.6, color=COLOURS[: len(values)], yerr=reach, capsize=3)
     panel.set_xticks(range(len(values)), [name.replace(", ", ",\n") for name in chains])
-    finish_panel(panel, "With and without a chain of thought", "", "accuracy, with 95 % interval")
+    finish_panel(panel, "With and without a chain of thought", "", rows.spread("accuracy"))

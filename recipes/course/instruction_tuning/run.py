@@ -47,6 +47,7 @@ from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.loading import load_split
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.recipes.course.instruction_tuning.alignment_report import (
+    alignment_rows,
     alignment_table,
     chain_table,
     plot_alignment,
@@ -286,7 +287,7 @@ def main(argv: list[str] | None = None) -> dict:
         model = AutoModelForCausalLM.from_pretrained(sft)
         chains = compare_orders(model, tokenizer, test, **sampling, seed=args.seed)
         logs = {name: stage["log"] for name, stage in runs.items()}
-        plot_alignment(results, logs, chains, folder / "instruction_tuning.png")
+        run.draw(plot_alignment, alignment_rows(results, logs, chains))
         note = (
             f"Right chains of the base model: {kept:.0%}. Held-out pairs in the right order: {reward_accuracy:.2f}. "
             f"{args.test_problems} test problems, {args.chains_per_problem} samples each, one seed."

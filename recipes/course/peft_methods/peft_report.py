@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_evidenceflow.evaluation.statistics import mean_t_interval
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.tables import markdown_table
 
@@ -97,21 +98,30 @@ def lora_table(lora: Sequence[Mapping]) -> str:
     return markdown_table(columns, rows)
 
 
-def plot_methods(summary: Mapping[str, Mapping], lora: Sequence[Mapping], path: str | os.PathLike) -> Path:
+def method_rows(summary: Mapping[str, Mapping], lora: Sequence[Mapping], adapters: Mapping) -> dict[str, dict]:
     """
-    Left, the accuracy of the last test over the trained parameters; right, how far LoRA's merge moves the logits.
+    What the pictures are drawn from: the seeds of one run.
 
     Args:
         summary (`dict[str, dict]`):
-            As [`summarise`] gives it. Methods that train nothing are a line.
+            As [`summarise`] gives it.
         lora (`Sequence[dict]`):
             As in [`lora_table`]; empty: no right panel.
-        path (`str` or `os.PathLike`):
-            PNG to write.
+        adapters (`Mapping`):
+            As from [`~recipes.course.peft_methods.adapter_plots.adapter_rows`], for the second picture.
 
     Returns:
-        `Path`: the path written.
+        `dict[str, dict]`: once of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
+    return {"once": {"methods": summary, "lora": lora, "adapters": adapters}}
+
+
+def plot_methods(rows: PictureRows, path: str | os.PathLike) -> Path:
+    """
+    Left, the accuracy of the last test over the trained parameters, where methods that train nothing are a line;
+    right, how far LoRA's merge moves the logits.
+    """
+    summary, lora = rows.once["methods"], rows.once["lora"]
     test = list(next(iter(summary.values()))["accuracy"])[-1]
     figure = new_figure((11, 4.6))
     left, *further = figure.subplots(1, 2 if lora else 1, squeeze=False, width_ratios=(2.2, 1) if lora else None)[0]

@@ -46,6 +46,7 @@ from hf_evidenceflow.data import load_tokenizer
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
 from hf_evidenceflow.recipes.course.peft_methods.adapter_plots import (
     SoftPrompt,
+    adapter_rows,
     lora_weights,
     plot_adapters,
     soft_prompt,
@@ -60,6 +61,7 @@ from hf_evidenceflow.recipes.course.peft_methods.methods import (
 )
 from hf_evidenceflow.recipes.course.peft_methods.peft_report import (
     lora_table,
+    method_rows,
     method_table,
     plot_methods,
     summarise,
@@ -266,9 +268,10 @@ def main(argv: list[str] | None = None) -> dict:
                 lora.append({"rank": rank, "alpha": factor * rank, **measured, "merge": errors})
 
         words = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach().float()
-        plot_adapters(words, soft_prompts, matrices, run.folder / "adapters.png")
+        adapters = adapter_rows(words, soft_prompts, matrices)
+        plot_adapters(adapters, run.folder / "adapters.png")
         summary = summarise(runs)
-        plot_methods(summary, lora, run.folder / "peft_methods.png")
+        run.draw(plot_methods, method_rows(summary, lora, adapters))
         note = (
             f"Task: {task.name} {len(task.train)} rows for tuning, "
             + ", ".join(f"{len(rows)} {test}" for test, rows in task.tests.items())

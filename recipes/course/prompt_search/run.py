@@ -47,7 +47,7 @@ from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.recipes.course.prompt_search.gcg import search_prompt
 from hf_evidenceflow.recipes.course.prompt_search.objective import PromptObjective
 from hf_evidenceflow.recipes.course.prompt_search.prompt_tokens import allowed_tokens, random_prompt, round_trip
-from hf_evidenceflow.recipes.course.prompt_search.search_plots import plot_search
+from hf_evidenceflow.recipes.course.prompt_search.search_plots import plot_search, search_rows
 from hf_evidenceflow.recipes.course.prompt_search.tasks import TASKS, Question, encode_questions, split_by_group
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> dict:
             difference = paired_t_difference(*([row["accuracy"] for row in rows[name]] for name in SEARCHES))
         levels = {name: float(np.mean([row["search_loss"] for row in rows[name]])) for name in list(rows)[:2]}
         accuracies = {name: [row["accuracy"] for row in some] for name, some in rows.items()}
-        plot_search(histories, levels, accuracies, run.folder / "prompt_search.png")
+        run.draw(plot_search, search_rows(histories, levels, accuracies))
         note = (
             f"{len(searched.items)} items in the search, {len(held_out.items)} held out, on other subjects; "
             f"{args.budget} evaluations a search, a gradient as 3; {args.seeds} seeds of split and search, one model. "

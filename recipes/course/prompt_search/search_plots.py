@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
-def plot_search(
+def search_rows(
     histories: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
     levels: Mapping[str, float],
     accuracies: Mapping[str, Sequence[float]],
-    path: str | os.PathLike,
-) -> Path:
+) -> dict[str, dict]:
     """
-    Draw both panels.
+    What the picture is drawn from: the seeds of one run.
 
     Args:
         histories (`Mapping[str, Sequence]`):
@@ -25,12 +25,16 @@ def plot_search(
             Losses of prompts that need no search, by their name, mean over the seeds.
         accuracies (`Mapping[str, Sequence[float]]`):
             Held-out accuracy by the kind of prompt, one a seed.
-        path (`str` or `os.PathLike`):
-            PNG to write.
 
     Returns:
-        `Path`: The path written.
+        `dict[str, dict]`: once of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
+    return {"once": {"histories": histories, "levels": levels, "accuracies": accuracies}}
+
+
+def plot_search(rows: PictureRows, path: str | os.PathLike) -> Path:
+    """Draw both panels of [`search_rows`] into a PNG."""
+    histories, levels, accuracies = (rows.once[name] for name in ("histories", "levels", "accuracies"))
     figure = new_figure((9.6, 3.8))
     left, right = figure.subplots(1, 2)
     for index, (name, runs) in enumerate(histories.items()):

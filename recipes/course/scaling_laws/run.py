@@ -60,7 +60,11 @@ from hf_evidenceflow.recipes.course.scaling_laws.measured_runs import (
     train_run,
 )
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import PRESETS
-from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import Measured, plot_scaling
+from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import (
+    Measured,
+    plot_scaling_rows,
+    scaling_rows,
+)
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments, course_documents
 from hf_evidenceflow.recipes.course.shared.methods_option import chosen_methods
 from hf_evidenceflow.recipes.course.shared.recipe import course_run
@@ -281,15 +285,15 @@ def main(argv: list[str] | None = None) -> dict:
     parser = RecipeParser(ScalingLawsArguments, __doc__)
     (args,) = parser.parse_args_and_config(argv)
     with course_run("scaling_laws", args) as run:
-        tables, note, metrics, measured, presets = [], "", {}, None, {}
+        tables, note, metrics, measured = [], "", {}, None
         if PUBLISHED in args.methods:
             tables = published_tables(args)
-            presets = {args.preset: PRESETS[args.preset], **PRESETS}
             print("\n\n".join(tables), flush=True)
         if MEASURED in args.methods:
             further, note, metrics, measured = measured_part(args, run.folder)
             tables += further
-        plot_scaling(presets, args.published_budgets, measured, run.folder / "scaling_laws.png")
+        preset = args.preset if PUBLISHED in args.methods else ""
+        run.draw(plot_scaling_rows, scaling_rows(preset, args.published_budgets, measured))
         return run.finish(tables, note, metrics)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,10 @@ from hf_evidenceflow.recipes.course.scaling_laws.fitting import Run
 from hf_evidenceflow.recipes.course.scaling_laws.isoflop import IsoflopMinimum
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
+    PRESETS,
     ParametricLoss,
 )
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 
 
@@ -48,6 +51,41 @@ class Measured(NamedTuple):
     runs: Mapping[float, Sequence[Run]]
     minima: Sequence[IsoflopMinimum]
     held_out: Run
+
+
+def scaling_rows(preset: str, budgets: Sequence[float], measured: Measured | None) -> dict[str, dict]:
+    """
+    What the picture is drawn from: one run.
+
+    Args:
+        preset (`str`):
+            The known law whose isoFLOP curves are drawn; empty: no panels of known laws.
+        budgets (`Sequence[float]`):
+            FLOPs of the known laws' curves.
+        measured ([`Measured`], *optional*):
+            The runs made here.
+
+    Returns:
+        `dict[str, dict]`: once of [`~recipes.course.shared.picture_rows.PictureRows`].
+    """
+    once = {"preset": preset, "budgets": list(budgets), "measured": None}
+    if measured is not None:
+        minima = [minimum._asdict() for minimum in measured.minima]
+        once["measured"] = {"law": asdict(measured.law), "runs": measured.runs, "minima": minima}
+        once["measured"]["held_out"] = measured.held_out
+    return {"once": once}
+
+
+def plot_scaling_rows(rows: PictureRows, path: str | os.PathLike) -> Path:
+    """Draw [`scaling_rows`] into a PNG."""
+    preset, found = rows.once["preset"], rows.once["measured"]
+    presets = {preset: PRESETS[preset], **PRESETS} if preset else {}
+    measured = None
+    if found is not None:
+        runs = {float(budget): [Run(*run) for run in members] for budget, members in found["runs"].items()}
+        minima = [IsoflopMinimum(**minimum) for minimum in found["minima"]]
+        measured = Measured(ParametricLoss(**found["law"]), runs, minima, Run(*found["held_out"]))
+    return plot_scaling(presets, rows.once["budgets"], measured, path)
 
 
 def plot_scaling(

@@ -5,52 +5,47 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_evidenceflow.evaluation.statistics import Interval
-from hf_evidenceflow.report.curves import curve
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows, thinned
+from hf_evidenceflow.recipes.course.shared.seed_plots import draw_curve, error_bars, note_seeds
 from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, new_figure, save_figure
 
 
-def plot_filling(
-    logs: Mapping[str, Sequence[Mapping]], shares: Mapping[str, Mapping[int, Interval]], path: str | os.PathLike
-) -> Path:
+def filling_rows(
+    logs: Mapping[str, Sequence[Mapping]], shares: Mapping[str, Mapping[int, Interval]]
+) -> dict[str, dict]:
     """
-    Draw both panels.
+    What the picture is drawn from.
 
     Args:
         logs (`Mapping[str, Sequence[Mapping]]`):
             `trainer.state.log_history` by the name of the model.
         shares (`Mapping[str, Mapping[int, Interval]]`):
             Share of the gaps filled right, by the way of filling and the length of the gap.
-        path (`str` or `os.PathLike`):
-            PNG to write.
 
     Returns:
-        `Path`: The path written.
+        `dict[str, dict]`: curves and scores of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
+    found = {name: {size: share._asdict() for size, share in by.items()} for name, by in shares.items()}
+    return {"curves": {name: thinned(log, ["loss"]) for name, log in logs.items()}, "scores": {"filled": found}}
+
+
+def plot_filling(rows: PictureRows, path: str | os.PathLike) -> Path:
+    """Draw both panels of [`filling_rows`] into a PNG."""
     figure = new_figure((9.6, 3.8))
     left, right = figure.subplots(1, 2)
-    for index, (name, log) in enumerate(logs.items()):
-        steps, losses = curve(log, "loss")
-        left.plot(steps, losses, color=COLOURS[index], linestyle=LINE_STYLES[index], label=name)
-    for index, (name, by_length) in enumerate(shares.items()):
-        lengths = sorted(by_length)
-        values = [by_length[length] for length in lengths]
-        spread = [[item.value - item.low for item in values], [item.high - item.value for item in values]]
-        places = [length + 0.08 * (index - (len(shares) - 1) / 2) for length in lengths]
-        right.errorbar(
-            places,
-            [item.value for item in values],
-            yerr=spread,
-            fmt="o",
-            linestyle=LINE_STYLES[index],
-            color=COLOURS[index],
-            markersize=4,
-            capsize=3,
-            label=name,
-        )
+    filled = rows.scores["filled"]
+    for index, (name, curves) in enumerate(rows.curves.items()):
+        draw_curve(left, curves["loss"], index, name)
+    for index, (name, by_length) in enumerate(filled.items()):
+        values, reach = error_bars(by_length.values())
+        places = [int(length) + 0.08 * (index - (len(filled) - 1) / 2) for length in by_length]
+        style = {"fmt": "o", "linestyle": LINE_STYLES[index], "color": COLOURS[index], "markersize": 4, "capsize": 3}
+        right.errorbar(places, values, yerr=reach, label=name, **style)
     finish_panel(left, "Training loss", "optimizer step", "nats per predicted token")
-    finish_panel(right, "Gaps filled right", "tokens in the gap", "share, with 95 % interval")
-    right.set_xticks(sorted(next(iter(shares.values()))))
+    finish_panel(right, "Gaps filled right", "tokens in the gap", rows.spread("share"))
+    right.set_xticks([int(length) for length in next(iter(filled.values()))])
     right.set_ylim(-0.03, 1.03)
     for panel in (left, right):
         panel.legend(frameon=False, fontsize=8)
+    note_seeds(figure, rows)
     return save_figure(figure, path)

@@ -43,7 +43,7 @@ from hf_evidenceflow.atomic_write import atomic_write_json
 from hf_evidenceflow.data.packing import TokenRows, pack_rows
 from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.evaluation.statistics import mean_t_interval, paired_difference, proportion_interval
-from hf_evidenceflow.recipes.course.seq2seq_pretraining.filling_plots import plot_filling
+from hf_evidenceflow.recipes.course.seq2seq_pretraining.filling_plots import filling_rows, plot_filling
 from hf_evidenceflow.recipes.course.seq2seq_pretraining.gap_filling import (
     draw_gaps,
     fill_from_both_sides,
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> dict:
             ],
         )
         write_samples(run.folder / "samples.json", tokenizer, gaps, fillings, args.margin, args.longest_gap)
-        plot_filling(logs, shares, run.folder / "seq2seq_pretraining.png")
+        run.draw(plot_filling, filling_rows(logs, shares))
         note = f"{len(gaps)} gaps in {len(held_out)} held-out rows of {length} tokens, the same for both."
         if len(fillings) == 2:
             hits = [[float(hit) for hit in each] for each in list(ways.values())[:2]]

@@ -2,8 +2,9 @@
 
 import importlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,12 @@ from transformers import logging as transformers_logging, set_seed
 
 from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.recipes.course.shared.arguments import CourseArguments
+from hf_evidenceflow.recipes.course.shared.picture_rows import FILE, PictureRows
 from hf_evidenceflow.report.run_record import RunRecord
 from hf_evidenceflow.run_folder.training_run import training_run
+
+
+_OF_ONE_RUN = ("seed", "output_dir", "overwrite")
 
 
 class CourseRun:
@@ -27,10 +32,28 @@ class CourseRun:
             Folder of its results.
         record ([`~reporting.RunRecord`]):
             Its run record.
+        args ([`CourseArguments`]):
+            Its arguments.
     """
 
-    def __init__(self, name: str, folder: Path, record: RunRecord):
+    def __init__(self, name: str, folder: Path, record: RunRecord, args: CourseArguments):
         self.name, self.folder, self.record, self._start = name, folder, record, time.perf_counter()
+        self._settings = asdict(args)
+
+    def draw(self, plot: Callable[[PictureRows, Path], Any], rows: Mapping[str, Mapping]) -> None:
+        """
+        Write `picture.json`, and draw `<name>.png` from it.
+
+        Args:
+            plot (`Callable`):
+                Takes [`PictureRows`] and the path of the picture.
+            rows (`Mapping[str, Mapping]`):
+                `curves`, `scores` and `once` of [`PictureRows`].
+        """
+        settings = {key: value for key, value in self._settings.items() if key not in _OF_ONE_RUN}
+        shown = PictureRows(self.name, [self._settings["seed"]], settings, **rows)
+        shown.write(self.folder / FILE)
+        plot(shown, self.folder / f"{self.name}.png")
 
     def finish(self, tables: Sequence[str], note: str, metrics: Mapping[str, Any]) -> dict:
         """
@@ -84,7 +107,7 @@ def course_run(name: str, args: CourseArguments) -> Iterator[CourseRun]:
     transformers_logging.disable_progress_bar()
     set_seed(args.seed)
     with training_run(args.output_dir, overwrite=args.overwrite, script=args) as run:
-        yield CourseRun(name, run.folder, run.record)
+        yield CourseRun(name, run.folder, run.record, args)
 
 
 def require_course_package(name: str, purpose: str) -> ModuleType:

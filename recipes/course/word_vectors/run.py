@@ -58,7 +58,7 @@ from hf_evidenceflow.recipes.course.word_vectors.skip_gram import (
     train_skip_gram,
     word_counts,
 )
-from hf_evidenceflow.recipes.course.word_vectors.vectors_plot import plot_word_vectors
+from hf_evidenceflow.recipes.course.word_vectors.vectors_plot import plot_vector_rows, vector_rows
 from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> dict:
         if args.text_file or args.dataset_name:
             tables.append(neighbour_table(vectors, asked=8))
         pairs = [pair for *pair, _ in COUNTRIES if all(word in counts for word in pair)]
-        plot_word_vectors(vectors, pairs, words[20:60], scores, run.folder / "word_vectors.png")
+        run.draw(plot_vector_rows, vector_rows(vectors, pairs, words[20:60], scores))
         tokens = sum(map(len, sentences))
         note = (
             f"{len(sentences)} texts of {tokens} words, a vocabulary of {len(words)}, vectors of {args.vector_size} "

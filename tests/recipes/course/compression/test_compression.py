@@ -11,7 +11,7 @@ from tiny_models import TINY
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_evidenceflow.recipes.course.compression.compression_plots import plot_compression
+from hf_evidenceflow.recipes.course.compression.compression_plots import compression_rows, plot_compression
 from hf_evidenceflow.recipes.course.compression.compression_tables import compression_tables
 from hf_evidenceflow.recipes.course.compression.int8_outliers import (
     Int8Linear,
@@ -36,6 +36,7 @@ from hf_evidenceflow.recipes.course.compression.storage import linear_bits, mode
 from hf_evidenceflow.recipes.course.compression.weight_errors import four_bit_codebooks, weight_errors
 from hf_evidenceflow.recipes.course.compression.weight_plots import plot_weights, softened
 from hf_evidenceflow.recipes.course.shared import recipe as recipe_module
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 
 
 RECIPE = RECIPES / "course" / "compression" / "run.py"
@@ -397,7 +398,8 @@ def test_tables_and_picture_are_of_what_was_run(tmp_path):
     quantized = {"float32": full, "int8": full | {"perplexity": 8.0, "row_losses": [2.5, 3.5, 4.5]}}
     (table,) = compression_tables(quantized, {}, {}, {}, {})
     assert "7.5000" in table and "+0.5000 [+0.5000, +0.5000]" in table
-    assert plot_compression(quantized, {}, {}, tmp_path / "picture.png").stat().st_size > 0
+    rows = PictureRows("compression", [0], {}, **compression_rows(quantized, {}, {}))
+    assert plot_compression(rows, tmp_path / "picture.png").stat().st_size > 0
 
 
 def test_the_pictures_have_the_temperatures_and_the_weights(tmp_path):
@@ -408,7 +410,8 @@ def test_the_pictures_have_the_temperatures_and_the_weights(tmp_path):
     }
     outliers = {"as trained": {"errors": {"plain": 0.02, "split": 0.01}}}
     quantized = {"float32": {"bits": 32.0, "perplexity": 7.5}}
-    assert plot_compression(quantized, outliers, students, tmp_path / "picture.png").exists()
+    rows = PictureRows("compression", [0], {}, **compression_rows(quantized, outliers, students))
+    assert plot_compression(rows, tmp_path / "picture.png").exists()
     model = llama()
     softer = softened(model, torch.arange(10)[None])
     assert plot_weights(model, weight_errors(model), softer, tmp_path / "weights.png").exists()

@@ -22,8 +22,9 @@ from hf_evidenceflow.recipes.course.contextual_pretraining.modeling_elmo import 
     reverse_words,
 )
 from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_evaluation import evaluate_elmo
-from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_plot import plot_pretraining
+from hf_evidenceflow.recipes.course.contextual_pretraining.pretraining_plot import plot_pretraining, pretraining_rows
 from hf_evidenceflow.recipes.course.contextual_pretraining.scalar_mix import ScalarMix
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 
 
 RECIPE = RECIPES / "course" / "contextual_pretraining" / "run.py"
@@ -248,8 +249,11 @@ def test_the_picture_has_each_loss_apart(tmp_path):
     log = [{"step": step, **{key: 1 / step + place for place, key in enumerate(keys)}} for step in range(1, 6)]
     probes = {"country": {name: {"value": 0.5, "low": 0.4, "high": 0.7} for name in ("layer", "majority")}}
     path = tmp_path / "picture.png"
-    assert plot_pretraining({"ELMo": log, "BERT": log}, probes, {"country": [0.2, 0.8]}, path).exists()
-    assert plot_pretraining({"BERT": log}, {}, {}, path).exists()
+    for rows in (
+        pretraining_rows({"ELMo": log, "BERT": log}, probes, {"country": [0.2, 0.8]}),
+        pretraining_rows({"BERT": log}, {}, {}),
+    ):
+        assert plot_pretraining(PictureRows("contextual_pretraining", [0], {}, **rows), path).exists()
 
 
 # Recipe

@@ -14,9 +14,10 @@ from hf_evidenceflow.recipes.course.fast_inference.cache_kinds import (
     cache_kinds,
     decode_with_cache,
 )
-from hf_evidenceflow.recipes.course.fast_inference.inference_plots import plot_fast_inference
+from hf_evidenceflow.recipes.course.fast_inference.inference_plots import inference_rows, plot_fast_inference
 from hf_evidenceflow.recipes.course.fast_inference.serving import compare_serving
 from hf_evidenceflow.recipes.course.fast_inference.speculation import SpeculationResult
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 
 
 RECIPE = RECIPES / "course" / "fast_inference" / "run.py"
@@ -76,7 +77,8 @@ def test_the_picture_has_drafts_by_place_caches_and_blocks(model, tmp_path):
     }
     caches = {"dynamic": CacheResult(torch.tensor([1]), 0.1, [3.0, 4.0, 5.0, 6.0])}
     counts = {count: f"draft {count}" for count in (2, 3, 4)}
-    assert plot_fast_inference(results, counts, caches, trace, tmp_path / "picture.png").exists()
+    rows = PictureRows("fast_inference", [0], {}, **inference_rows(results, counts, caches, trace))
+    assert plot_fast_inference(rows, tmp_path / "picture.png").exists()
 
 
 def test_a_target_without_a_draft_is_refused():

@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassifi
 from hf_evidenceflow.evaluation.completions import Completion
 from hf_evidenceflow.recipes.course.instruction_tuning import chains as chains_module
 from hf_evidenceflow.recipes.course.instruction_tuning.alignment_report import (
+    alignment_rows,
     alignment_table,
     chain_table,
     plot_alignment,
@@ -26,6 +27,7 @@ from hf_evidenceflow.recipes.course.instruction_tuning.templates import (
     instruction_mixture,
     render_instruction,
 )
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 from hf_evidenceflow.tasks import generate_word_problems, grade
 
 
@@ -215,7 +217,10 @@ def test_the_picture_has_reward_distance_and_chains(tmp_path):
     rows = {name: {"reward": 0.1, "accuracy": accuracy, "kl": kl} for name, kl in kls.items()}
     log = [{"step": step, "reward": step / 2, "kl": step / 3} for step in range(5)]
     chains = {"steps": accuracy, "the answer, alone": accuracy}
-    assert plot_alignment(rows, {"PPO": log}, chains, tmp_path / "picture.png").exists()
+    drawn = alignment_rows(rows, {"PPO": log, "DPO": log[:1]}, chains)
+    assert set(drawn["curves"]["PPO"]) == {"reward", "kl"}
+    shown = PictureRows("instruction_tuning", [0], {}, **drawn)
+    assert plot_alignment(shown, tmp_path / "picture.png").exists()
     assert chain_table(chains).splitlines()[2] == "| steps | 0.50 [0.40, 0.60] |"
 
 

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evidenceflow.recipes.course.peft_methods.adapter_plots import (
     SoftPrompt,
+    adapter_rows,
     lora_weights,
     plot_adapters,
     soft_prompt,
@@ -37,5 +38,5 @@ def test_loras_b_is_zero_at_first_and_both_are_drawn(model, tmp_path):
     words = torch.randn(9, 5)
     prompts = {"soft prompt": SoftPrompt(torch.randn(3, 5), torch.randn(3, 5))}
     matrices["B"] = matrices["B"] + 0.1 * torch.randn(len(matrices["B"]))
-    assert plot_adapters(words, prompts, matrices, tmp_path / "adapters.png").exists()
-    assert plot_adapters(words, {}, {}, tmp_path / "none.png") is None
+    assert plot_adapters(adapter_rows(words, prompts, matrices), tmp_path / "adapters.png").exists()
+    assert plot_adapters(adapter_rows(words, {}, {}), tmp_path / "none.png") is None

@@ -28,7 +28,13 @@ from hf_evidenceflow.recipes.course.scaling_laws.measured_runs import (
     small_llama,
 )
 from hf_evidenceflow.recipes.course.scaling_laws.parametric_loss import BESIROGLU, HOFFMANN, ParametricLoss
-from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import Measured, plot_scaling
+from hf_evidenceflow.recipes.course.scaling_laws.scaling_plots import (
+    Measured,
+    plot_scaling,
+    plot_scaling_rows,
+    scaling_rows,
+)
+from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows
 
 
 RECIPE = RECIPES / "course" / "scaling_laws" / "run.py"
@@ -334,6 +340,8 @@ def test_the_picture_has_kaplan_and_chinchilla_in_each_panel_and_the_runs(tmp_pa
     runs = {budget: [run(size, budget) for size in (2e8, 1e9, 5e9)] for budget in budgets}
     measured = Measured(HOFFMANN, runs, isoflop_minima(runs), Run(1e9, 1e11, 2.3))
     assert plot_scaling(presets, budgets, measured, tmp_path / "both.png").exists()
+    rows = PictureRows("scaling_laws", [0], {}, **scaling_rows("hoffmann", budgets, measured))
+    assert plot_scaling_rows(rows, tmp_path / "again.png").exists()
 
 
 # Recipe
