@@ -22,8 +22,6 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import torch
 
 from hf_evidenceflow.atomic_write import atomic_write_text, to_plain
-from hf_evidenceflow.data.packing import pack_rows
-from hf_evidenceflow.data.token_cache import encode_documents
 from hf_evidenceflow.evaluation.perplexity import next_token_losses
 from hf_evidenceflow.files import read_json_lines
 from hf_evidenceflow.models.loading import load_model
@@ -31,7 +29,7 @@ from hf_evidenceflow.probe.probe import EvidenceProbe
 from hf_evidenceflow.recipes.experiments.grid import Cell
 from hf_evidenceflow.recipes.experiments.grid_file import load_grid
 from hf_evidenceflow.recipes.experiments.layer_report import add_perplexity, difference_table, layer_table, plot_layers
-from hf_evidenceflow.recipes.pretrain_clm import ScriptArguments, load_data
+from hf_evidenceflow.recipes.pretrain_clm import ScriptArguments, load_data, packed_rows
 from hf_evidenceflow.report.run_record import read_run_record
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
@@ -63,11 +61,11 @@ def validation_batches(folder: Path, tokenizer, args: LayerReportArguments, cach
     """The first rows of the validation text of a run."""
     record = read_run_record(folder)
     script = {name: value for name, value in record["configs"]["script"].items() if value is not None}
-    key = json.dumps([script.get(name) for name in ("train_file", "validation_file", "block_size")])
+    data = ("train_file", "validation_file", "train_tokens", "validation_tokens", "block_size")
+    key = json.dumps([script.get(name) for name in data])
     if key not in cache:
         script = ScriptArguments(**script)
-        _, documents = load_data(script)
-        rows = pack_rows(*encode_documents(documents, tokenizer, None), script.block_size)
+        rows = packed_rows(script, load_data(script)[1], tokenizer)
         ids = torch.stack([rows[index]["input_ids"] for index in range(min(args.max_rows, len(rows)))])
         cache[key] = [{"input_ids": part} for part in ids.split(args.batch_size)]
     return cache[key]

@@ -279,15 +279,18 @@ def load_model(args: ScriptArguments, tokenizer):
     return model
 
 
+def packed_rows(args: ScriptArguments, data: list[str] | EncodedCorpus, tokenizer) -> torch.utils.data.Dataset:
+    """Rows of `block_size` tokens."""
+    if isinstance(data, EncodedCorpus):
+        data.check_tokenizer(tokenizer)
+        return TokenBlocks(data.shards, args.block_size)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids, ends = encode_documents(data, tokenizer, args.cache_dir)
+    return pack_rows(ids, ends, args.block_size, args.packing or "blocks", pad)
+
+
 def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model, tokenizer, train, validation):
     """The task's trainer, with its rows."""
-
-    def rows_of(data):
-        if isinstance(data, EncodedCorpus):
-            data.check_tokenizer(tokenizer)
-            return TokenBlocks(data.shards, args.block_size)
-        ids, ends = encode_documents(data, tokenizer, args.cache_dir)
-        return pack_rows(ids, ends, args.block_size, args.packing or "blocks", pad)
 
     if args.task == "sft":
         from hf_evidenceflow.trainers.completion_trainer import CompletionConfig, CompletionTrainer
@@ -298,8 +301,7 @@ def make_trainer(args: ScriptArguments, training_args: PretrainingConfig, model,
         )
     else:
         trainer_class = PretrainingTrainer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        train, validation = rows_of(train), rows_of(validation)
+        train, validation = packed_rows(args, train, tokenizer), packed_rows(args, validation, tokenizer)
         if args.packing == "documents":
             check_document_isolation(model, train)
     if args.max_eval_samples is not None:

@@ -4,6 +4,8 @@ import json
 import pytest
 from repository import RECIPES
 
+from hf_evidenceflow.recipes import layer_report
+
 
 @pytest.fixture
 def recipes(monkeypatch):
@@ -34,6 +36,12 @@ def test_a_model_is_trained_on_encoded_shards(recipes, tmp_path):
     trainer = pretrain(training, tmp_path, tokenizer, "--validation_tokens", str(tmp_path / "validation"))
     assert len(corpus.shards) > 2 and len(trainer.train_dataset) == len(corpus) // 16
     assert trainer.state.global_step == 2
+
+    # The report on its layers reads the same held-out rows
+    (batch,) = layer_report.validation_batches(
+        tmp_path / "model", trainer.processing_class, layer_report.LayerReportArguments("", "", "", max_rows=3), {}
+    )
+    assert batch["input_ids"].tolist() == [trainer.eval_dataset[row]["input_ids"].tolist() for row in range(3)]
 
 
 def test_shards_of_another_tokenizer_are_refused(recipes, tmp_path):
