@@ -88,6 +88,17 @@ def test_the_picture_is_drawn_from_one_run_and_from_several(seeds, tmp_path, cap
     assert f"{len(seeds)} of its runs" in capsys.readouterr().out
 
 
+def test_the_table_has_mean_least_and_greatest_of_each_number(tmp_path):
+    runs = written(tmp_path, a=rows_of(0), b=rows_of(3))
+    out = ["--output", str(tmp_path / "picture.png"), "--table", str(tmp_path / "seeds.md")]
+    course_picture.main(["--runs", *runs, *out])
+    text = (tmp_path / "seeds.md").read_text()
+    assert text.startswith("Seeds 0, 3;")
+    assert "| filled, left side, 2 | 0.35 | 0.2 | 0.5 |\n| bits, 0 | 4 | 4 | 4 |\n| bits, 1 | 0.75 | 0 | 1.5 |" in text
+    with pytest.raises(ValueError, match=r"two runs or more, got the seeds \[0\]"):
+        course_picture.main(["--runs", runs[0], *out])
+
+
 def test_a_picture_of_several_seeds_says_what_its_marks_are(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

@@ -32,9 +32,10 @@ def pretraining_rows(
     logs: Mapping[str, Sequence[Mapping]],
     probes: Mapping[str, Mapping[str, Mapping]],
     mixes: Mapping[str, Sequence[float]],
+    measured: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict]:
     """
-    What the picture is drawn from.
+    What the picture is drawn from, and what else was measured on held-out text.
 
     Args:
         logs (`Mapping[str, Sequence[Mapping]]`):
@@ -44,13 +45,19 @@ def pretraining_rows(
             the majority's.
         mixes (`Mapping[str, Sequence[float]]`):
             Weights of ELMo's layers by question.
+        measured (`Mapping[str, Mapping[str, Any]]`):
+            Perplexities, losses and accuracies by model, among others.
 
     Returns:
         `dict[str, dict]`: curves and scores of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
     keys = [key for *_, parts, _ in CURVES for key in parts]
     curves = {name: thinned(log, keys) for name, log in logs.items()}
-    return {"curves": curves, "scores": {"probes": probes, "mixes": mixes}}
+    held_out = {
+        name: {key: value for key, value in found.items() if key.endswith(("perplexity", "loss", "accuracy"))}
+        for name, found in measured.items()
+    }
+    return {"curves": curves, "scores": {"held out": held_out, "probes": probes, "mixes": mixes}}
 
 
 def plot_pretraining(rows: PictureRows, path: str | os.PathLike) -> Path:

@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> dict:
             layers = ["word itself", *(f"layer {layer}" for layer in range(1, len(next(iter(mixes.values())))))]
             cells = [[question, *(f"{weight:.2f}" for weight in weights)] for question, weights in mixes.items()]
             tables.append(markdown_table(["weight in ELMo's mix", *layers], cells))
-        run.draw(plot_pretraining, pretraining_rows(logs, results, mixes))
+        run.draw(plot_pretraining, pretraining_rows(logs, results, mixes, metrics))
         note = (
             f"{len(documents)} documents, {len(held_out)} held out. {' '.join(notes)} Perplexity is of words, a "
             "masked token is a piece of one: the two are not to be compared. One seed."

@@ -44,10 +44,13 @@ def chain_table(chains: Mapping[str, Mapping]) -> str:
 
 
 def alignment_rows(
-    results: Mapping[str, Mapping], logs: Mapping[str, Sequence[Mapping]], chains: Mapping[str, Mapping]
+    results: Mapping[str, Mapping],
+    logs: Mapping[str, Sequence[Mapping]],
+    chains: Mapping[str, Mapping],
+    measured: Mapping[str, float],
 ) -> dict[str, dict]:
     """
-    What the picture is drawn from.
+    What the picture is drawn from, and what was measured on the way.
 
     Args:
         results (`Mapping[str, Mapping]`):
@@ -56,13 +59,15 @@ def alignment_rows(
             `trainer.state.log_history` by the name of the model; one without a `reward` or a `kl` has no such curve.
         chains (`Mapping[str, Mapping]`):
             As in [`chain_table`].
+        measured (`Mapping[str, float]`):
+            Further scores by name.
 
     Returns:
         `dict[str, dict]`: curves and scores of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
     models = {name: {key: row[key] for key in ("reward", "accuracy", "kl")} for name, row in results.items()}
     curves = {name: thinned(log, ["reward", "kl"]) for name, log in logs.items()}
-    return {"curves": curves, "scores": {"models": models, "chains": chains}}
+    return {"curves": curves, "scores": {"models": models, "chains": chains, **measured}}
 
 
 def plot_alignment(rows: PictureRows, path: str | os.PathLike) -> Path:

@@ -287,7 +287,8 @@ def main(argv: list[str] | None = None) -> dict:
         model = AutoModelForCausalLM.from_pretrained(sft)
         chains = compare_orders(model, tokenizer, test, **sampling, seed=args.seed)
         logs = {name: stage["log"] for name, stage in runs.items()}
-        run.draw(plot_alignment, alignment_rows(results, logs, chains))
+        measured = {"base_right_share": kept, "reward_model_accuracy": reward_accuracy}
+        run.draw(plot_alignment, alignment_rows(results, logs, chains, measured))
         note = (
             f"Right chains of the base model: {kept:.0%}. Held-out pairs in the right order: {reward_accuracy:.2f}. "
             f"{args.test_problems} test problems, {args.chains_per_problem} samples each, one seed."
@@ -295,7 +296,7 @@ def main(argv: list[str] | None = None) -> dict:
         return run.finish(
             [alignment_table(results), chain_table(chains)],
             note,
-            {"base_right_share": kept, "reward_model_accuracy": reward_accuracy, "chains": chains, **results},
+            {**measured, "chains": chains, **results},
         )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_evidenceflow.evaluation.statistics import Interval
 from hf_evidenceflow.recipes.course.shared.picture_rows import PictureRows, thinned
@@ -11,22 +12,34 @@ from hf_evidenceflow.report.figures import COLOURS, LINE_STYLES, finish_panel, n
 
 
 def filling_rows(
-    logs: Mapping[str, Sequence[Mapping]], shares: Mapping[str, Mapping[int, Interval]]
+    logs: Mapping[str, Sequence[Mapping]],
+    shares: Mapping[str, Mapping[int, Interval]],
+    nats: Mapping[str, Interval],
+    measured: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict]:
     """
-    What the picture is drawn from.
+    What the picture is drawn from, and what else was measured on held-out text.
 
     Args:
         logs (`Mapping[str, Sequence[Mapping]]`):
             `trainer.state.log_history` by the name of the model.
         shares (`Mapping[str, Mapping[int, Interval]]`):
             Share of the gaps filled right, by the way of filling and the length of the gap.
+        nats (`Mapping[str, Interval]`):
+            What a hidden token costs, by the way of filling.
+        measured (`Mapping[str, Mapping[str, Any]]`):
+            `loss` by objective, among others.
 
     Returns:
         `dict[str, dict]`: curves and scores of [`~recipes.course.shared.picture_rows.PictureRows`].
     """
     found = {name: {size: share._asdict() for size, share in by.items()} for name, by in shares.items()}
-    return {"curves": {name: thinned(log, ["loss"]) for name, log in logs.items()}, "scores": {"filled": found}}
+    losses = {name: row["loss"] for name, row in measured.items() if "loss" in row}
+    costs = {name: cost._asdict() for name, cost in nats.items()}
+    return {
+        "curves": {name: thinned(log, ["loss"]) for name, log in logs.items()},
+        "scores": {"filled": found, "nats per hidden token": costs, "held-out loss": losses},
+    }
 
 
 def plot_filling(rows: PictureRows, path: str | os.PathLike) -> Path:

@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> dict:
             ],
         )
         write_samples(run.folder / "samples.json", tokenizer, gaps, fillings, args.margin, args.longest_gap)
-        run.draw(plot_filling, filling_rows(logs, shares))
+        run.draw(plot_filling, filling_rows(logs, shares, costs, metrics))
         note = f"{len(gaps)} gaps in {len(held_out)} held-out rows of {length} tokens, the same for both."
         if len(fillings) == 2:
             hits = [[float(hit) for hit in each] for each in list(ways.values())[:2]]

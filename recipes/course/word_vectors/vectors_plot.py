@@ -85,7 +85,7 @@ def vector_rows(
         planes[name] = {"places": places.tolist(), "shares": shares.tolist()}
     intervals = {name: {key: score.interval() for key, score in by.items()} for name, by in scores.items()}
     accuracy = {
-        name: {key: found._asdict() for key, found in by.items() if found is not None and key != ALL_RELATIONS}
+        name: {key: found._asdict() for key, found in by.items() if found is not None}
         for name, by in intervals.items()
     }
     return {
@@ -142,10 +142,10 @@ def _draw_words(panel, places: np.ndarray, words: Sequence[str], in_pairs: bool)
 
 def _draw_bars(panel, rows: PictureRows) -> None:
     accuracy = rows.scores["analogies"]
-    relations = list(next(iter(accuracy.values())))
+    relations = [name for name in next(iter(accuracy.values())) if name != ALL_RELATIONS]
     width = 0.8 / len(accuracy)
     for index, (name, by_relation) in enumerate(accuracy.items()):
-        values, reach = error_bars(by_relation.values())
+        values, reach = error_bars(by_relation[name] for name in relations)
         places = np.arange(len(relations)) + (index - (len(accuracy) - 1) / 2) * width
         panel.bar(places, values, width * 0.92, color=COLOURS[index % len(COLOURS)], label=name)
         if relations:

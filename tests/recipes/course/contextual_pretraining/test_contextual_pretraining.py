@@ -250,8 +250,8 @@ def test_the_picture_has_each_loss_apart(tmp_path):
     probes = {"country": {name: {"value": 0.5, "low": 0.4, "high": 0.7} for name in ("layer", "majority")}}
     path = tmp_path / "picture.png"
     for rows in (
-        pretraining_rows({"ELMo": log, "BERT": log}, probes, {"country": [0.2, 0.8]}),
-        pretraining_rows({"BERT": log}, {}, {}),
+        pretraining_rows({"ELMo": log, "BERT": log}, probes, {"country": [0.2, 0.8]}, {"elmo": {"words": 5}}),
+        pretraining_rows({"BERT": log}, {}, {}, {}),
     ):
         assert plot_pretraining(PictureRows("contextual_pretraining", [0], {}, **rows), path).exists()
 

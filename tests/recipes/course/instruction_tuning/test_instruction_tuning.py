@@ -217,7 +217,7 @@ def test_the_picture_has_reward_distance_and_chains(tmp_path):
     rows = {name: {"reward": 0.1, "accuracy": accuracy, "kl": kl} for name, kl in kls.items()}
     log = [{"step": step, "reward": step / 2, "kl": step / 3} for step in range(5)]
     chains = {"steps": accuracy, "the answer, alone": accuracy}
-    drawn = alignment_rows(rows, {"PPO": log, "DPO": log[:1]}, chains)
+    drawn = alignment_rows(rows, {"PPO": log, "DPO": log[:1]}, chains, {"base_right_share": 0.4})
     assert set(drawn["curves"]["PPO"]) == {"reward", "kl"}
     shown = PictureRows("instruction_tuning", [0], {}, **drawn)
     assert plot_alignment(shown, tmp_path / "picture.png").exists()
