@@ -182,6 +182,19 @@ def published_laws(path):
     _recipe("course.scaling_laws.scaling_plots").plot_scaling(presets, args.published_budgets, None, path)
 
 
+def course(chapter, path):
+    """From the rows of one seed or of several."""
+    runs = sorted((RESULTS / "course" / chapter).glob("seed_*.json"))
+    pictures = _recipe("course.shared.picture_rows")
+    rows = pictures.merge_seeds({run.name: pictures.read_picture(run) for run in runs})
+    _recipe("course_picture").draw(rows, path)
+
+
+def course_adapters(path):
+    rows = _json("results/course/peft_methods/seed_0.json")["once"]["adapters"]
+    _recipe("course.peft_methods.adapter_plots").plot_adapters(rows, path)
+
+
 _STUDIES = {
     "results/crosslayer": "run_experiment/crosslayer",
     "results/crosslayer/long": "run_experiment/crosslayer_long",
@@ -202,6 +215,7 @@ _LAYERS = {
     "results/tinyseek/study": ["looped_post", "looped_pre"],
     "results/smollm2_tools/objectives": ["smollm2_135m"],
 }
+_DRAWN_CHAPTERS = ("contextual_pretraining", "instruction_tuning", "seq2seq_pretraining", "word_vectors")
 _LATENT = ("codi_tuning", "headline", "methods", "moves", "rl", "rl_long", "tuning", "width", "words")
 
 REDRAWN = {
@@ -236,6 +250,7 @@ REDRAWN = {
     "results/smollm2_tools/probe_control.png": probe_layers,
     "results/tinyseek/scaling.png": tinyseek_scaling,
     f"{COURSE}/scaling_laws_published.png": published_laws,
+    **{f"{COURSE}/{chapter}.png": partial(course, chapter) for chapter in _DRAWN_CHAPTERS},
 }
 
 _LOGS = "the logs of its runs, of which only tables are committed"
@@ -265,11 +280,11 @@ NOT_REDRAWN = {
     f"{COURSE}/contextual_pretraining_text.png": (_LOGS, f"{_COURSE_TESTS}/contextual_pretraining"),
     **{
         f"{COURSE}/{chapter}.png": (_TRAINED, f"{_COURSE_TESTS}/{chapter}")
-        for chapter in ("compression", "fast_inference", "prompt_search", "seq2seq_pretraining", "word_vectors")
+        for chapter in ("compression", "fast_inference", "prompt_search")
     },
     **{
         f"{COURSE}/{chapter}.png": (_EARLIER, f"{_COURSE_TESTS}/{chapter}")
-        for chapter in ("contextual_pretraining", "instruction_tuning", "peft_methods", "scaling_laws")
+        for chapter in ("peft_methods", "scaling_laws")
     },
 }
 # The pictures of the course's notebooks are made by its recipes, those of the others by cells of their own
