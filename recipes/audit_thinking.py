@@ -42,6 +42,7 @@ from hf_evidenceflow.evaluation.thinking_audit import ThinkingAudit, audit_gener
 from hf_evidenceflow.models.from_scratch import parse_overrides
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.thinking.intervention import INTERVENTIONS
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks import GENERATED_TASKS, TASKS, THOUGHT_TASKS, build_prompt
@@ -133,9 +134,7 @@ class AuditArguments:
             raise ValueError(
                 f"`task={self.task}` is generated. Leave `dataset_name_or_path` out, or choose another task."
             )
-        for name, least in {"batch_size": 2, "max_new_tokens": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_least(self, batch_size=2, max_new_tokens=1)
 
     @property
     def dataset(self) -> str | None:

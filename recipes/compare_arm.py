@@ -34,6 +34,7 @@ from hf_evidenceflow.callbacks.log_file import LOG_FILE_NAME, LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.recipes.experiments.sampled_scores import pass_means
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
@@ -119,10 +120,7 @@ class ArmArguments:
     def __post_init__(self):
         if self.task not in GENERATED_TASKS:
             raise ValueError(f"`task` must be one of {', '.join(GENERATED_TASKS)}, got {self.task!r}.")
-        lowest = {"rl_steps": 0, "eval_steps": 1, "samples": 1, "max_new_tokens": 1, "warm_up_steps": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_least(self, rl_steps=0, eval_steps=1, samples=1, max_new_tokens=1, warm_up_steps=1)
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"`short_share` must be in [0, 1], got {self.short_share}.")
         if self.samples_per_step % 8:

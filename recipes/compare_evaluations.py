@@ -37,31 +37,48 @@ class CompareArguments:
     seed: int = 0
 
 
-def read_scores(folder: str) -> dict[int, dict[str, float]]:
-    """Scores by problem and grader."""
+def read_rows(folder: str) -> dict[int, dict]:
+    """The greedy completions by problem."""
     path = Path(folder) / "greedy.jsonl"
     if not path.exists():
         raise FileNotFoundError(
             f"`{path}` does not exist. Run recipes/evaluate_gsm8k.py with `--output_dir {folder}` first."
         )
-    return {row["id"]: row["scores"] for row in read_json_lines(path)}
+    return {row["id"]: row for row in read_json_lines(path)}
+
+
+def check_problems(args: CompareArguments, first: dict[int, dict], second: dict[int, dict]) -> None:
+    """Refuses problems that differ: those of one evaluation only, or with other right answers in the other."""
+    common = first.keys() & second.keys()
+    if len(common) < max(len(first), len(second)):
+        raise ValueError(
+            f"The evaluations are of different problems: {len(first)} in `{args.first}`, {len(second)} in "
+            f"`{args.second}`, {len(common)} in both. Evaluate both on the same ones."
+        )
+    others = [index for index in sorted(common) if first[index]["gold"] != second[index]["gold"]]
+    if others:
+        index = others[0]
+        raise ValueError(
+            f"The evaluations are of different problems: {len(others)} of {len(common)} have other right answers, "
+            f"such as problem {index}: {first[index]['gold']!r} in `{args.first}`, {second[index]['gold']!r} in "
+            f"`{args.second}`. Evaluate both with the same `task`, `dataset_name_or_path`, `split` and `order`."
+        )
 
 
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(CompareArguments, __doc__).parse_args_and_config(argv)
-    first, second = read_scores(args.first), read_scores(args.second)
-    if first.keys() != second.keys():
-        raise ValueError(
-            f"The evaluations are of different problems: {len(first)} in `{args.first}`, {len(second)} in "
-            f"`{args.second}`, {len(first.keys() & second.keys())} in both. Evaluate both on the same ones."
-        )
+    first, second = read_rows(args.first), read_rows(args.second)
+    check_problems(args, first, second)
     problems = sorted(first)
-    graders = [grader for grader in first[problems[0]] if grader in second[problems[0]]]
+
+    def scores(rows, grader):
+        return [rows[index]["scores"][grader] for index in problems]
+
+    known, others = (rows[problems[0]]["scores"] for rows in (first, second))
     results = {
-        grader: paired_difference(
-            [first[index][grader] for index in problems], [second[index][grader] for index in problems], seed=args.seed
-        )
-        for grader in graders
+        grader: paired_difference(scores(first, grader), scores(second, grader), seed=args.seed)
+        for grader in known
+        if grader in others
     }
     table = Table(title=f"{args.second} minus {args.first}, {len(problems)} problems")
     for column in ("grader", "difference", "95 % interval", "p (McNemar)"):

@@ -30,6 +30,7 @@ from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
 from hf_evidenceflow.models.from_scratch import model_from_scratch
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.recipes.experiments.latent_arms import LATENT_ARMS, LatentArm, training_rows
 from hf_evidenceflow.recipes.experiments.latent_evaluation import evaluate_thinking
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
@@ -80,9 +81,7 @@ class TaskArguments:
         for name, known in (("task", THOUGHT_TASKS), ("evaluate_on", SPLITS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        for name in ("eval_problems", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_least(self, eval_problems=1, eval_batch_size=1)
         if self.rule_seed is not None:
             self.task_settings = {**self.task_settings, "rule_seed": self.rule_seed}
 
@@ -139,9 +138,7 @@ class LatentArmArguments(TaskArguments):
             raise ValueError(f"`arm={self.arm}` needs a task with legal runs: {', '.join(LEGAL_RUNS)}.")
         if self.num_loops is not None and not LATENT_ARMS[self.arm].loops:
             raise ValueError(f"`num_loops={self.num_loops}` needs an arm that loops, got `arm={self.arm}`.")
-        for name in ("train_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_least(self, train_steps=1, batch_size=1)
 
 
 def cpu_settings(args: TaskArguments) -> dict:

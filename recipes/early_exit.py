@@ -44,6 +44,7 @@ from hf_evidenceflow.early_exit import (
 )
 from hf_evidenceflow.early_exit.report import draw_exits, exit_tables, print_tables
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.run_folder.training_run import training_run
 
@@ -124,10 +125,8 @@ class EarlyExitArguments:
     overwrite: bool = False
 
     def __post_init__(self):
-        names = ("max_documents", "batch_size", "prompts", "prompt_tokens", "max_new_tokens", "rounds")
-        for name, least in [(name, 1) for name in names] + [("max_length", 2)]:
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_least(self, max_documents=1, batch_size=1, prompts=1, prompt_tokens=1, max_new_tokens=1, rounds=1)
+        check_least(self, max_length=2)
         self.configs = [EarlyExitConfig(self.criterion, value, self.layers) for value in self.thresholds]
 
 

@@ -51,6 +51,7 @@ from hf_evidenceflow.evaluation.completions import (
 from hf_evidenceflow.evaluation.evaluation_card import Evaluation, add_evaluation, why_no_card
 from hf_evidenceflow.evaluation.hub_results import hub_result, why_no_hub_result, write_hub_result
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.recipes.command_line.number_checks import check_least, check_positive, check_share
 from hf_evidenceflow.report.memory import peak_memory
 from hf_evidenceflow.report.model_card import Sample
 from hf_evidenceflow.report.run_record import run_record
@@ -58,7 +59,7 @@ from hf_evidenceflow.report.samples import print_samples
 from hf_evidenceflow.report.say import say
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks import BENCHMARKS, TASKS, TEST_TASKS, Reward, Task
-from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
+from hf_evidenceflow.tasks.prompts import chat_form, check_chat_template_kwargs, system_prompt_argument
 
 
 EVALUATED = {**TASKS, **TEST_TASKS}
@@ -214,10 +215,9 @@ class EvaluateArguments:
             raise ValueError(
                 f"`pass_at` must be from 1 to `num_samples`, got {self.pass_at} and {self.num_samples} samples."
             )
-        lowest = {"batch_size": 1, "max_new_tokens": 1, "num_samples": 0, "top_k": 0, "seed": 0, "shown_samples": 0}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_least(self, batch_size=1, max_new_tokens=1, num_samples=0, top_k=0, seed=0, shown_samples=0)
+        check_positive(self, "repetition_penalty")
+        check_share(self, "top_p")
         if self.order not in ("file", "hash"):
             raise ValueError(f"`order` must be 'file' or 'hash', got {self.order!r}.")
         if self.max_samples is not None and self.max_samples < 1:
@@ -258,11 +258,7 @@ def main(argv: list[str] | None = None) -> dict:
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
         )
-        if args.chat_template_kwargs and tokenizer.chat_template is None:
-            raise ValueError(
-                f"`chat_template_kwargs={args.chat_template_kwargs}`, but the tokenizer has no chat template. Give it "
-                "the one of the training, or `chat_template_kwargs '{}'`."
-            )
+        check_chat_template_kwargs(args.chat_template_kwargs, tokenizer)
         problems = load_problems(args, tokenizer)
         for reward in args.rewards.values():
             reward.golds.check(problems["answer"])

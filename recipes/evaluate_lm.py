@@ -56,6 +56,7 @@ from hf_evidenceflow.files import read_lines, readable_file
 from hf_evidenceflow.models.loading import load_model
 from hf_evidenceflow.models.router_statistics import RouterStatistics, expert_modules
 from hf_evidenceflow.probe.top_predictions import prediction_table, top_predictions
+from hf_evidenceflow.recipes.command_line.number_checks import check_least, check_positive, check_share
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.report.tables import markdown_table
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
@@ -181,17 +182,11 @@ class EvaluateLMArguments:
     overwrite: bool = False
 
     def __post_init__(self):
-        lowest = {"block_size": 2, "num_samples": 0, "no_repeat_ngram_size": 0, "seed": 0}
         ones = ("batch_size", "chunk_size", "long_text_tokens", "max_prompts", "prompt_tokens", "top_k")
-        lowest |= dict.fromkeys((*ones, "max_new_tokens", "generated_documents", "max_documents", "bucket_size"), 1)
-        for name, least in lowest.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
+        ones += ("max_new_tokens", "generated_documents", "max_documents", "bucket_size")
+        check_least(self, block_size=2, num_samples=0, no_repeat_ngram_size=0, seed=0, **dict.fromkeys(ones, 1))
+        check_positive(self, "temperature", "repetition_penalty")
+        check_share(self, "top_p")
         if self.context_lengths is not None:
             given = [self.context_lengths] if isinstance(self.context_lengths, str) else self.context_lengths
             parts = [part for item in given for part in str(item).split(",")]

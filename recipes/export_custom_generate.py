@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from hf_evidenceflow.models.custom_generate.source import METHODS, write_custom_generate
+from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 @dataclass
@@ -36,4 +37,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

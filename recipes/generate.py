@@ -20,10 +20,11 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import torch
 from transformers import set_seed
 
-from hf_evidenceflow.atomic_write import atomic_write_text
+from hf_evidenceflow.atomic_write import atomic_write_text, check_writable
 from hf_evidenceflow.data.token_ids import check_token_ids
 from hf_evidenceflow.files import read_lines
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.recipes.command_line.number_checks import check_least, check_share
 from hf_evidenceflow.rollouts.generation_settings import own_generation_config
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
@@ -70,16 +71,8 @@ class GenerateArguments:
     def __post_init__(self):
         if self.prompts and self.prompt_file:
             raise ValueError("Give `prompts` or `prompt_file`, not both.")
-        if self.max_new_tokens < 1 or self.num_samples < 1:
-            raise ValueError(
-                f"`max_new_tokens` and `num_samples` must be at least 1, got {self.max_new_tokens} and "
-                f"{self.num_samples}."
-            )
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "`temperature` and `top_k` must not be negative and `top_p` must be in (0, 1], got "
-                f"{self.temperature}, {self.top_k} and {self.top_p}."
-            )
+        check_least(self, max_new_tokens=1, num_samples=1, temperature=0, top_k=0)
+        check_share(self, "top_p")
         if self.temperature == 0 and self.num_samples > 1:
             raise ValueError(f"At `temperature` 0 all {self.num_samples} samples would be the same: take one.")
 
@@ -103,6 +96,8 @@ def encode(tokenizer, prompt: str) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> list[dict]:
     (args,) = RecipeParser(GenerateArguments, __doc__).parse_args_and_config(argv)
     prompts = read_prompts(args)
+    if args.output_file is not None:
+        check_writable(args.output_file)
     set_seed(args.seed)
     model, tokenizer = load_model(args.model_name_or_path, dtype="auto")
     sampling = {"do_sample": False}

@@ -33,6 +33,7 @@ from hf_evidenceflow.callbacks.log_file import LogFileCallback
 from hf_evidenceflow.callbacks.training_clock import TrainingClock
 from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.files import read_json_lines
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.recipes.compare_latent_arm import TaskArguments, cpu_settings
 from hf_evidenceflow.recipes.experiments.latent_arms import LATENT_ARMS, training_rows
 from hf_evidenceflow.recipes.experiments.latent_evaluation import evaluate_thinking
@@ -102,9 +103,7 @@ class TracesArguments(TaskArguments):
             raise ValueError(f"`arms` must be some of {', '.join(LATENT_ARMS)}, got {', '.join(unknown)}.")
         if mixed := [arm for arm in self.arms if LATENT_ARMS[arm].chain == "mixed"]:
             raise ValueError(f"`arms` has {', '.join(mixed)}, but a model's traces are no oracle's. Leave it out.")
-        for name in ("start_steps", "arm_steps", "batch_size", "traced_problems", "samples", "lora_r"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_least(self, start_steps=1, arm_steps=1, batch_size=1, traced_problems=1, samples=1, lora_r=1)
 
     def folder(self, part: str) -> Path:
         return Path(self.output_dir) / part

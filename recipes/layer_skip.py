@@ -36,6 +36,7 @@ from hf_evidenceflow.atomic_write import atomic_write_json, atomic_write_text
 from hf_evidenceflow.early_exit import FULL_DEPTH, GreedyDecoding, SelfSpeculation, Speed, in_turn
 from hf_evidenceflow.early_exit.report import print_tables
 from hf_evidenceflow.recipes import pretrain_clm
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
@@ -74,9 +75,7 @@ class LayerSkipArguments(pretrain_clm.ScriptArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("prompts", "prompt_tokens", "max_new_tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_least(self, prompts=1, prompt_tokens=1, max_new_tokens=1, rounds=1)
         if self.prompt_tokens > self.block_size:
             raise ValueError(f"`prompt_tokens` is {self.prompt_tokens}, but rows have {self.block_size} tokens.")
 

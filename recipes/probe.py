@@ -49,6 +49,7 @@ from hf_evidenceflow.probe.probe import EvidenceProbe, ProbeResult
 from hf_evidenceflow.probe.table import layer_means, layer_table, write_tables
 from hf_evidenceflow.probe.thoughts import THOUGHT_COLUMNS, thought_table, thought_words
 from hf_evidenceflow.probe.thoughts_page import write_thoughts_page
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.report.figures import COLOURS, finish_panel, new_figure, save_figure
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
@@ -146,6 +147,7 @@ class ProbeArguments:
                 f"`answer` must be one for each `prompt`, got {len(self.answer)} for {len(self.prompt or [])}. Rows "
                 "of a `prompt_file` have theirs under `answer`."
             )
+        check_least(self, max_new_tokens=1, max_length=2, top_k=1, chunk_size=1, max_texts=1)
         if self.thoughts_only and self.prompt is None and self.prompt_file is None:
             raise ValueError(
                 "`thoughts_only=True` looks at the completions of prompts. Give `prompt` or `prompt_file`."

@@ -23,11 +23,12 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 from tqdm import tqdm
 
 from hf_evidenceflow import traces_from_samples
-from hf_evidenceflow.atomic_write import atomic_write_text
+from hf_evidenceflow.atomic_write import atomic_write_text, check_writable
 from hf_evidenceflow.data.thought_rows import SPLITS, step_splitter
 from hf_evidenceflow.evaluation.chat_template import evaluation_chat_template_kwargs, parse_chat_template_kwargs
 from hf_evidenceflow.evaluation.completions import generate_completions
 from hf_evidenceflow.models.loading import load_model
+from hf_evidenceflow.recipes.command_line.number_checks import check_least, check_positive, check_share
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tasks import load_rows, rows_reward
 from hf_evidenceflow.tasks.prompts import chat_form, system_prompt_argument
@@ -99,12 +100,14 @@ class SampleArguments:
         self.chat_template_kwargs = parse_chat_template_kwargs(self.chat_template_kwargs)
         if self.num_samples < 2:
             raise ValueError(f"`num_samples` must be at least 2, got {self.num_samples}: one makes no distribution.")
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        check_least(self, max_new_tokens=1, batch_size=1)
+        check_positive(self, "temperature")
+        check_share(self, "top_p")
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     (args,) = RecipeParser(SampleArguments, __doc__).parse_args_and_config(argv)
+    check_writable(args.output_file)
     model, tokenizer = load_model(
         args.model_name_or_path, device=args.device, thinking_mode=args.thinking_mode, dtype=args.dtype
     )

@@ -22,6 +22,7 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 
 from hf_evidenceflow.atomic_write import atomic_write_text
 from hf_evidenceflow.data.text import END_OF_TEXT, generate_documents
+from hf_evidenceflow.recipes.command_line.number_checks import check_least
 from hf_evidenceflow.report.run_record import run_record
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
 from hf_evidenceflow.tokenization.encoding import encode_files
@@ -57,9 +58,7 @@ class EncodingArguments:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("processes", "shard_bytes", "documents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_least(self, processes=1, shard_bytes=1, documents=1)
 
 
 def prepare(args: EncodingArguments) -> tuple[list[str], str]:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from hf_evidenceflow.atomic_write import atomic_file, atomic_write_json, atomic_write_text
+from hf_evidenceflow.atomic_write import atomic_file, atomic_write_json, atomic_write_text, check_writable
 
 
 def test_numbers_without_a_json_form_are_read_back_by_float(tmp_path):
@@ -37,3 +37,13 @@ def test_missing_folders_are_made(tmp_path):
 def test_a_lone_surrogate_is_valid_in_json(tmp_path):
     path = atomic_write_json(tmp_path / "x.json", {"name": "\udcff"})
     assert json.loads(path.read_text()) == {"name": "\udcff"}
+
+
+def test_where_no_file_can_be_written_is_said_beforehand(tmp_path):
+    check_writable(tmp_path / "new folder" / "rows.jsonl")
+    assert list((tmp_path / "new folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "rows.jsonl")
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
+        check_writable(tmp_path)

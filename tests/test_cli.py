@@ -75,6 +75,11 @@ def test_the_list_names_every_recipe_in_one_line(capsys):
     assert all(len(line.split()) > 4 for line in lines)
 
 
+def test_every_recipe_ends_by_run_recipe():
+    without = [name for name, path in cli.recipe_paths().items() if "    run_recipe(main" not in path.read_text()]
+    assert without == []
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_without_a_recipe_the_usage_is_shown(arguments, capsys):
     assert cli.main(arguments) == 0

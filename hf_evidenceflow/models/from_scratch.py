@@ -1,15 +1,18 @@
 """Makes a causal LM with random weights from a model type and the fields of its config."""
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..files import parse_json
+from .weights import check_dtype, raised_here
 
 
 def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer) -> PreTrainedConfig:
@@ -45,7 +48,8 @@ def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer
         "pad_token_id": tokenizer.pad_token_id,
     }
     fitted = {name: value for name, value in fitted.items() if name in fields}
-    config = AutoConfig.for_model(model_type, **(fitted | dict(overrides)))
+    with _naming_overrides(overrides):
+        config = AutoConfig.for_model(model_type, **(fitted | dict(overrides)))
     if config.vocab_size < len(tokenizer):
         raise ValueError(
             f"`vocab_size` is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens. Leave it out, or "
@@ -69,7 +73,26 @@ def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer,
     >>> model = model_from_scratch("llama", {"hidden_size": 64, "num_hidden_layers": 2}, tokenizer)
     ```
     """
-    return AutoModelForCausalLM.from_config(config_from_scratch(model_type, overrides, tokenizer), **kwargs)
+    check_dtype(kwargs.get("dtype"))
+    config = config_from_scratch(model_type, overrides, tokenizer)
+    with _naming_overrides(overrides):
+        return AutoModelForCausalLM.from_config(config, **kwargs)
+
+
+@contextlib.contextmanager
+def _naming_overrides(overrides: Mapping[str, Any]) -> Iterator[None]:
+    """Gives errors of other libraries in the block the fields that were set; errors of ours pass."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if raised_here(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"No model can be made with `config_overrides` {dict(overrides)} ({reason}). Correct them."
+        ) from error
 
 
 def parse_overrides(

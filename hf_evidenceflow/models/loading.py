@@ -44,9 +44,9 @@ def load_model(
 
     Raises:
         `OSError`: if there is no such folder. `ValueError`: if weights are damaged or missing, the folder is no
-        checkpoint, or there is no tokenizer.
+        checkpoint, there is no tokenizer, or this machine has no such device.
     """
-    path = _existing(path_or_id)
+    path, place = _existing(path_or_id), _device(device)
     settings = {name: value for name, value in kwargs.items() if value is not None}
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
     check_model_folder(path)
@@ -77,7 +77,20 @@ def load_model(
         check_adapter(model, path)
     if thinking_mode is not None:
         _set_mode(model.config, thinking_mode, path_or_id)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), loaded
+    return model.to(place).eval(), loaded
+
+
+def _device(name):
+    """The device of that name, if this machine has it; without a name the GPU where there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
+        others = [f"{torch.accelerator.current_accelerator()}:{i}" for i in range(torch.accelerator.device_count())]
+        raise ValueError(
+            f"`device` must be one that this machine has ({', '.join(['cpu', *others])}), got {name!r}."
+        ) from error
 
 
 def _existing(path_or_id):
@@ -114,7 +127,7 @@ def _tokenizer_source(tokenizer, path, revision, base, base_revision):
         source, revision = base, base_revision
     folder = Path(source).expanduser()
     if folder.is_dir() and not [*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("*.model")]:
-        raise ValueError(f"There is no tokenizer in `{source}`. Give `tokenizer_name_or_path`.")
+        raise ValueError(f"There is no tokenizer in `{source}`. Copy its files there: tokenizer.json and the others.")
     return str(folder) if folder.is_dir() else source, revision
 
 

@@ -106,7 +106,7 @@ def naming_folder(path: str | os.PathLike) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if _raised_here(error):
+        if raised_here(error):
             raise
         kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -118,7 +118,7 @@ def naming_folder(path: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-def _raised_here(error: Exception) -> bool:
+def raised_here(error: Exception) -> bool:
     """Whether the error was raised by a line of this package, rather than below one."""
     at = error.__traceback__
     while at.tb_next is not None:
@@ -134,11 +134,21 @@ def load_checked(model_class, path: str | os.PathLike, **kwargs):
     Returns the model, with the loading info if `output_loading_info=True`.
     """
     with_info = kwargs.pop("output_loading_info", False)
+    check_dtype(kwargs.get("dtype"))
     check_model_folder(path)
     with naming_folder(path):
         model, info = model_class.from_pretrained(path, output_loading_info=True, **kwargs)
     check_loaded(model, info, path)
     return (model, info) if with_info else model
+
+
+def check_dtype(dtype: str | torch.dtype | None) -> None:
+    """Raises a `ValueError` for a text that is neither `"auto"` nor the name of one of torch's types of floats."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype` must be a type such as 'float32' or 'bfloat16', or 'auto', got {dtype!r}.")
 
 
 def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], path: str | os.PathLike) -> None:

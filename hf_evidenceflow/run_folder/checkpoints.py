@@ -26,10 +26,6 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 
 
-class OutputFolderError(ValueError):
-    """The output folder holds something that the run may not touch, or lacks what it needs."""
-
-
 def checkpoint_problem(path: str | os.PathLike) -> str | None:
     """Why a `Trainer` checkpoint cannot be resumed from, or `None`. All its files are read if it has a manifest."""
     path = Path(path)
@@ -142,12 +138,12 @@ def resolve_output_dir(
 
 def _resolve(output_dir: Path, resume: str | bool, overwrite: bool) -> str | None:
     if resume and overwrite:
-        raise OutputFolderError("A run cannot both resume from a checkpoint and overwrite it: choose one of the two.")
+        raise ValueError("A run cannot both resume from a checkpoint and overwrite it: choose one of the two.")
     if resume is True or resume == AUTO:
         return _last_or_anew(output_dir, resume == AUTO)
     if resume:
         if problem := checkpoint_problem(resume):
-            raise OutputFolderError(
+            raise ValueError(
                 f"Cannot resume from `{resume}`: {problem}. Name another checkpoint, or pass "
                 "`--resume_from_checkpoint true` for the last whole one of the output folder."
             )
@@ -167,7 +163,7 @@ def _last_or_anew(output_dir: Path, auto: bool) -> str | None:
         return checkpoint
     record = read_run_record(output_dir)
     if auto and _is_finished(record):
-        raise OutputFolderError(
+        raise ValueError(
             f"`{output_dir}` holds a finished run (`{record.get('command')}`) without a whole checkpoint: there is "
             "nothing to resume, and it is never overwritten. Choose another `output_dir`."
         )
@@ -176,7 +172,7 @@ def _last_or_anew(output_dir: Path, auto: bool) -> str | None:
         if record is not None or list_checkpoints(output_dir):
             logger.warning("`%s` holds no whole checkpoint: starting anew.", output_dir)
         return None
-    raise OutputFolderError(
+    raise ValueError(
         f"`resume_from_checkpoint` is true, but `{output_dir}` holds no whole checkpoint. Check `output_dir`, pass "
         "`--resume_from_checkpoint auto` to start anew where there is none, or start anew in another folder."
     )
@@ -198,18 +194,18 @@ def _refuse_used(output_dir: Path) -> None:
     if record is None and not list_checkpoints(output_dir):
         return
     if _is_finished(record):
-        raise OutputFolderError(
+        raise ValueError(
             f"`{output_dir}` holds a finished run (`{record.get('command')}`, ended {record.get('ended')}), which is "
             "never overwritten. Choose another `output_dir`, or pass `--resume_from_checkpoint true` to train on."
         )
     status = "no run record" if record is None else f"status `{record['status']}`"
     checkpoint = last_whole_checkpoint(output_dir)
     if checkpoint is None:
-        raise OutputFolderError(
+        raise ValueError(
             f"`{output_dir}` holds an unfinished run ({status}) without a whole checkpoint to resume from. Pass "
             "`--resume_from_checkpoint auto` to start it anew, choose another `output_dir`, or remove this one."
         )
-    raise OutputFolderError(
+    raise ValueError(
         f"`{output_dir}` holds an unfinished run ({status}, last whole checkpoint `{Path(checkpoint).name}`). Pass "
         f"`--resume_from_checkpoint true` (or `--resume_from_checkpoint {checkpoint}`) to go on with it, or choose "
         "another `output_dir`."
@@ -231,7 +227,7 @@ def _parse_resume(value: str | bool | None) -> str | bool:
     if isinstance(value, str) and value.lower() == AUTO:
         return AUTO
     if value == "":
-        raise OutputFolderError(
+        raise ValueError(
             "`resume_from_checkpoint` is empty. Pass `auto`, `true`, the path of a checkpoint, or leave it out."
         )
     return value if value is True else os.fspath(value)

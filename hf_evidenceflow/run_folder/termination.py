@@ -42,9 +42,10 @@ def handle_sigterm() -> Iterator[None]:
     Turn SIGTERM into [`Terminated`] inside the `with` block, at once or, while a trainer defers it, at its next step.
 
     A second signal ends the block at once in any case, unless it comes within `SAME_SECONDS` of the first. Outside
-    the main thread nothing is changed.
+    the main thread, and inside another such block, nothing is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
+    handled = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    if handled or threading.current_thread() is not threading.main_thread():
         yield
         return
     _state.requested = _state.deferring = _state.ignoring = False

@@ -1,5 +1,8 @@
 """Prompts: what the model is asked, in a chat or as plain text."""
 
+import difflib
+import inspect
+import re
 from collections.abc import Callable
 
 from .text import MARKER
@@ -114,10 +117,30 @@ def render_prompt(
     """
     if isinstance(prompt, str):
         return prompt, tokenizer(text=prompt)["input_ids"]
+    check_chat_template_kwargs(chat_template_kwargs, tokenizer)
     kwargs = {"add_generation_prompt": True, **(chat_template_kwargs or {})}
     text = tokenizer.apply_chat_template(prompt, tokenize=False, **kwargs)
     # A chat template writes the special tokens itself
     return text, tokenizer(text=text, add_special_tokens=False)["input_ids"]
+
+
+def check_chat_template_kwargs(kwargs: dict | None, tokenizer) -> None:
+    """Raises a `ValueError` for an argument that the chat template does not read: a misspelt one changes nothing."""
+    if not kwargs:
+        return
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"`chat_template_kwargs={kwargs}`, but the tokenizer has no chat template. Give it the one of the "
+            "training, or `chat_template_kwargs '{}'`."
+        )
+    template = tokenizer.chat_template  # a text, or several by name
+    words = set(re.findall(r"\w+", template if isinstance(template, str) else " ".join(template.values())))
+    words |= inspect.signature(tokenizer.apply_chat_template).parameters.keys()
+    for name in kwargs:
+        if name not in words:
+            close = difflib.get_close_matches(name, words, n=1, cutoff=0.8)
+            remedy = f"Nearest: `{close[0]}`." if close else "Leave it out, or give another template."
+            raise ValueError(f"`chat_template_kwargs` has `{name}`, which the chat template does not read. {remedy}")
 
 
 def prompt_length(prompt: str | list[dict], tokenizer, chat_template_kwargs: dict | None = None) -> int:

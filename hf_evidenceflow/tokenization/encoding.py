@@ -7,7 +7,7 @@ it stands, which is written last, so that an interrupted run goes on without a g
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ..atomic_write import atomic_file, atomic_write_json
 from ..files import check_fields, read_array, read_json
 from .byte_level_codec import ByteLevelCodec, tokenizer_checksum
-from .pretokens import PIECE_BYTES, all_pieces, cut
+from .pretokens import PIECE_BYTES, all_pieces, cut, process_pool
 
 
 INDEX_FILE_NAME = "index.json"
@@ -187,7 +187,7 @@ def _encode_all(codec, todo, processes):
                 _encode_shard(codec, *job, map if pool is None else pool.map)
                 yield job[1]
         return
-    with ProcessPoolExecutor(min(processes, len(todo)), initializer=_start_process, initargs=(codec.name,)) as pool:
+    with process_pool(min(processes, len(todo)), initializer=_start_process, initargs=(codec.name,)) as pool:
         jobs = {pool.submit(_encode_shard_in_process, *job): job[1] for job in todo}
         for future in as_completed(jobs):
             future.result()

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -125,12 +126,22 @@ def count_pretokens(
     return total
 
 
+@contextmanager
+def process_pool(processes: int, **settings):
+    """A `ProcessPoolExecutor` that, when Ctrl-C, SIGTERM or an error ends it, drops what has not begun."""
+    pool = ProcessPoolExecutor(processes, **settings)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _count_all(spans, special_tokens, processes):
     if processes == 1 or len(spans) < 2:
         for path, span in spans:
             yield span, count_piece(path, special_tokens, span)
         return
-    with ProcessPoolExecutor(min(processes, len(spans))) as pool:
+    with process_pool(min(processes, len(spans))) as pool:
         jobs = {pool.submit(partial(count_piece, path, special_tokens), span): span for path, span in spans}
         for job in as_completed(jobs):
             yield jobs[job], job.result()

@@ -100,9 +100,9 @@ def test_prompts_come_from_a_file_and_continuations_go_to_one(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--top_p", "0"), r"`top_p` must be in \(0, 1\], got 1\.0, 0 and 0\.0"),
-        (("--temperature", "-1"), "must not be negative"),
-        (("--max_new_tokens", "0"), "at least 1, got 0 and 1"),
+        (("--top_p", "0"), r"`top_p` must be in \(0, 1\], got 0\.0"),
+        (("--temperature", "-1"), r"`temperature` must be at least 0, got -1\.0"),
+        (("--max_new_tokens", "0"), "`max_new_tokens` must be at least 1, got 0"),
         (("--temperature", "0", "--num_samples", "2"), "all 2 samples would be the same"),
         (("--prompts", "a", "--prompt_file", "b"), "not both"),
     ],

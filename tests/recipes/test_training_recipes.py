@@ -202,9 +202,11 @@ def test_every_settings_file_parses(recipe, name, tmp_path):
     assert isinstance(training.learning_rate, float) and model.model_name_or_path
 
 
-def write_evaluation(folder, scores):
+def write_evaluation(folder, scores, golds="512512"):
     folder.mkdir()
-    rows = ({"id": index, "scores": {"strict": score}} for index, score in enumerate(scores))
+    rows = (
+        {"id": id, "gold": gold, "scores": {"strict": score}} for id, (score, gold) in enumerate(zip(scores, golds))
+    )
     (folder / "greedy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
 
@@ -222,6 +224,11 @@ def test_evaluations_of_different_problems_are_not_compared(tmp_path):
     first, second = write_evaluation(tmp_path / "a", [1.0]), write_evaluation(tmp_path / "b", [1.0, 0.0])
     with pytest.raises(ValueError, match="different problems: 1 in .* 2 in .* 1 in both"):
         load_recipe("compare_evaluations").main(["--first", first, "--second", second])
+    third = write_evaluation(tmp_path / "c", [1.0, 0.0], golds="57")
+    with pytest.raises(
+        ValueError, match="different problems: 1 of 2 have other right answers, such as problem 1: '1'"
+    ):
+        load_recipe("compare_evaluations").main(["--first", second, "--second", third])
     with pytest.raises(FileNotFoundError, match=r"nowhere/greedy\.jsonl` does not exist"):
         load_recipe("compare_evaluations").main(["--first", first, "--second", str(tmp_path / "nowhere")])
 

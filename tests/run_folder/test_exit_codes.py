@@ -1,3 +1,6 @@
+import errno
+import signal
+
 import pytest
 
 from hf_evidenceflow.run_folder.exit_codes import run_recipe
@@ -13,11 +16,31 @@ def script(source, name="__main__"):
 REFUSAL = "def main():\n    raise ValueError('`rows` must be at least 1, got 0.')"
 
 
+@pytest.mark.parametrize("kind", ["ValueError", "RuntimeError"])
 @pytest.mark.parametrize("name", ["__main__", "hf_evidenceflow.callbacks.memory_check"])
-def test_a_refusal_is_one_line(name):
+def test_a_refusal_is_one_line(name, kind):
     with pytest.raises(SystemExit) as ended:
-        run_recipe(script(REFUSAL, name))
+        run_recipe(script(REFUSAL.replace("ValueError", kind), name))
     assert ended.value.code == "Error: `rows` must be at least 1, got 0."
+
+
+def test_a_file_in_place_of_the_output_folder_is_an_error_with_what_to_do(tmp_path):
+    path = tmp_path / "results"
+    path.touch()
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(path.mkdir)
+    assert ended.value.code == (
+        f"Error: {path}: File exists. A file stands where a folder is needed. Move it away, or give another path."
+    )
+
+
+def test_a_full_disk_says_that_what_was_saved_is_kept():
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(main)
+    assert ended.value.code.startswith("Error: No space left on device. Make room on the disk, and run the same")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +66,15 @@ def test_wrong_arguments_keep_their_exit_code():
     with pytest.raises(ArgumentsError) as ended:
         run_recipe(main)
     assert ended.value.code == 2
+
+
+def test_sigterm_ends_any_recipe_with_its_code_and_how_to_go_on(capsys):
+    def main():
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(main, interrupted="Interrupted. Run it again.")
+    assert ended.value.code == 143 and capsys.readouterr().err == "\nInterrupted. Run it again.\n"
 
 
 def test_an_interrupted_recipe_says_how_to_go_on(capsys):

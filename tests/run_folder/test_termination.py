@@ -41,3 +41,10 @@ def test_without_a_signal_the_earlier_handler_is_back(heard):
         pass
     signal.raise_signal(signal.SIGTERM)
     assert heard == [signal.SIGTERM]
+
+
+def test_inside_another_block_the_outer_one_passes_over_a_repeat(heard):
+    with pytest.raises(Terminated), handle_sigterm(), handle_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == []

@@ -3,7 +3,7 @@ from datasets import Dataset
 from repository import ROOT
 
 from hf_evidenceflow.tasks import build_prompt, build_system_prompt, chat_form, filter_long_prompts
-from hf_evidenceflow.tasks.prompts import render_prompt
+from hf_evidenceflow.tasks.prompts import check_chat_template_kwargs, render_prompt
 
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}???{% endif %}"
@@ -104,3 +104,14 @@ def test_nothing_else_renders_chats():
     paths = [path for folder in ("hf_evidenceflow", "patches", "recipes") for path in (ROOT / folder).rglob("*.py")]
     found = {path.name for path in paths if "apply_chat_template(" in path.read_text(encoding="utf-8")}
     assert found == {"prompts.py", "model_card.py"}
+
+
+def test_an_argument_that_the_chat_template_does_not_read_is_named_with_the_nearest(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ messages[0].content }}{{ enable_thinking }}")
+    check_chat_template_kwargs({"enable_thinking": False, "continue_final_message": False}, chat_tokenizer)
+    with pytest.raises(
+        ValueError, match="`enable_thinkin`, which the chat template does not read. Nearest: `enable_th"
+    ):
+        render_prompt([{"role": "user", "content": "Hi"}], chat_tokenizer, {"enable_thinkin": False})
+    with pytest.raises(ValueError, match="has `budget`, which the chat template does not read. Leave it out"):
+        check_chat_template_kwargs({"budget": 3}, chat_tokenizer)
