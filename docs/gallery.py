@@ -53,12 +53,16 @@ def _claim(claim: dict, files: dict, where: str) -> dict[str, Any]:
     read = [files[match[0]] for match in _VALUE.findall(json.dumps(claim))]
     claim = _filled(claim, files)
     claim["rows"] = list(dict.fromkeys([*claim.get("rows", ()), *claim.get("tables_of", ()), *read]))
+    gone = [path for path in claim["rows"] if not (ROOT / path).exists()]
+    claim["rows"] = [path for path in claim["rows"] if path not in gone]
     rests = " ".join(str(claim.get(name, "")) for name in ("ours", "verdict"))
-    if MISSING in rests or "ours" not in claim:
+    if MISSING in rests or "ours" not in claim or gone:
         claim["verdict"] = MISSING
-    if MISSING in rests:
+    if gone:
+        claim.setdefault("left", f"{', '.join(gone)}: not there.")
+    elif MISSING in rests:
         claim.setdefault("left", "The files do not hold all of these numbers.")
-    if values and claim["ours"].count(MISSING) == values:
+    if "ours" in claim and (gone or values) and claim["ours"].count(MISSING) == values:
         del claim["ours"]
     if claim["verdict"] not in VERDICTS:
         raise ValueError(

@@ -369,7 +369,11 @@ def save_hub_result(metrics: dict, args: EvaluateArguments) -> None:
         return
     names = [*CARD_SETTINGS, *(SAMPLING if args.num_samples else ())]
     settings = {name: getattr(args, name) for name in names}
-    entry = hub_result(BENCHMARKS[args.task], metrics, args.graders[0], settings, args.source_url)
+    published = BENCHMARKS[args.task]
+    if args.dataset_name_or_path != published.name:  # whether these are the published ones is not known here
+        local = Path(args.dataset_name_or_path).expanduser()
+        settings["problems from"] = f"a local {local.name}" if local.exists() else args.dataset_name_or_path
+    entry = hub_result(published, metrics, args.graders[0], settings, args.source_url)
     folders = [args.output_dir]
     if args.update_eval_results:
         folders.append(args.model_name_or_path)

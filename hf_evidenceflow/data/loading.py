@@ -105,8 +105,14 @@ def _load_from_hub(name: str, split: str, configs: tuple[str, ...]):
         )
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"{name} is no local file or folder, and the Hub did not give a data set of that name: {error} Check the "
-            "name, or pass the path of a local copy."
+            f"{name} is no local file or folder, and the Hub did not give a data set of that name: "
+            f"{str(error).rstrip('.')}. Check the name, log in if it is gated (`hf auth login`), or pass the path "
+            "of a local copy."
+        ) from error
+    except ValueError as error:
+        which = "".join(f" of {config!r}" for config in configs)
+        raise ValueError(
+            f"{name} has no split {split!r}{which} that can be read: {error} Give one that it has."
         ) from error
 
 

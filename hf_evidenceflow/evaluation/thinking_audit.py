@@ -110,8 +110,10 @@ class ThinkingAudit:
             better = differences["off"]["value"] < 0 and differences["off"]["p_holm"] < 0.05
             text += f" Without thinking they are {'better' if better else 'as good'}."
         if harmless:
-            most = max(differences[kind]["high"] for kind in harmless)
-            text += f" Costs nothing that {len(self.scores[TRAINED])} problems show: {', '.join(harmless)}"
+            count = len(self.scores[TRAINED])
+            # Where no score changes, the bootstrap has no width: then Clopper and Pearson's bound for 0 of `count`
+            most = max(1 - 0.025 ** (1 / count), *(differences[kind]["high"] for kind in harmless))
+            text += f" Costs nothing that {count} problems show: {', '.join(harmless)}"
             text += f" (at most {most:.3f} of accuracy)."
         return text
 

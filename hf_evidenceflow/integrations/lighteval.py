@@ -17,7 +17,15 @@ The name of the model may be followed by options: `thinking_mode` (if not given,
 `thinking_mode=none` both are those of the base model.
 """
 
+import importlib.util
 import logging
+
+
+if importlib.util.find_spec("lighteval") is None:
+    raise ImportError(
+        "hf_evidenceflow.integrations.lighteval needs lighteval: pip install 'hf-evidenceflow[lighteval]', in an "
+        "environment without math-verify."
+    )
 
 from lighteval.__main__ import app
 from lighteval.models.transformers import transformers_model as stock  # a class here would be taken for the model

@@ -135,7 +135,8 @@ def _set_mode(config, thinking_mode, path_or_id):
     if not config.model_type.startswith("thinking_"):
         raise ValueError(
             f"`thinking_mode={thinking_mode!r}` was given, but `{path_or_id}` is a `{config.model_type}` model, which "
-            "does not think. Leave `thinking_mode` out."
+            "does not think. Leave `thinking_mode` out, or first make a thinking model of it: "
+            f"`load_thinking_model({path_or_id!r}, thinking_mode={thinking_mode!r}).save_pretrained(folder)`."
         )
     config.thinking_mode = thinking_mode
     config.check_thinking()

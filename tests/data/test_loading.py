@@ -96,6 +96,17 @@ def test_name_that_is_neither_local_nor_on_the_hub_is_an_error(monkeypatch, erro
         load_split("owner/name", "train")
 
 
+def test_a_split_that_the_hub_does_not_have_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("Unknown split 'tset'. Should be one of ['train', 'test'].")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        ValueError, match="owner/name has no split 'tset' of 'main' that can be read: .*'train', 'test'"
+    ):
+        load_split("owner/name", "tset", configs=("main",))
+
+
 @pytest.mark.parametrize("path", ["/nowhere/gsm8k", "./gsm8k", "~/gsm8k", "data/sets/gsm8k", "train.jsonl"])
 def test_missing_path_is_an_error_without_asking_the_hub(path, hub):
     with pytest.raises(FileNotFoundError, match="Check the path"):

@@ -77,6 +77,12 @@ def test_where_all_is_missing_nothing_is_said(section):
     assert "ours" not in section(ours="It is {no#a}.")["claims"][0]
 
 
+def test_a_claim_whose_rows_are_gone_is_not_measured(section):
+    (claim,) = section(ours="It is so.", rows=["t.md", "gone.md"])["claims"]
+    assert claim["verdict"] == "not measured" and "ours" not in claim
+    assert claim["rows"] == ["t.md"] and claim["left"] == "gone.md: not there."
+
+
 def test_a_claim_without_a_number_of_ours_is_not_measured(section):
     assert section()["claims"][0]["verdict"] == "not measured"
 

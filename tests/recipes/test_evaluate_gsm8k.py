@@ -369,3 +369,4 @@ def test_a_whole_test_set_leaves_a_result_for_the_hub_in_the_folders(
     out = evaluate(model_name_or_path=model, update_eval_results=True, graders="strict")
     written = [(folder / ".eval_results" / "gsm8k.yaml").read_text() for folder in (out, model)]
     assert written[0] == written[1] and "openai/gsm8k" in written[0]
+    assert "problems from a local" in " ".join(written[0].split())

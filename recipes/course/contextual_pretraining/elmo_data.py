@@ -92,7 +92,14 @@ def unigram_perplexity(
         vocabulary (`Sequence[str]`):
             Words to predict, from [`build_vocabulary`]; all others are `<unk>`. Each is counted once more than it is
             found.
+
+    Raises:
+        `ValueError`: if there is nothing to measure on.
     """
+    if not held_out:
+        raise ValueError(
+            "No held-out text has two words. Give more text, or hold out more of it (`validation_share`)."
+        )
     known = set(vocabulary)
 
     def counted(some):

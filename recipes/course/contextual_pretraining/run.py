@@ -86,6 +86,7 @@ from hf_evidenceflow.run_folder.exit_codes import run_recipe
 
 
 METHODS = ("ELMo", "BERT")
+HEADS = 4  # of BERT
 QUESTIONS = {"country at `the`": country_examples, "owner's gender at the animal": owner_examples}
 
 
@@ -146,6 +147,8 @@ class ContextualPretrainingArguments(CourseArguments):
                 f"`max_words` must be at least 2 and `max_length` at least 5, got {self.max_words} and "
                 f"{self.max_length}."
             )
+        if "BERT" in self.methods and self.hidden_size % 2:
+            raise ValueError(f"`hidden_size` must be even, as twice of it has {HEADS} heads, got {self.hidden_size}.")
 
 
 def load_text(args: ContextualPretrainingArguments) -> tuple[list[str], list[str]]:
@@ -186,25 +189,29 @@ def pretrain_elmo(args, documents: list[str], held_out: list[str]) -> tuple:
     config = ElmoConfig(vocab_size=len(vocabulary), hidden_size=args.hidden_size, lstm_size=2 * args.hidden_size)
     model, collator = ElmoForLanguageModeling(config), ElmoCollator(vocabulary, config.max_characters)
     rows, held_rows = ([{"words": words} for words in part] for part in (texts, held_texts))
+    unigram = unigram_perplexity(texts, held_texts, vocabulary)
     run = train(args, "elmo", model, rows, collator, args.elmo_steps, args.elmo_learning_rate, elmo_parts)
     atomic_write_json(f"{args.output_dir}/elmo/words.json", vocabulary)
-    unigram = unigram_perplexity(texts, held_texts, vocabulary)
     return model, collator, run, {**evaluate_elmo(model, collator, held_rows), "unigram_perplexity": unigram}
 
 
-def pretrain_bert(args, documents: list[str], held_out: list[str]) -> tuple:
+def segment_pairs(args, documents: list[str], held_out: list[str]) -> tuple:
+    """BERT's tokenizer, and its rows for training and held-out ones."""
     tokenizer = train_wordpiece(documents, args.wordpiece_size)
     parts = []
     for index, part in enumerate((documents, held_out)):
         sentences = tokenize_sentences(tokenizer, [split_sentences(document) for document in part])
         pairs = sample_segment_pairs(sentences, args.max_length - 3, seed=args.seed + index)
         parts.append([pair_row(tokenizer, pair) for pair in pairs])
-    rows, held_rows = parts
+    return tokenizer, *parts
+
+
+def pretrain_bert(args, tokenizer, rows: list[dict], held_rows: list[dict]) -> tuple:
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=2 * args.hidden_size,
         num_hidden_layers=args.bert_layers,
-        num_attention_heads=4,
+        num_attention_heads=HEADS,
         intermediate_size=8 * args.hidden_size,
         max_position_embeddings=args.max_length,
         pad_token_id=tokenizer.pad_token_id,
@@ -251,6 +258,7 @@ def main(argv: list[str] | None = None) -> dict:
     with course_run("contextual_pretraining", args) as run:
         documents, held_out = load_text(args)
         print(f"{len(documents)} documents to train, {len(held_out)} held out", flush=True)
+        pairs = segment_pairs(args, documents, held_out) if "BERT" in args.methods else None
         rows, logs, metrics, notes, readers = [], {}, {}, [], {}
         if "ELMo" in args.methods:
             model, collator, stage, measured = pretrain_elmo(args, documents, held_out)
@@ -258,8 +266,8 @@ def main(argv: list[str] | None = None) -> dict:
             readers["elmo"], logs["ELMo"] = (model, collator), stage["log"]
             metrics["elmo"] = described(model, stage, measured)
             notes.append(stage_note("ELMo", metrics["elmo"], f"{args.elmo_steps} steps of {args.batch_size} texts"))
-        if "BERT" in args.methods:
-            model, tokenizer, stage, measured = pretrain_bert(args, documents, held_out)
+        if pairs is not None:
+            model, tokenizer, stage, measured = pretrain_bert(args, *pairs)
             rows += bert_rows(measured)
             readers["bert"], logs["BERT"] = (model.bert, tokenizer), stage["log"]
             metrics["bert"] = described(model, stage, measured)

@@ -40,7 +40,9 @@ from hf_evidenceflow.recipes.command_line.arguments import RecipeParser
 import torch
 
 from hf_evidenceflow import EvidenceFlowConfig
+from hf_evidenceflow.data.text import split_documents
 from hf_evidenceflow.data.text_tokenizer import train_text_tokenizer
+from hf_evidenceflow.data.tokenizer_loading import load_tokenizer
 from hf_evidenceflow.early_exit.self_speculation import SelfSpeculation
 from hf_evidenceflow.models.from_scratch import model_from_scratch
 from hf_evidenceflow.models.loading import load_model
@@ -173,18 +175,36 @@ def train_llama(args, name: str, layers: int, size: int, tokenizer, documents: l
     return str(folder)
 
 
-def load_models(args, documents: list[str], drafts: bool):
-    """The tokenizer, the target and, if there are to be `drafts`, the model that makes them."""
+def hold_out(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Documents for training, and some from the end of the text; a single document is cut."""
+    if len(documents) == 1:
+        return split_documents(documents, 0.1)
+    held_out = min(len(documents) // 10 + 1, 200)
+    return documents[:-held_out], documents[-held_out:]
+
+
+def encode_prompts(args, tokenizer, documents: list[str]) -> list[list[int]]:
+    """The first documents that are long enough for a prompt, as tokens."""
+    encoded = [tokenizer(text)["input_ids"] for text in documents]
+    long_enough = [ids for ids in encoded if len(ids) >= args.prompt_tokens]
+    if not long_enough:
+        raise ValueError(
+            f"The longest of {len(documents)} held-out documents has {max(map(len, encoded))} tokens, fewer than "
+            f"`prompt_tokens` ({args.prompt_tokens}). Lower it, or give more text."
+        )
+    return long_enough[: args.prompts]
+
+
+def load_models(args, tokenizer, documents: list[str], drafts: bool):
+    """The target and, if there are to be `drafts`, the model that makes them."""
     target, draft = args.model_name_or_path, args.draft_name_or_path
     if target is None:
-        tokenizer = train_text_tokenizer(documents, vocab_size=512)
         target = train_llama(
             args, "target", args.target_layers, args.target_size, tokenizer, documents, args.early_exit_depth
         )
         if drafts:
             draft = train_llama(args, "draft", args.draft_layers, args.draft_size, tokenizer, documents)
-    target, tokenizer = load_model(target, device="cpu")
-    return tokenizer, target, load_model(draft, device="cpu")[0] if drafts else None
+    return load_model(target, device="cpu")[0], load_model(draft, device="cpu")[0] if drafts else None
 
 
 def test_sampling(args, target, draft, prompt) -> dict[str, dict]:
@@ -207,16 +227,16 @@ def test_sampling(args, target, draft, prompt) -> dict[str, dict]:
 def main(argv: list[str] | None = None) -> dict:
     (args,) = RecipeParser(FastInferenceArguments, __doc__).parse_args_and_config(argv)
     with course_run("fast_inference", args) as run:
-        documents = course_documents(args)
-        held_out = min(len(documents) // 10 + 1, 200)
+        documents, held_out = hold_out(course_documents(args))
         draft_ways = {count: name for count, name in args.draft_ways.items() if name in args.methods}
         drafts = bool(draft_ways) or SAMPLING in args.methods
-        tokenizer, target, draft = load_models(args, documents[:-held_out], drafts)
-        # Prompts of different lengths, from text that was not trained on
-        encoded = [tokenizer(text)["input_ids"] for text in documents[-held_out:]]
-        encoded = [ids for ids in encoded if len(ids) >= args.prompt_tokens][: args.prompts]
-        if not encoded:
-            raise ValueError(f"No held-out document has {args.prompt_tokens} tokens. Lower `prompt_tokens`.")
+        if args.model_name_or_path is None:
+            tokenizer = train_text_tokenizer(documents, vocab_size=512)
+        else:
+            tokenizer = load_tokenizer(args.model_name_or_path)
+        # Prompts of different lengths, from text that is not trained on
+        encoded = encode_prompts(args, tokenizer, held_out)
+        target, draft = load_models(args, tokenizer, documents, drafts)
         lengths = [args.prompt_tokens - place % (args.prompt_tokens // 2) for place in range(len(encoded))]
         prompts = [ids[:length] for ids, length in zip(encoded, lengths)]
         rows = [torch.tensor([prompt]) for prompt in prompts]

@@ -181,6 +181,9 @@ def main(argv: list[str] | None = None) -> dict:
     (args,) = parser.parse_args_and_config(argv)
     with course_run("prompt_search", args) as run:
         questions, manual_prompt = load_questions(args)
+        split_by_group(
+            questions, args.search_items, args.held_out_items, args.seed
+        )  # refuses before anything is trained
         model, tokenizer = load_or_train(args, run.folder)
         manual = torch.tensor(tokenizer(manual_prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
         empty = manual[:0]
@@ -216,7 +219,7 @@ def main(argv: list[str] | None = None) -> dict:
 
         def over_seeds(name, key):
             value, low, high = mean_t_interval([row[key] for row in rows[name]])
-            return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+            return f"{value:.2f} [{low:.2f}, {high:.2f}]" if args.seeds > 1 else f"{value:.2f}"
 
         lengths = {name: len(prompt) for name, prompt in prompts.items()}
         table = markdown_table(
@@ -239,7 +242,7 @@ def main(argv: list[str] | None = None) -> dict:
             ],
         )
         difference = None
-        if len(histories) == len(SEARCHES):
+        if len(histories) == len(SEARCHES) and args.seeds > 1:
             difference = paired_t_difference(*([row["accuracy"] for row in rows[name]] for name in SEARCHES))
         levels = {name: float(np.mean([row["search_loss"] for row in rows[name]])) for name in list(rows)[:2]}
         accuracies = {name: [row["accuracy"] for row in some] for name, some in rows.items()}

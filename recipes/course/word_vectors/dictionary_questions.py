@@ -36,6 +36,9 @@ def dictionary_pairs(entries: Iterable[str]) -> dict[str, list[tuple[str, str]]]
         `dict[str, list[tuple[str, str]]]`: by relation (`"comparative"`, `"superlative"`, `"past"`, `"participle"`,
         `"plural"`, `"adverb"`), pairs in lower case and in the alphabet's order. An adverb is a head in "-ly" whose
         beginning is the head of an adjective. A word with two different forms is left out.
+
+    Raises:
+        `ValueError`: if there is no pair at all.
     """
     found: dict[str, dict[str, set[str]]] = {relation: {} for relation in (*_FORMS, "adverb")}
     heads: dict[str, set[str]] = {"a": set(), "adv": set()}
@@ -52,10 +55,16 @@ def dictionary_pairs(entries: Iterable[str]) -> dict[str, list[tuple[str, str]]]
     for adverb in heads["adv"]:
         if adverb.endswith("ly") and adverb[:-2] in heads["a"]:
             found["adverb"][adverb[:-2]] = {adverb}
-    return {
-        relation: sorted((word, *forms) for word, forms in pairs.items() if len(forms) == 1 and word not in forms)
-        for relation, pairs in found.items()
+    pairs = {
+        relation: sorted((word, *forms) for word, forms in members.items() if len(forms) == 1 and word not in forms)
+        for relation, members in found.items()
     }
+    if not any(pairs.values()):
+        raise ValueError(
+            "The dictionary has no head of an entry with a form of its word, such as `Easy, a. [Compar. {Easier}; "
+            "superl. {Easiest}.]`. Give the text of Webster's dictionary of 1913."
+        )
+    return pairs
 
 
 def frequent_questions(

@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> dict:
         if args.text_file or args.dataset_name:
             tables.append(neighbour_table(vectors, asked=8))
         pairs = [pair for *pair, _ in COUNTRIES if all(word in counts for word in pair)]
-        run.draw(plot_vector_rows, vector_rows(vectors, pairs, words[20:60], scores))
+        run.draw(plot_vector_rows, vector_rows(vectors, pairs, words[20:60] or words, scores))
         tokens = sum(map(len, sentences))
         note = (
             f"{len(sentences)} texts of {tokens} words, a vocabulary of {len(words)}, vectors of {args.vector_size} "

@@ -127,3 +127,22 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(recipe_module.importlib, "import_module", missing)
     with pytest.raises(ImportError, match=r"Word vectors needs gensim.*hf-evidenceflow\[course\]"):
         require_course_package("gensim", "Word vectors")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("contextual_pretraining", ["--text_file={}/short.txt"], "two are needed to pair one with another"),
+        ("contextual_pretraining", ["--text_file={}/short.txt", "--methods=elmo"], "No held-out text has two words"),
+        ("contextual_pretraining", ["--hidden_size=3"], "`hidden_size` must be even.* got 3"),
+        ("fast_inference", ["--max_documents=30", "--prompt_tokens=400", "--num_blocks=90"], "held-out documents has"),
+        ("prompt_search", ["--questions_file={}/one.jsonl", "--manual_prompt=is"], "at least 2 groups"),
+    ],
+)
+def test_text_that_does_not_do_is_refused_before_anything_is_trained(name, options, message, tmp_path, monkeypatch):
+    (tmp_path / "short.txt").write_text("one two three")
+    (tmp_path / "one.jsonl").write_text('{"query": "one", "answer": " two"}')
+    monkeypatch.setattr("transformers.Trainer.train", lambda self: pytest.fail("something was trained"))
+    recipe = importlib.import_module(f"hf_evidenceflow.recipes.course.{name}.run")
+    with pytest.raises(ValueError, match=message):
+        recipe.main([f"--output_dir={tmp_path}/out", *(option.format(tmp_path) for option in options)])

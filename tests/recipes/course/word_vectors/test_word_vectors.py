@@ -412,3 +412,17 @@ def test_a_text_without_the_questions_words_shows_neighbours(recipe, tmp_path):
     metrics = recipe.main(["--output_dir", str(tmp_path / "out"), "--text_file", str(text), "--glove_epochs", "2"])
     assert metrics["accuracy"]["GloVe"]["all"] == {"right": 0, "asked": 0, "left_out": 498, "nearest": 0}
     assert "nearest words to" in (tmp_path / "out" / "word_vectors.md").read_text()
+
+
+def test_a_text_without_heads_of_entries_is_no_dictionary():
+    with pytest.raises(ValueError, match="no head of an entry with a form of its word"):
+        dictionary_pairs(["A plain text, which has no entries."])
+
+
+def test_a_vocabulary_of_a_few_words_is_drawn_whole(tmp_path):
+    from hf_evidenceflow.recipes.course.word_vectors import run
+
+    (tmp_path / "text.txt").write_text("red blue green\n" * 20)
+    options = ["--methods=glove", "--glove_epochs=1", f"--text_file={tmp_path}/text.txt", f"--output_dir={tmp_path}"]
+    assert run.main(options)["vocabulary"] == 3
+    assert (tmp_path / "word_vectors.png").exists()
