@@ -34,6 +34,8 @@ class EmbeddingThoughts:
                 f"`thinking_answer_start={marker!r}` needs a tokenizer to be found in the generated tokens. Pass "
                 "`tokenizer=`, or `thinking_answer_start=None` to think over the whole completion."
             )
+        if marker is not None and (not isinstance(marker, str) or not marker):
+            raise ValueError(f"`thinking_answer_start` must be a text or None, got {marker!r}.")
         if not temperature > 0 or (top_k is not None and top_k < 1):
             raise ValueError(
                 "`thinking_temperature` must be above 0, and `thinking_top_k` at least 1 or None, got "

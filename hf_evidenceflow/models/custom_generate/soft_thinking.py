@@ -3,6 +3,7 @@
 from transformers.generation import GenerationMixin
 
 from .embedding_thoughts import EmbeddingThoughts
+from .stop_strings import with_stop_strings
 
 
 def generate(
@@ -30,4 +31,5 @@ def generate(
     thoughts = EmbeddingThoughts(
         "soft", None, tokenizer, thinking_answer_start, thinking_top_k, thinking_temperature, streamer
     )
+    kwargs = with_stop_strings(tokenizer, kwargs)
     return GenerationMixin.generate(model, custom_generate=thoughts, streamer=streamer, **kwargs)

@@ -21,7 +21,7 @@ from ..thinking import (
     thinking_state,
 )
 from ..thinking.hub_source import module_body
-from . import embedding_thoughts, self_speculation, soft_thinking, swireasoning
+from . import embedding_thoughts, self_speculation, soft_thinking, stop_strings, swireasoning
 
 
 _THOUGHTS = (
@@ -34,6 +34,7 @@ _THOUGHTS = (
     thinking_state,
     answer_marker,
     embedding_thoughts,
+    stop_strings,
 )
 
 
@@ -53,7 +54,7 @@ METHODS = {
     "self_speculation": Method(
         "Self-speculative decoding",
         self_speculation,
-        (cache_argument, decoder, layer_calls, draft_passes, speculation),
+        (cache_argument, decoder, layer_calls, draft_passes, speculation, stop_strings),
         "depth=4",
         ("transformers>=5.21", "accelerate>=1.14"),
     ),

@@ -63,6 +63,27 @@ def test_thinking_that_ends_by_a_text_needs_a_tokenizer(folders, model, inputs):
         model.generate(**inputs, custom_generate=folders["soft_thinking"], trust_remote_code=True)
 
 
+@pytest.mark.parametrize("settings", [{"thinking_min_latent": -1}, {"thinking_max_blocks": 1.5}], ids=str)
+def test_blocks_are_whole_numbers(folders, model, inputs, tokenizer, settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least"):
+        model.generate(
+            **inputs, **settings, tokenizer=tokenizer, custom_generate=folders["swireasoning"], trust_remote_code=True
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stop_string_ends_the_text_as_in_stock_generate(folders, model, tokenizer, method):
+    arguments = {**tokenizer(["12 + 7 ="], return_tensors="pt"), "max_new_tokens": 9, "do_sample": False}
+    way = {"custom_generate": folders[method], "trust_remote_code": True, "tokenizer": tokenizer}
+    way |= {"depth": 1} if method == "self_speculation" else {"thinking_answer_start": "####"}
+    whole = model.generate(**arguments, **way)[0]
+    stop = tokenizer.decode(whole[-5])
+    stopped = model.generate(**arguments, **way, stop_strings=[stop])[0]
+    assert len(stopped) < len(whole) and stopped.tolist() == whole[: len(stopped)].tolist()
+    assert tokenizer.decode(stopped).endswith(stop)
+
+
 def test_beams_are_refused(folders, model, inputs):
     with pytest.raises(ValueError, match=r"no place for the thoughts .*`num_beams=2`"):
         model.generate(
