@@ -20,6 +20,7 @@ import torch
 from ..data.tokenizer_loading import load_tokenizer
 from ..models.auto_thinking import load_thinking_model
 from ..models.thinking.thinking_rollout import collect_thinking
+from ..run_folder.exit_codes import run_recipe
 
 
 if importlib.util.find_spec("lm_eval") is None:
@@ -72,4 +73,4 @@ class ThinkingLM(HFLM):
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    run_recipe(cli_evaluate)

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..files import parse_json
+from .thinking.families import PREFIX, thinking_family
 from .weights import check_dtype, raised_here
 
 
@@ -34,6 +35,8 @@ def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer
         raise ValueError(
             f"The model type {model_type!r} is not known.{_nearest(model_type, list(CONFIG_MAPPING.keys()))}"
         )
+    if model_type.startswith(PREFIX):
+        thinking_family(model_type)  # its classes are made on demand
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"The model type {model_type!r} has no causal LM. Take another one, such as 'llama'.")

@@ -181,8 +181,12 @@ def _last_or_anew(output_dir: Path, auto: bool) -> str | None:
 def _may_start_anew(output_dir: Path, record: dict | None) -> bool:
     if record is not None:
         return not _is_finished(record)
-    # What the lock needs is no run
-    return not any(not path.name.startswith("_") for path in output_dir.glob("*"))
+    return _holds_only(output_dir)
+
+
+def _holds_only(output_dir: Path, *names: str) -> bool:
+    """Whether a folder holds no more than files of these names, and what the lock needs."""
+    return all(path.name.startswith("_") or path.name in names for path in output_dir.glob("*"))
 
 
 def _is_finished(record: dict | None) -> bool:
@@ -193,6 +197,8 @@ def _refuse_used(output_dir: Path) -> None:
     record = read_run_record(output_dir)
     if record is None and not list_checkpoints(output_dir):
         return
+    if not _is_finished(record) and _holds_only(output_dir, RUN_RECORD_NAME):
+        return  # it ended before it had made anything, as for a wrong option
     if _is_finished(record):
         raise ValueError(
             f"`{output_dir}` holds a finished run (`{record.get('command')}`, ended {record.get('ended')}), which is "

@@ -125,8 +125,16 @@ def test_checkpoints_without_a_record_are_an_unfinished_run(tmp_path):
 
 def test_a_killed_run_without_checkpoint_is_unfinished(tmp_path):
     (tmp_path / "run.json").write_text('{"status": "running"}')
+    (tmp_path / "log.jsonl").write_text('{"loss": 1.0}')
     with pytest.raises(ValueError, match=r"without a whole checkpoint.*another `output_dir`"):
         resolve_output_dir(tmp_path)
+
+
+def test_a_run_that_ended_before_it_made_anything_is_no_obstacle(tmp_path):
+    with pytest.raises(ValueError, match="a wrong option"), run_record(tmp_path):
+        raise ValueError("a wrong option")
+    (tmp_path / "_run.lock").touch()
+    assert resolve_output_dir(tmp_path) is None
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
