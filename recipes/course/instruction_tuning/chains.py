@@ -133,6 +133,11 @@ def preference_pairs(sampled: Sequence[SampledChains], per_question: int = 1, se
     return pairs
 
 
+def grade_first_line(text: str, answer: str) -> float:
+    """Grade an answer that steps follow, which would be no answer to [`grade`]."""
+    return grade(text.strip().split("\n")[0], answer)
+
+
 def compare_orders(model, tokenizer, problems: Sequence[dict], **sampling) -> dict[str, dict[str, float]]:
     """
     Right answers with and without a chain, by what the instruction asks for.
@@ -153,6 +158,7 @@ def compare_orders(model, tokenizer, problems: Sequence[dict], **sampling) -> di
     answers, found = [row["answer"] for row in problems], {}
     for name, task in ORDERS.items():
         prompts = [render_instruction(row, INSTRUCTIONS[task][0])["prompt"] for row in problems]
-        sampled = sample_chains(model, tokenizer, prompts, answers, **sampling)
+        grader = grade_first_line if task == "justify" else grade
+        sampled = sample_chains(model, tokenizer, prompts, answers, grader=grader, **sampling)
         found[name] = mean_interval([item.right_share for item in sampled])._asdict()
     return found

@@ -115,6 +115,16 @@ def test_a_chain_that_was_cut_off_is_wrong_whatever_it_says(drawn):
     assert drawn[0].wrong == ("#### 3", "#### 2")
 
 
+def test_an_answer_before_its_steps_is_graded_as_that_answer():
+    problem = {"question": "Leo has 4 cards. Leo wins 1.", "answer": "4+1=5\n#### 5"}
+    for task in chains_module.ORDERS.values():
+        grader = chains_module.grade_first_line if task == "justify" else grade
+        for template in INSTRUCTIONS[task]:
+            completion = render_instruction(problem, template)["completion"]
+            assert grader(completion, problem["answer"]) == 1
+    assert chains_module.grade_first_line("#### 4\n4+1=5", problem["answer"]) == 0
+
+
 def test_pairs_join_a_right_and_a_wrong_chain_of_one_question_without_repeating(drawn):
     pairs = preference_pairs(drawn, per_question=5)
     by_prompt = {item.prompt: item for item in drawn}
