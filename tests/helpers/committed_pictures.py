@@ -215,7 +215,11 @@ _LAYERS = {
     "results/tinyseek/study": ["looped_post", "looped_pre"],
     "results/smollm2_tools/objectives": ["smollm2_135m"],
 }
-_DRAWN_CHAPTERS = ("contextual_pretraining", "instruction_tuning", "seq2seq_pretraining", "word_vectors")
+# Picture of the course -> its chapter, and how it is drawn once a row of that is committed
+_CHAPTERS = [path.stem for path in (RECIPES / "configs" / "course").glob("*.yaml") if "_text" not in path.stem]
+_OF_CHAPTERS = {chapter: (chapter, partial(course, chapter)) for chapter in _CHAPTERS}
+_OF_CHAPTERS["adapters"] = ("peft_methods", course_adapters)
+_WITH_ROWS = {path.parent.name for path in (RESULTS / "course").glob("*/seed_*.json")}
 _LATENT = ("codi_tuning", "headline", "methods", "moves", "rl", "rl_long", "tuning", "width", "words")
 
 REDRAWN = {
@@ -250,12 +254,11 @@ REDRAWN = {
     "results/smollm2_tools/probe_control.png": probe_layers,
     "results/tinyseek/scaling.png": tinyseek_scaling,
     f"{COURSE}/scaling_laws_published.png": published_laws,
-    **{f"{COURSE}/{chapter}.png": partial(course, chapter) for chapter in _DRAWN_CHAPTERS},
+    **{f"{COURSE}/{name}.png": draw for name, (chapter, draw) in _OF_CHAPTERS.items() if chapter in _WITH_ROWS},
 }
 
 _LOGS = "the logs of its runs, of which only tables are committed"
-_TRAINED = "what the recipe trains in minutes; its tables are in docs/course.md"
-_EARLIER = f"{_TRAINED}; it was drawn by an earlier form of the recipe"
+_TRAINED = "what an earlier form of the recipe trained in minutes; its tables are in docs/course.md"
 _WEIGHTS = "weights, which are not committed"
 _COURSE_TESTS = "tests/recipes/course"
 _CURVE_TESTS = "tests/report/test_curves.py"
@@ -275,16 +278,12 @@ NOT_REDRAWN = {
     "results/gsm8k_smollm2/curves_gsm8k.png": (_LOGS, _CURVE_TESTS),
     "results/smollm2_tools/probe_label_probability.png": (_WEIGHTS, "tests/probe/test_pictures.py"),
     f"{COURSE}/smollm2_weights.png": (_WEIGHTS, f"{_COURSE_TESTS}/compression"),
-    f"{COURSE}/adapters.png": (_WEIGHTS, f"{_COURSE_TESTS}/peft_methods"),
     f"{COURSE}/attention_masks.png": (_WEIGHTS, f"{_COURSE_TESTS}/seq2seq_pretraining"),
     f"{COURSE}/contextual_pretraining_text.png": (_LOGS, f"{_COURSE_TESTS}/contextual_pretraining"),
     **{
-        f"{COURSE}/{chapter}.png": (_TRAINED, f"{_COURSE_TESTS}/{chapter}")
-        for chapter in ("compression", "fast_inference", "prompt_search")
-    },
-    **{
-        f"{COURSE}/{chapter}.png": (_EARLIER, f"{_COURSE_TESTS}/{chapter}")
-        for chapter in ("peft_methods", "scaling_laws")
+        f"{COURSE}/{name}.png": (_TRAINED, f"{_COURSE_TESTS}/{chapter}")
+        for name, (chapter, _) in _OF_CHAPTERS.items()
+        if chapter not in _WITH_ROWS
     },
 }
 # The pictures of the course's notebooks are made by its recipes, those of the others by cells of their own
