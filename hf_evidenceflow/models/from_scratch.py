@@ -51,7 +51,7 @@ def config_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer
         "pad_token_id": tokenizer.pad_token_id,
     }
     fitted = {name: value for name, value in fitted.items() if name in fields}
-    with _naming_overrides(overrides):
+    with _naming_settings(model_type, overrides):
         config = AutoConfig.for_model(model_type, **(fitted | dict(overrides)))
     if config.vocab_size < len(tokenizer):
         raise ValueError(
@@ -78,13 +78,13 @@ def model_from_scratch(model_type: str, overrides: Mapping[str, Any], tokenizer,
     """
     check_dtype(kwargs.get("dtype"))
     config = config_from_scratch(model_type, overrides, tokenizer)
-    with _naming_overrides(overrides):
+    with _naming_settings(model_type, {**overrides, **kwargs}):
         return AutoModelForCausalLM.from_config(config, **kwargs)
 
 
 @contextlib.contextmanager
-def _naming_overrides(overrides: Mapping[str, Any]) -> Iterator[None]:
-    """Gives errors of other libraries in the block the fields that were set; errors of ours pass."""
+def _naming_settings(model_type: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Gives errors of other libraries in the block what was set; errors of ours pass."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -94,7 +94,7 @@ def _naming_overrides(overrides: Mapping[str, Any]) -> Iterator[None]:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"No model can be made with `config_overrides` {dict(overrides)} ({reason}). Correct them."
+            f"No `{model_type}` model can be made with {dict(settings)} ({reason}). Correct these."
         ) from error
 
 

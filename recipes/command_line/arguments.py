@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hf_evidenceflow.files import read_yaml
 from hf_evidenceflow.quiet_imports import quiet_imports
+from hf_evidenceflow.recipes.command_line.number_checks import check_training
 from hf_evidenceflow.recipes.command_line.option_help import option_helps
 from hf_evidenceflow.recipes.command_line.option_names import about_unknown, split_unknown
 
@@ -106,6 +107,8 @@ class RecipeParser(HfArgumentParser):
                 self._read_config(chosen.config)
         try:
             parsed = self.parse_args_into_dataclasses(args, look_for_args_file=False)
+            for part in parsed:
+                check_training(part)
             for seed in (part.seed for part in parsed if isinstance(getattr(part, "seed", None), int)):
                 if not 0 <= seed < 2**32:
                     raise ValueError(f"`seed` must be from 0 to 2**32 - 1, got {seed}. Choose another")

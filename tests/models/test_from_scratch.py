@@ -28,7 +28,7 @@ def test_a_thinking_type_is_made_in_a_process_that_has_used_none(tmp_path):
     ids=str,
 )
 def test_fields_that_make_no_model_are_named(overrides, tokenizer):
-    with pytest.raises(ValueError, match=r"No model can be made with `config_overrides` .*\. Correct them") as raised:
+    with pytest.raises(ValueError, match=r"No `llama` model can be made with .*\. Correct these") as raised:
         model_from_scratch("llama", overrides, tokenizer)
     assert str(overrides) in str(raised.value)
 
