@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> dict:
             f"{len(sentences)} texts of {tokens} words, a vocabulary of {len(words)}, vectors of {args.vector_size} "
             f"numbers, a window of {args.window}, one seed: no ranking of the methods. The intervals take the "
             "questions as independent, though the questions of a relation share their words: they are too narrow. "
-            f"A guess is right in 1 of {len(words) - 3}."
+            f"A guess is right in 1 of {max(1, len(words) - 3)}."
         )
         metrics = {
             "vocabulary": len(words),
