@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ..files import read_json, read_tensors, read_text, refuse_non_finite as refuse_nan
 from .crosslayer.extra_parameters import EXTRA_PARAMETER_NAMES
@@ -83,6 +85,8 @@ def check_model_folder(folder: str | os.PathLike) -> None:
         # Not left to the Hub, which without a network is asked for minutes
         if not folder.exists() and (name.startswith((*"/.~", f"outputs{os.sep}")) or name.count("/") > 1):
             raise FileNotFoundError(f"There is no folder {folder}. Check the path; it is relative to {Path.cwd()}.")
+        if not folder.exists():
+            _check_hub(name)
         return
     for name in _JSON_FILES:
         if (folder / name).exists() or (folder / name).is_symlink():
@@ -92,6 +96,20 @@ def check_model_folder(folder: str | os.PathLike) -> None:
         read_text(template)
     if problem := broken_weights(folder):
         raise OSError(f"The weights in `{folder}` are damaged: {problem}. {_AGAIN}")
+
+
+def _check_hub(name: str) -> None:
+    """One question for a name of which nothing is cached: a Hub that is silent is asked six times for each file."""
+    try:
+        if not any(isinstance(try_to_load_from_cache(name, file), str) for file in _JSON_FILES):
+            HfApi().model_info(name, timeout=10)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        return  # an answer, which loading puts into words
+    except Exception as error:  # of the library below, which is another one in each version
+        raise OSError(
+            f"`{name}` is no local folder, and the Hub did not answer ({type(error).__name__}: {error}). Check the "
+            "name and the network, or give the path of a local copy."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -162,3 +162,20 @@ def test_a_missing_folder_is_an_error_without_asking_the_hub(load, path, monkeyp
     monkeypatch.setattr("huggingface_hub.file_download.http_get", pytest.fail)
     with pytest.raises(FileNotFoundError, match=f"There is no folder {Path(path)}. Check the path"):
         load(path)
+
+
+@pytest.mark.parametrize("load", [load, load_tokenizer, load_thinking_model])
+def test_a_hub_that_does_not_answer_is_asked_once(load, monkeypatch):
+    asked = []
+
+    def hang(self, name, timeout):
+        asked.append((name, timeout))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", hang)
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", pytest.fail)
+    with pytest.raises(
+        OSError, match=r"`organization/model` is no local folder, and the Hub did not answer.*timed out"
+    ):
+        load("organization/model")
+    assert asked == [("organization/model", 10)]
