@@ -93,4 +93,4 @@ def _token(token: TracedToken) -> dict[str, Any]:
 
 
 def _line(words: Words) -> str:
-    return ", ".join(f"{visible(word)} {value:.2f}" for word, value in words)
+    return ", ".join(f"{visible(word)}\N{NO-BREAK SPACE}{value:.2f}" for word, value in words)
