@@ -87,9 +87,10 @@ $(VENV)-lighteval/.installed: constraints.txt setup.cfg pyproject.toml
 	$(VENV)-lighteval/bin/python -m pip install --quiet --constraint $(VENV)-lighteval/constraints.txt pytest matplotlib --editable '.[lighteval]'
 	touch $@
 
-# The pages, into site/: any broken link or name is an error, and nothing is downloaded
+# The pages, into site/: any broken link or name is an error (not with --quiet, which hides the warnings that --strict
+# counts), and nothing is downloaded
 docs: $(VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # What was published next to what was measured here; with the pages, from results/gallery
 gallery: docs

@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 # Linked from the pages; on the site they lie next to them, with the path that they have in the checkout
 OUTSIDE = ("results/**/*", "patches/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 _LINK = re.compile(r"\]\(\.\./((?:\.\./)*)(results/|patches/|benchmarks/|CONTRIBUTING|CHANGELOG)")
+# The other way round; sources are not on the site, so that of a link to one its text is left
+_TO_DOCS = re.compile(r"\]\(((?:\.\./)*)docs/")
+_TO_SOURCE = re.compile(r"\[([^\]]+)\]\((?:\.\./)*(?:hf_evidenceflow|recipes|tests|benchmarks)/[^)]+\.(?:py|yaml)\)")
 _PUBLIC_NAMES = re.compile(r"^<!-- public names of (\S+) -->$", re.MULTILINE)
 
 
@@ -43,7 +46,10 @@ def _neighbor(name: str):
 
 def on_page_markdown(markdown, page, config, files):
     if page.file.abs_src_path and Path(page.file.abs_src_path).is_relative_to(ROOT / "docs"):
-        markdown = _LINK.sub(r"](\1\2", markdown).replace(".ipynb)", ".md)")
+        markdown = _LINK.sub(r"](\1\2", markdown)
+    else:
+        markdown = _TO_SOURCE.sub(r"\1", _TO_DOCS.sub(r"](\1", markdown))
+    markdown = markdown.replace(".ipynb)", ".md)")
     return _PUBLIC_NAMES.sub(lambda match: public_names(match[1]), markdown)
 
 
