@@ -9,8 +9,9 @@ missing, the claim says "not measured", so that results appear on the page once 
 
 A claim has a `title`, what was `published`, `ours`, a `verdict` (of [`VERDICTS`], or a text such as above), and
 optionally `invented` (what the published picture was drawn from in place of measurements), `table` (columns and rows),
-`tables_of` (Markdown files whose tables are shown), `pictures` (files or patterns of names; of a notebook its own),
-`command`, `rows` (what it rests on besides the files that its numbers are read from), and `left` (what was not done,
+`tables_of` (Markdown files whose tables are shown, under their headings; `file.md#heading` is one section),
+`pictures` (files or patterns of names, of a notebook its own; or `file: caption`), `command`, `rows` (what it rests on
+besides the files that its numbers are read from; `file.md#anchor` links to a section), and `left` (what was not done,
 and what it would take). A claim that was measured and has no command has that of its file.
 """
 
@@ -52,9 +53,11 @@ def _claim(claim: dict, files: dict, where: str) -> dict[str, Any]:
     values = len(_VALUE.findall(claim.get("ours", "")))
     read = [files[match[0]] for match in _VALUE.findall(json.dumps(claim))]
     claim = _filled(claim, files)
-    claim["rows"] = list(dict.fromkeys([*claim.get("rows", ()), *claim.get("tables_of", ()), *read]))
-    gone = [path for path in claim["rows"] if not (ROOT / path).exists()]
-    claim["rows"] = [path for path in claim["rows"] if path not in gone]
+    tables = [file.partition("#")[0] for file in claim.get("tables_of", ())]
+    rows = list(dict.fromkeys([*claim.get("rows", ()), *tables, *read]))
+    sections_of = {row.partition("#")[0] for row in rows if "#" in row}
+    gone = [row for row in rows if not (ROOT / row.partition("#")[0]).exists()]
+    claim["rows"] = [row for row in rows if row not in gone and row not in sections_of]
     rests = " ".join(str(claim.get(name, "")) for name in ("ours", "verdict"))
     if MISSING in rests or "ours" not in claim or gone:
         claim["verdict"] = MISSING
@@ -112,19 +115,23 @@ def _outputs(notebook: Path) -> list[dict[str, Any]]:
 
 def notebook_pictures(found: list[dict[str, Any]]) -> dict[str, bytes]:
     """The pictures of notebooks that claims show, by their place on the site."""
-    pictures = {}
-    for path in (path for section in found for claim in section["claims"] for path in _shown(claim)):
-        if path.suffix == ".ipynb":
-            images = (output.get("data", {}).get("image/png") for output in _outputs(path))
-            for number, image in enumerate(image for image in images if image):
-                pictures[f"notebooks/{path.stem}_{number}.png"] = base64.b64decode(image)
-    return pictures
+    shown = (path for section in found for claim in section["claims"] for path, _ in _shown(claim))
+    return {file: image for path in shown if path.suffix == ".ipynb" for file, image in _images(path).items()}
 
 
-def _shown(claim: dict[str, Any]) -> list[Path]:
-    """The files that a claim takes pictures from."""
-    patterns = () if claim["verdict"] == MISSING else claim.get("pictures", ())
-    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+def _images(notebook: Path) -> dict[str, bytes]:
+    images = (output.get("data", {}).get("image/png") for output in _outputs(notebook))
+    images = (base64.b64decode(image) for image in images if image)
+    return {f"notebooks/{notebook.stem}_{number}.png": image for number, image in enumerate(images)}
+
+
+def _shown(claim: dict[str, Any]) -> list[tuple[Path, str]]:
+    """The files that a claim takes pictures from, with their captions."""
+    found = []
+    for picture in claim.get("pictures", ()) if "ours" in claim else ():
+        pattern, caption = next(iter(picture.items())) if isinstance(picture, dict) else (picture, "")
+        found += [(path, caption) for path in sorted(ROOT.glob(pattern))]
+    return found
 
 
 def markdown_rows(text: str) -> dict[str, dict[str, str]]:
@@ -139,6 +146,19 @@ def markdown_rows(text: str) -> dict[str, dict[str, str]]:
 
 def markdown_tables(text: str) -> list[str]:
     return [match[0].rstrip() for match in re.finditer(r"(?:^\|.*\n?)+", text, re.MULTILINE)]
+
+
+def _tables_of(file: str) -> list[str]:
+    """The tables of a Markdown file, or of one section, each section's heading in bold above them."""
+    path, _, wanted = file.partition("#")
+    if not (ROOT / path).exists():
+        return []
+    parts = []
+    for section in re.split(r"^#+ ", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE):
+        heading = section.partition("\n")[0].strip()
+        if (tables := markdown_tables(section)) and wanted in ("", heading):
+            parts += [f"**{heading}**", *tables] if heading and not heading.startswith("|") else tables
+    return parts
 
 
 def look_up(data, place: str):
@@ -202,18 +222,16 @@ def _markdown(claim: dict[str, Any]) -> str:
     if "table" in claim:
         parts.append(_table(**claim["table"]))
     for file in claim.get("tables_of", ()):
-        parts += markdown_tables((ROOT / file).read_text(encoding="utf-8")) if (ROOT / file).exists() else []
-    parts += [
-        _picture(site_path(path.relative_to(ROOT).as_posix())) for path in _shown(claim) if path.suffix == ".png"
-    ]
-    parts += map(_picture, notebook_pictures([{"claims": [claim]}]))
+        parts += _tables_of(file)
+    if pictures := _pictures(claim):
+        parts.append('<div class="pictures" markdown>\n' + "\n".join(pictures) + "\n</div>")
     if "left" in claim:
         parts.append(f"*Not done:* {claim['left']}")
     if "command" in claim:
         code = f"```bash\n{claim['command'].strip()}\n```"
         parts.append(f"<details markdown>\n<summary>Command</summary>\n\n{code}\n</details>")
-    if rows := [file for file in claim.get("rows", ()) if (ROOT / file).exists()]:
-        parts.append("Rests on " + ", ".join(map(_link, rows)) + ".")
+    if claim["rows"]:
+        parts.append("Rests on " + ", ".join(map(_link, claim["rows"])) + ".")
     return "\n\n".join(parts)
 
 
@@ -222,9 +240,18 @@ def _table(columns: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _picture(file: str) -> str:
+def _pictures(claim: dict[str, Any]) -> list[str]:
+    parts = []
+    for path, caption in _shown(claim):
+        files = _images(path) if path.suffix == ".ipynb" else [site_path(path.relative_to(ROOT).as_posix())]
+        parts += [_picture(file, caption) for file in files]
+    return parts
+
+
+def _picture(file: str, caption: str = "") -> str:
     image = f"![{Path(file).stem.replace('_', ' ')}]({file}){{ loading=lazy }}"
-    return f'<div class="wide" markdown>\n[{image}]({file})\n</div>'
+    below = f"\n<figcaption markdown>{caption}</figcaption>" if caption else ""
+    return f'<figure markdown>\n<div class="wide" markdown>\n[{image}]({file})\n</div>{below}\n</figure>'
 
 
 def _link(file: str) -> str:

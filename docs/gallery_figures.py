@@ -30,7 +30,7 @@ ARMS = {
     "none": "none (without Loss_p)",
     "head_only": "head only (as published)",
 }
-# Picture -> logged key; the first five are shown of the full run alone, too
+# Picture -> logged key; the first five have a picture of the full run alone, too
 FIGURES = {
     "loss": "derived/loss",
     "loss_p": "evidence_flow/loss",
@@ -41,7 +41,8 @@ FIGURES = {
     "eval_perplexity": "eval_perplexity",
 }
 LOG_FIT = "log_fit"
-_ALONE = list(FIGURES)[:5]
+ALONE = "_full"
+PICTURE_NAMES = (*(f"{name}{ALONE}" for name in list(FIGURES)[:5]), *FIGURES)
 _LOG_SCALE = ("derived/perplexity", "eval_perplexity", "evidence_flow/loss")
 _KEPT = ("step", "loss", "learning_rate", "evidence_flow/model_loss", "evidence_flow/loss", "router_balance")
 _KEPT += ("router_dead_experts", "eval_loss", "eval_perplexity")
@@ -143,7 +144,7 @@ def _end(rows, key: str, steps: int = 50) -> float | None:
 def draw(logs: Logs, folder: Path = PICTURES, only: str | None = None) -> list[Path]:
     """Draw all figures or one, and return their paths."""
     rows = {arm: [with_derived(log) for log in runs] for arm, runs in logs.items()}
-    paths = [_draw(rows, name, folder / f"{name}.png") for name in FIGURES if only in (None, name)]
+    paths = [_draw(rows, name, folder / f"{name}.png") for name in PICTURE_NAMES if only in (None, name)]
     if only not in (None, LOG_FIT):
         return paths
     first = {ARMS[arm]: runs[0] for arm, runs in logs.items() if curve(with_derived(runs[0]), LOSS_KEY)[0]}
@@ -151,29 +152,28 @@ def draw(logs: Logs, folder: Path = PICTURES, only: str | None = None) -> list[P
 
 
 def _draw(rows, name: str, path: Path) -> Path:
-    key = FIGURES[name]
+    key = FIGURES[name.removesuffix(ALONE)]
     heading, unit = KNOWN_CURVES[key]
-    shown = [list(rows)] if name not in _ALONE else [["full"], list(rows)]
-    figure = new_figure((4.6 * len(shown) + 0.4, 4.0))
-    for panel, arms in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown):
-        for arm in arms:
-            _band(panel, rows[arm], key, arm, label=len(arms) > 1 or len(shown) == 1)
-        title = heading if len(arms) > 1 else f"{heading}: the full run"
-        finish_panel(panel, title, "optimizer step", unit)
-        if key in _LOG_SCALE:
-            panel.set_yscale("log")
-    figure.legend(loc="outside lower center", ncols=len(shown) * 2, frameon=False, fontsize=9)
+    arms = ["full"] if name.endswith(ALONE) else list(rows)
+    figure = new_figure((4.2, 3.6))  # as wide as a phone
+    panel = figure.subplots()
+    for arm in arms:
+        _band(panel, rows[arm], key, arm)
+    finish_panel(panel, heading, "optimizer step", unit)
+    if key in _LOG_SCALE:
+        panel.set_yscale("log")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return save_figure(figure, path)
 
 
-def _band(panel, logs, key: str, arm: str, label: bool) -> None:
+def _band(panel, logs, key: str, arm: str) -> None:
     curves = [curve(log, key) for log in logs]
     if not curves[0][0]:
         return
     values = np.array([each for _, each in curves])
     number = list(ARMS).index(arm)
     style = {"color": COLOURS[number], "linestyle": LINE_STYLES[number % len(LINE_STYLES)]}
-    panel.plot(curves[0][0], values.mean(0), label=ARMS[arm] if label else None, linewidth=1.6, **style)
+    panel.plot(curves[0][0], values.mean(0), label=ARMS[arm], linewidth=1.6, **style)
     panel.fill_between(curves[0][0], values.min(0), values.max(0), color=COLOURS[number], alpha=0.18, linewidth=0)
 
 

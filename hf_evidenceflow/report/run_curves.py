@@ -75,7 +75,7 @@ def plot_log_fit(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str
     fits = {name: log_fit(*points) for name, points in losses.items()}
     if not any(fits.values()):
         return None
-    figure = new_figure((5.1, 4.4))
+    figure = new_figure((4.2, 4.2))
     panel = figure.subplots()
     for index, (name, fit) in enumerate(fits.items()):
         if fit is None:

@@ -18,7 +18,10 @@ from hf_evidenceflow.files import read_json_lines
 
 
 RESULTS, COURSE = ROOT / "results", "docs/assets/course"
-_TINYSEEK_CURVES = ("loss", "loss_p", "perplexity", "eval_perplexity", "balance", "learning_rate", "cv", "log_fit")
+_TINYSEEK_CURVES = (
+    *("loss", "loss_p", "perplexity", "balance", "learning_rate", "eval_perplexity", "cv", "log_fit"),
+    *("loss_full", "loss_p_full", "perplexity_full", "balance_full", "learning_rate_full"),
+)
 
 
 def _json(path):
