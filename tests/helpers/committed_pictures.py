@@ -185,9 +185,9 @@ def published_laws(path):
     _recipe("course.scaling_laws.scaling_plots").plot_scaling(presets, args.published_budgets, None, path)
 
 
-def course(chapter, path):
+def course(chapter, path, files="seed_*.json"):
     """From the rows of one seed or of several."""
-    runs = sorted((RESULTS / "course" / chapter).glob("seed_*.json"))
+    runs = sorted((RESULTS / "course" / chapter).glob(files))
     pictures = _recipe("course.shared.picture_rows")
     rows = pictures.merge_seeds({run.name: pictures.read_picture(run) for run in runs})
     _recipe("course_picture").draw(rows, path)
@@ -257,6 +257,7 @@ REDRAWN = {
     "results/smollm2_tools/probe_control.png": probe_layers,
     "results/tinyseek/scaling.png": tinyseek_scaling,
     f"{COURSE}/scaling_laws_published.png": published_laws,
+    f"{COURSE}/scaling_laws_text.png": partial(course, "scaling_laws", files="text_picture.json"),
     **{f"{COURSE}/{name}.png": draw for name, (chapter, draw) in _OF_CHAPTERS.items() if chapter in _WITH_ROWS},
 }
 
