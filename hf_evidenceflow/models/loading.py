@@ -46,7 +46,7 @@ def load_model(
         `OSError`: if there is no such folder. `ValueError`: if weights are damaged or missing, the folder is no
         checkpoint, there is no tokenizer, or this machine has no such device.
     """
-    path, place = _existing(path_or_id), _device(device)
+    path, place = _existing(path_or_id), _usable_device(device)
     settings = {name: value for name, value in kwargs.items() if value is not None}
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
     check_model_folder(path)
@@ -80,7 +80,7 @@ def load_model(
     return model.to(place).eval(), loaded
 
 
-def _device(name):
+def _usable_device(name):
     """The device of that name, if this machine has it; without a name the GPU where there is one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
