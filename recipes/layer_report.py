@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         folder = Path(args.experiment) / "runs" / result["id"]
         model, tokenizer = load_model(str(folder), device="cpu")
         cell = Cell(result["cell"], {})
-        row = {"group": grid.group(cell), "arm": grid.arm(cell), "seed": result["seed"]}
+        row = {"group": grid.group(cell) or "all", "arm": grid.arm(cell), "seed": result["seed"]}
         batches = validation_batches(folder, tokenizer, args, cache)
         text = torch.cat([next_token_losses(model, batch["input_ids"])[0].mean(1) for batch in batches])
         losses.setdefault((row["group"], row["arm"]), []).append(text.tolist())

@@ -203,6 +203,7 @@ _STUDIES = {
     "results/crosslayer/long": "run_experiment/crosslayer_long",
     "results/loss_p/llama": "run_experiment/loss_p",
     "results/loss_p/post_norm": "run_experiment/loss_p_post_norm",
+    "results/text/loss_p": "run_experiment/text_loss_p",
     "results/tinyseek/study": "run_experiment/tinyseek",
     "results/hrpo_vs_grpo/methods": "compare/methods",
 }
@@ -210,6 +211,7 @@ _CURVES = {
     "results/crosslayer/long": ["all"],
     "results/loss_p/llama": ["llama_tied", "llama_untied"],
     "results/loss_p/post_norm": ["gpt_post_norm"],
+    "results/text/loss_p": ["all"],
     "results/tinyseek/study": ["looped_post", "looped_pre"],
 }
 _LAYERS = {
