@@ -219,6 +219,7 @@ _LAYERS = {
     "results/loss_p/post_norm": ["gpt_post_norm, on"],
     "results/tinyseek/study": ["looped_post", "looped_pre"],
     "results/smollm2_tools/objectives": ["smollm2_135m"],
+    "results/text/loss_p": ["all"],
 }
 # Picture of the course -> its chapter, and how it is drawn once a row of that is committed
 _CHAPTERS = [path.stem for path in (RECIPES / "configs" / "course").glob("*.yaml") if "_text" not in path.stem]
