@@ -1,6 +1,7 @@
 """Rows of pictures: written by a recipe, read back, joined over seeds, and drawn from one run and from several."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,12 @@ def test_a_run_leaves_the_rows_that_it_draws(tmp_path):
     assert (rows.recipe, rows.seeds, rows.settings["max_documents"]) == ("topic", [7], 11)
     assert not {"seed", "output_dir", "overwrite"} & set(rows.settings)
     assert rows.scores == {"loss": 1.23457}
+
+
+def test_a_share_of_nothing_stays_a_number(tmp_path):
+    (path,) = written(tmp_path, run=PictureRows("fast_inference", [0], {}, once={"kept": [0.5, float("nan")]}))
+    for rows in (read_picture(path), merge_seeds({"run": read_picture(path)})):
+        assert rows.once["kept"][0] == 0.5 and math.isnan(rows.once["kept"][1])
 
 
 def test_a_long_curve_keeps_its_mean_and_its_last_step():

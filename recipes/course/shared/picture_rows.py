@@ -9,6 +9,7 @@ from typing import Any
 from hf_evidenceflow.atomic_write import atomic_write_json, to_plain
 from hf_evidenceflow.evaluation.statistics import Interval
 from hf_evidenceflow.files import check_fields, read_json
+from hf_evidenceflow.recipes.experiments.runs import to_number
 from hf_evidenceflow.report.curves import curve
 
 
@@ -141,7 +142,8 @@ def interval(score: Mapping[str, float] | float) -> Interval:
 
 
 def _rounded(content: Any) -> Any:
-    """Six digits, which no picture shows more of."""
+    """Six digits, which no picture shows more of; words for numbers that JSON cannot hold are numbers again."""
+    content = to_number(content)
     if isinstance(content, dict):
         return {key: _rounded(value) for key, value in content.items()}
     if isinstance(content, list):
